@@ -1,0 +1,44 @@
+# Sourced by the scripts of this folder: where things are, on which ports, and which services were given from outside.
+# shellcheck shell=bash
+# shellcheck disable=SC2034  # The scripts that source this file use its variables.
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+local_scripts=$repository/deploy/local
+
+# Everything that one local system keeps: data, secrets, logs, pids. Absolute, as services start in folders of their own.
+VIDLOG_LOCAL_DIR=$(realpath -m "${VIDLOG_LOCAL_DIR:-$repository/.local/run}")
+VIDLOG_PORT_BASE=${VIDLOG_PORT_BASE:-19000}
+export VIDLOG_LOCAL_DIR VIDLOG_PORT_BASE
+
+# The jars do not differ between local systems, so all of them share one copy.
+kafka_home=$repository/.local/kafka
+
+secrets_dir=$VIDLOG_LOCAL_DIR/secrets
+logs_dir=$VIDLOG_LOCAL_DIR/log
+pids_dir=$VIDLOG_LOCAL_DIR/pid
+
+# Offsets from the base; the sum is never a service's default port, so that a service of the machine is not in the way.
+kafka_port=$((VIDLOG_PORT_BASE + 92))
+kafka_controller_port=$((VIDLOG_PORT_BASE + 93))
+kafka_fault_port=$((VIDLOG_PORT_BASE + 94))
+kafka_fault_proxy_port=$((VIDLOG_PORT_BASE + 95))
+mysql_port=$((VIDLOG_PORT_BASE + 306))
+redis_port=$((VIDLOG_PORT_BASE + 379))
+
+say() { printf '%s\n' "$*"; }
+warn() { printf '%s\n' "$*" >&2; }
+fail() {
+  warn "error: $*"
+  exit 1
+}
+
+# Whether a component's address was given from outside: then it is neither installed nor started here. An address of our
+# own may be in the environment too, after `eval "$(deploy/local/stack env)"`, and does not count.
+is_given() {
+  case $1 in
+    kafka) [[ -n ${VIDLOG_KAFKA_BROKERS:-} && $VIDLOG_KAFKA_BROKERS != "127.0.0.1:$kafka_port" ]] ;;
+    mysql) [[ -n ${VIDLOG_MYSQL_URL:-} && $VIDLOG_MYSQL_URL != *"@127.0.0.1:$mysql_port/"* ]] ;;
+    redis) [[ -n ${VIDLOG_REDIS_URL:-} && $VIDLOG_REDIS_URL != "redis://127.0.0.1:$redis_port/" ]] ;;
+    *) fail "no component is called $1" ;;
+  esac
+}

@@ -1,0 +1,51 @@
+//! The events of vidlog: what is in the log, and how it is written and read.
+//!
+//! This crate is pure: no clock, no IO, no broker. A stream is one Kafka topic and one enum; an [`Envelope`]
+//! is an event with its CloudEvents attributes, encoded to and decoded from a record in Kafka's binary mode.
+
+mod comment;
+mod envelope;
+mod follow;
+mod ids;
+mod like;
+mod message;
+mod personal;
+mod topic;
+mod user;
+mod video;
+
+pub use comment::{CommentDeleted, CommentEvent, CommentPosted};
+pub use envelope::{DecodeError, EncodedRecord, Envelope, Event, decode};
+pub use follow::{FollowEvent, UserFollowed, UserUnfollowed};
+pub use ids::{CommentId, ConversationId, MAX_ID, MessageId, UserId, VideoId};
+pub use like::{LikeEvent, VideoLiked, VideoUnliked};
+pub use message::{MessageEvent, MessageSent};
+pub use personal::Personal;
+pub use topic::{PARTITIONS, Stream, Topics};
+pub use user::{UserEvent, UserRegistered};
+pub use video::{VideoEvent, VideoPublished, VideoRejected, VideoUploaded};
+
+/// One event type as the catalogue lists it: its `ce_type` and the JSON Schema of its payload.
+pub struct EventType {
+    /// The stream that carries it.
+    pub stream: Stream,
+    /// The `ce_type` attribute.
+    pub name: &'static str,
+    /// Makes the JSON Schema (2020-12) of the payload.
+    pub schema: fn() -> schemars::Schema,
+}
+
+/// Every event type, stream by stream.
+pub fn catalogue() -> Vec<EventType> {
+    [
+        UserEvent::types(),
+        VideoEvent::types(),
+        LikeEvent::types(),
+        FollowEvent::types(),
+        CommentEvent::types(),
+        MessageEvent::types(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

@@ -1,0 +1,29 @@
+//! The stream of users.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Personal, Stream, UserId, envelope::stream};
+
+stream!(
+    /// What happened to a user.
+    UserEvent in Stream::Users,
+    UserRegistered as "user-registered",
+);
+
+impl UserEvent {
+    pub(crate) fn key(&self) -> String {
+        match self {
+            Self::UserRegistered(event) => event.user_id.to_string(),
+        }
+    }
+}
+
+/// Someone registered. The password's hash is never here: it stays with the accounts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UserRegistered {
+    /// The new user.
+    pub user_id: UserId,
+    /// The name, as it was typed.
+    pub name: Personal<String>,
+}

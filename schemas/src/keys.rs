@@ -1,0 +1,214 @@
+//! Every Redis key.
+//!
+//! A key is `<namespace>:{sNN}:<kind>:<entity>`. The hash tag in braces names the entity's shard, so that all keys
+//! of one entity lie on one node of a Redis Cluster and one script can change them together with the shard's
+//! checkpoint. The same keys are used on a single Redis.
+
+/// Shards of a namespace where nothing else was configured: enough to spread over some eight nodes.
+pub const DEFAULT_SHARDS: u16 = 16;
+
+/// Milliseconds in a week: the global feed is one ZSET a week, so that none grows without bound.
+pub const WEEK_MS: i64 = 7 * 24 * 60 * 60 * 1000;
+
+/// Makes the keys of one namespace.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    namespace: String,
+    shards: u16,
+}
+
+/// A shard of a namespace: what its hash tag names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Shard(u16);
+
+/// A key with the shard that it is on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// The shard.
+    pub shard: Shard,
+    /// The whole key, as Redis sees it.
+    pub name: String,
+}
+
+impl redis::ToRedisArgs for Key {
+    fn write_redis_args<W: ?Sized + redis::RedisWrite>(&self, out: &mut W) {
+        self.name.write_redis_args(out);
+    }
+}
+
+impl redis::ToSingleRedisArg for Key {}
+
+impl Keys {
+    /// The keys of a namespace with a number of shards, which is fixed when the namespace is created: another
+    /// number would look for every entity in another place.
+    pub fn new(namespace: impl Into<String>, shards: u16) -> Self {
+        Self { namespace: namespace.into(), shards: shards.max(1) }
+    }
+
+    /// Every shard.
+    pub fn shards(&self) -> impl Iterator<Item = Shard> + use<> {
+        (0..self.shards).map(Shard)
+    }
+
+    /// HASH of a user's card: `name`, `registered_ms`.
+    pub fn user_card(&self, user: i64) -> Key {
+        self.of_id("user", user)
+    }
+
+    /// ZSET of whom a user follows: member user id, score the time of the follow in ms. Its size is the count.
+    pub fn following(&self, user: i64) -> Key {
+        self.of_id("following", user)
+    }
+
+    /// ZSET of who follows a user: member user id, score the time of the follow in ms. Its size is the count.
+    /// On the same shard as [`Keys::following`], so that friends are one `ZINTER`.
+    pub fn followers(&self, user: i64) -> Key {
+        self.of_id("followers", user)
+    }
+
+    /// ZSET of the videos that a user likes: member video id, score the time of the like in ms.
+    pub fn favorites(&self, user: i64) -> Key {
+        self.of_id("favorites", user)
+    }
+
+    /// HASH of the likes that an author's videos have: field video id, value its count, and field `total`,
+    /// their sum. Each part is absolute, so that writing it again is harmless.
+    pub fn favorited(&self, author: i64) -> Key {
+        self.of_id("favorited", author)
+    }
+
+    /// ZSET of an author's published videos: member and score the video id, which is in time order.
+    pub fn works(&self, author: i64) -> Key {
+        self.of_id("works", author)
+    }
+
+    /// ZSET of all that an author uploaded, whatever became of it: member and score the video id.
+    pub fn uploads(&self, author: i64) -> Key {
+        self.of_id("uploads", author)
+    }
+
+    /// HASH of a video's card: `author`, `title`, `state` (a [`crate::rows::VideoState`] number), and when it is
+    /// published `play_key`, `cover_key`, `published_ms`, when rejected `reason`.
+    pub fn video_card(&self, video: i64) -> Key {
+        self.of_id("video", video)
+    }
+
+    /// SET of the users who like a video. Its size is the count.
+    pub fn likers(&self, video: i64) -> Key {
+        self.of_id("likers", video)
+    }
+
+    /// SET of a video's comment ids. Its size is the count.
+    pub fn comments(&self, video: i64) -> Key {
+        self.of_id("comments", video)
+    }
+
+    /// SET of a video's deleted comment ids: a repeated `CommentPosted` must not bring one back.
+    pub fn deleted_comments(&self, video: i64) -> Key {
+        self.of_id("deleted-comments", video)
+    }
+
+    /// ZSET of the videos published in a week of the global feed: member video id, score the publish time in ms.
+    pub fn feed_week(&self, week: i64) -> Key {
+        self.of_id("feed", week)
+    }
+
+    /// ZSET of the weeks in which anything was published: member and score the week's number.
+    pub fn feed_weeks(&self) -> Key {
+        self.of_name("feed-weeks", "all")
+    }
+
+    /// HASH of a projection's position on one shard: field `<stream>:<partition>`, value the next offset.
+    pub fn checkpoint(&self, shard: Shard, projection: &str) -> Key {
+        self.key(shard, "checkpoint", projection)
+    }
+
+    /// HASH of how far a projection is on all shards: field `<stream>:<partition>`, value the next offset.
+    /// Readers that wait for a write look here.
+    pub fn progress(&self, projection: &str) -> Key {
+        self.of_name("progress", projection)
+    }
+
+    /// ZSET of the positions of recent writes that a reader of a scope must wait for: member
+    /// `<stream>:<partition>`, score the next offset. A scope is `user:<id>`, `video:<id>` or `conversation:<ids>`.
+    pub fn recent_writes(&self, scope: &str) -> Key {
+        self.of_name("recent", scope)
+    }
+
+    /// HASH of what a command with an idempotency key did: reserved ids, and the answer when there is one.
+    pub fn idempotency(&self, user: i64, key: &str) -> Key {
+        self.of_name("idempotency", &format!("{user}:{key}"))
+    }
+
+    /// STRING: the number of shards that the namespace was created with.
+    pub fn shard_count(&self) -> Key {
+        self.key(Shard(0), "meta", "shards")
+    }
+
+    fn of_id(&self, kind: &str, id: i64) -> Key {
+        self.key(self.shard(id.unsigned_abs()), kind, &id.to_string())
+    }
+
+    fn of_name(&self, kind: &str, name: &str) -> Key {
+        // FNV-1a, 64 bits.
+        let hash = name
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        self.key(self.shard(hash), kind, name)
+    }
+
+    fn key(&self, shard: Shard, kind: &str, entity: &str) -> Key {
+        Key { shard, name: format!("{}:{{s{:02}}}:{kind}:{entity}", self.namespace, shard.0) }
+    }
+
+    /// The shard of a hash. Changing this loses every entity of every namespace until its rebuild.
+    fn shard(&self, hash: u64) -> Shard {
+        // The finaliser of splitmix64: neighbouring ids land on different shards.
+        let mut z = hash.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        let shard = z % u64::from(self.shards);
+        Shard(u16::try_from(shard).unwrap_or_default())
+    }
+}
+
+/// The field under which a partition's position stands, in checkpoints, progress and recent writes.
+pub fn partition_field(stream: &str, partition: i32) -> String {
+    format!("{stream}:{partition}")
+}
+
+/// The week of the global feed that a time is in.
+pub const fn feed_week_of(time_ms: i64) -> i64 {
+    time_ms.div_euclid(WEEK_MS)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn an_entity_has_all_its_keys_on_one_shard() {
+        let keys = Keys::new("test", DEFAULT_SHARDS);
+        assert_eq!(keys.following(42).shard, keys.followers(42).shard);
+        assert_eq!(keys.video_card(42).shard, keys.likers(42).shard);
+        assert!(keys.works(42).name.starts_with("test:{s"));
+        assert!(keys.works(42).name.ends_with("}:works:42"));
+    }
+
+    #[test]
+    fn shards_are_where_they_have_always_been() {
+        let keys = Keys::new("n", DEFAULT_SHARDS);
+        let names: Vec<_> = [1, 2, 3].map(|id| keys.user_card(id).name).into();
+        assert_eq!(names, ["n:{s01}:user:1", "n:{s14}:user:2", "n:{s13}:user:3"]);
+    }
+
+    #[test]
+    fn neighbouring_ids_spread_over_all_shards() {
+        let keys = Keys::new("n", DEFAULT_SHARDS);
+        let used: HashSet<_> = (1..200).map(|id| keys.user_card(id << 12).shard).collect();
+        assert_eq!(used.len(), usize::from(DEFAULT_SHARDS));
+    }
+}

@@ -1,0 +1,6 @@
+//! The MySQL schema.
+
+use sqlx::migrate::Migrator;
+
+/// The migrations under `schemas/mysql`, in order. They run on MariaDB 10.11 and on MySQL 8.
+pub static MIGRATOR: Migrator = sqlx::migrate!("./mysql");

@@ -1,6 +1,14 @@
 # Sourced: private background processes. Each has a log, and a pid file of two lines: the pid, and an argument of its command
 # line by which it is told from a stranger that got the same pid later.
 # shellcheck shell=bash
+# shellcheck disable=SC2154  # The folders are set in settings.sh.
+
+# hold_lock FILE: until this script ends. Another script that asks for the same lock waits.
+hold_lock() {
+  mkdir -p "$(dirname "$1")"
+  exec 9>"$1"
+  flock 9
+}
 
 # start_process NAME ARGUMENT COMMAND…
 start_process() {
@@ -8,7 +16,7 @@ start_process() {
   shift 2
   mkdir -p "$logs_dir" "$pids_dir"
   printf -- '--- %s is started at %s\n' "$name" "$(date --iso-8601=seconds)" >>"$logs_dir/$name.log"
-  # A session of its own: neither Ctrl-C nor a terminal that closes reaches it. The lock of `stack` must not be inherited.
+  # A session of its own: neither Ctrl-C nor a terminal that closes reaches it. It must not inherit the lock.
   setsid "$@" >>"$logs_dir/$name.log" 2>&1 </dev/null 9>&- &
   printf '%s\n%s\n' "$!" "$argument" >"$pids_dir/$name"
 }
@@ -22,8 +30,12 @@ is_running() {
   grep -zqxF -- "$argument" "/proc/$pid/cmdline" 2>/dev/null
 }
 
-# Whether a child that was just started is still there; it may not have become its command yet. A zombie has no exe.
-has_not_ended() { [[ -e /proc/$(process_pid "$1")/exe ]]; }
+# Whether a process is gone: not there, or a zombie. One that is exiting has lost its command line before its ports.
+has_ended() {
+  local stat
+  { read -r stat </proc/"$1"/stat; } 2>/dev/null || return 0
+  [[ ${stat##*) } == [ZX]* ]]
+}
 
 # wait_until_ready NAME SECONDS QUESTION…: asks until the answer is yes; says why when that does not come.
 wait_until_ready() {
@@ -31,7 +43,7 @@ wait_until_ready() {
   shift 2
   local deadline=$((SECONDS + seconds))
   until "$@"; do
-    has_not_ended "$name" || fail_with_log "$name" "$name ended while it was starting"
+    if has_ended "$(process_pid "$name")"; then fail_with_log "$name" "$name ended while it was starting"; fi
     if ((SECONDS >= deadline)); then
       stop_process "$name" 5
       fail_with_log "$name" "$name did not answer within $seconds s"
@@ -44,28 +56,38 @@ fail_with_log() {
   local name=$1
   shift
   warn "The last lines of $logs_dir/$name.log:"
-  tail -n 30 "$logs_dir/$name.log" | sed 's/^/    /' >&2
+  # Those of this start alone; the pipe breaks early where they are more than can be shown.
+  { tac "$logs_dir/$name.log" | sed '/^--- /q' | head -n 30 | tac | sed 's/^/    /' >&2; } || true
   fail "$*"
-}
-
-request_stop() {
-  if is_running "$1"; then kill -TERM "$(process_pid "$1")" 2>/dev/null || true; fi
 }
 
 # stop_process NAME SECONDS: asks, waits, and only then kills.
 stop_process() {
-  local name=$1 seconds=$2
-  local deadline=$((SECONDS + seconds))
-  request_stop "$name"
-  while is_running "$name"; do
-    if ((SECONDS >= deadline)); then
+  local name=$1 seconds=$2 pid
+  if is_running "$name"; then
+    pid=$(process_pid "$name")
+    kill -TERM "$pid" 2>/dev/null || true
+    if ! wait_for_end "$pid" "$seconds"; then
       warn "$name did not end within $seconds s of SIGTERM and is killed"
-      kill -KILL "$(process_pid "$name")" 2>/dev/null || true
-      deadline=$((SECONDS + seconds))
+      kill -KILL "$pid" 2>/dev/null || true
+      wait_for_end "$pid" "$seconds" || fail "$name, pid $pid, can't be killed"
     fi
-    sleep 0.05
-  done
+  fi
   rm -f "$pids_dir/$name"
 }
 
-accepts_connections() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
+wait_for_end() {
+  local pid=$1 deadline=$((SECONDS + $2))
+  until has_ended "$pid"; do
+    if ((SECONDS >= deadline)); then return 1; fi
+    sleep 0.05
+  done
+}
+
+accepts_connections() {
+  local host=${1%:*} port=${1##*:}
+  (exec 3<>"/dev/tcp/${host//[\[\]]/}/$port") 2>/dev/null
+}
+
+# Who listens there, as far as this user may know.
+listener_on() { ss -Hltnp "sport = :$1" 2>/dev/null || true; }

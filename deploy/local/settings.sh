@@ -2,6 +2,14 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # The scripts that source this file use its variables.
 
+# Each argument is a line.
+say() { printf '%s\n' "$@"; }
+warn() { printf '%s\n' "$@" >&2; }
+fail() {
+  warn "error: $*"
+  exit 1
+}
+
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 local_scripts=$repository/deploy/local
 
@@ -10,6 +18,18 @@ VIDLOG_LOCAL_DIR=$(realpath -m "${VIDLOG_LOCAL_DIR:-$repository/.local/run}")
 VIDLOG_PORT_BASE=${VIDLOG_PORT_BASE:-19000}
 export VIDLOG_LOCAL_DIR VIDLOG_PORT_BASE
 
+if ! [[ $VIDLOG_PORT_BASE =~ ^[1-9][0-9]{3,4}$ ]] || ((VIDLOG_PORT_BASE > 65000)); then
+  fail "VIDLOG_PORT_BASE=$VIDLOG_PORT_BASE is not a number from 1000 to 65000"
+fi
+
+# Where standalone listens: the API, and its health and metrics.
+VIDLOG_LISTEN=${VIDLOG_LISTEN:-127.0.0.1:8080}
+VIDLOG_OPS_LISTEN=${VIDLOG_OPS_LISTEN:-127.0.0.1:18081}
+export VIDLOG_LISTEN VIDLOG_OPS_LISTEN
+
+# Where rustup puts cargo, and Debian puts database servers: neither is always on the path.
+export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin:/usr/sbin
+
 # The jars do not differ between local systems, so all of them share one copy.
 kafka_home=$repository/.local/kafka
 
@@ -17,7 +37,7 @@ secrets_dir=$VIDLOG_LOCAL_DIR/secrets
 logs_dir=$VIDLOG_LOCAL_DIR/log
 pids_dir=$VIDLOG_LOCAL_DIR/pid
 
-# Offsets from the base; the sum is never a service's default port, so that a service of the machine is not in the way.
+# Offsets from the base. With the bases used here no sum is a service's default port, where the machine may have its own.
 kafka_port=$((VIDLOG_PORT_BASE + 92))
 kafka_controller_port=$((VIDLOG_PORT_BASE + 93))
 kafka_fault_port=$((VIDLOG_PORT_BASE + 94))
@@ -25,11 +45,13 @@ kafka_fault_proxy_port=$((VIDLOG_PORT_BASE + 95))
 mysql_port=$((VIDLOG_PORT_BASE + 306))
 redis_port=$((VIDLOG_PORT_BASE + 379))
 
-say() { printf '%s\n' "$*"; }
-warn() { printf '%s\n' "$*" >&2; }
-fail() {
-  warn "error: $*"
-  exit 1
+# The address by which this machine reaches what listens on $1, which may be all addresses at once.
+reachable() {
+  local host=${1%:*} port=${1##*:}
+  case $host in
+    '' | 0.0.0.0 | '[::]') host=127.0.0.1 ;;
+  esac
+  printf '%s:%s' "$host" "$port"
 }
 
 # Whether a component's address was given from outside: then it is neither installed nor started here. An address of our

@@ -1,4 +1,4 @@
-//! The envelope: a `CloudEvent` in Kafka's binary mode.
+//! The envelope: a CloudEvent in Kafka's binary mode.
 //!
 //! Attributes are record headers prefixed with `ce_`, the payload is the value, as JSON
 //! (CloudEvents 1.0.2, Kafka protocol binding, section 3.2).
@@ -13,7 +13,7 @@ use crate::{CommentEvent, FollowEvent, LikeEvent, MessageEvent, Stream, UserEven
 /// An event with what is known about how it came to be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Envelope {
-    /// `ce_id`, a `UUIDv7`. A repeated event carries the same id.
+    /// `ce_id`, a UUIDv7. A repeated event carries the same id.
     pub id: Uuid,
     /// `ce_source`: the service that wrote it.
     pub source: String,

@@ -1,1 +1,73 @@
-//! Placeholder.
+//! The projectors: they fold the log into the read models.
+//!
+//! A projection is one pure function. One runner owns everything else: consuming, batching, applying, checkpoints,
+//! retries, metrics, shutdown. A batch's writes and its position are one atomic write in the store that holds the
+//! view, and the store refuses a batch that does not follow: so every record counts once, whoever dies when.
+
+pub mod audit;
+pub mod config;
+mod metrics;
+pub mod projection;
+pub mod projections;
+mod record;
+pub mod runner;
+pub mod sink;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::task::JoinSet;
+use vidlog_events::Topics;
+use vidlog_schemas::Keys;
+use vidlog_service_kit::{config::Stores, mysql, ops::Readiness, redis::Redis, shutdown::Shutdown};
+
+pub use record::Record;
+
+use crate::{
+    projection::Projection,
+    runner::{Runner, Settings},
+    sink::Target,
+};
+
+/// MySQL connections of a process: partitions take turns on them.
+const MYSQL_CONNECTIONS: u32 = 16;
+
+/// Runs projections until shutdown is given, each by itself: one that can't go on does not stop the others.
+pub async fn run(
+    stores: &Stores,
+    projections: &[Projection],
+    readiness: Readiness,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let redis =
+        Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?;
+    let mysql = mysql::open(stores.mysql_url.reveal(), MYSQL_CONNECTIONS)
+        .context("failed to read the MySQL address")?;
+    let target = Target {
+        keys: Keys::new(&stores.namespace, stores.shards),
+        redis,
+        mysql,
+    };
+    sink::claim_shard_count(&target, stores.shards, &shutdown).await?;
+
+    let settings = Arc::new(Settings {
+        brokers: stores.kafka_brokers.clone(),
+        namespace: stores.namespace.clone(),
+        topics: Topics::new(&stores.namespace),
+    });
+    let mut running = JoinSet::new();
+    for projection in projections {
+        readiness.not_ready(projection.name(), "joining its consumer group");
+        let runner = Runner::new(
+            *projection,
+            target.clone(),
+            settings.clone(),
+            readiness.clone(),
+        );
+        running.spawn(runner.run(shutdown.clone()));
+    }
+    while let Some(ended) = running.join_next().await {
+        ended.context("a projection panicked")??;
+    }
+    Ok(())
+}

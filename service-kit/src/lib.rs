@@ -1,1 +1,11 @@
-//! Placeholder.
+//! What every process of vidlog needs and none should write again: store handles, configuration, telemetry, the
+//! ops endpoints, a clock, shutdown. There is no domain in here.
+
+pub mod clock;
+pub mod config;
+pub mod mysql;
+pub mod ops;
+pub mod redis;
+pub mod serve;
+pub mod shutdown;
+pub mod telemetry;

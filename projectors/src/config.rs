@@ -1,0 +1,54 @@
+//! The command line of the projectors.
+
+use clap::{Args, Parser, Subcommand};
+use vidlog_service_kit::config::{Ops, Stores};
+
+use crate::{projection::Projection, projections};
+
+/// Folds the event log of vidlog into its read models.
+#[derive(Debug, Parser)]
+#[command(name = "projectors", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run projections until asked to stop.
+    Run(Run),
+    /// List the projections.
+    List,
+    /// Fold the log anew and compare every key and row with the views. Exit code 1 if any differs.
+    Audit(Audit),
+}
+
+/// Settings of `run`.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// The projections to run, by name; all of them if none is given.
+    #[arg(long, num_args = 1.., value_parser = parse_projection)]
+    pub only: Vec<Projection>,
+    /// Where the log and the stores are.
+    #[command(flatten)]
+    pub stores: Stores,
+    /// The ops port and the logs.
+    #[command(flatten)]
+    pub ops: Ops,
+}
+
+/// Settings of `audit`.
+#[derive(Args, Debug)]
+pub struct Audit {
+    /// Where the log and the stores are.
+    #[command(flatten)]
+    pub stores: Stores,
+}
+
+fn parse_projection(name: &str) -> Result<Projection, String> {
+    projections::find(name).ok_or_else(|| {
+        format!("there is no projection {name:?}; `projectors list` names those there are")
+    })
+}

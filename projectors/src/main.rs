@@ -1,0 +1,78 @@
+//! Runs projections as a process of its own.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use vidlog_projectors::{
+    audit,
+    config::{Audit, Cli, Command, Run},
+    projections,
+};
+use vidlog_service_kit::{
+    ops::{self, Readiness},
+    serve::{bind, serve},
+    shutdown::Shutdown,
+    telemetry,
+};
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Run(config) => run(config).await.map(|()| ExitCode::SUCCESS),
+        Command::List => {
+            list();
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Audit(config) => audit(config).await,
+    }
+}
+
+async fn run(config: Run) -> anyhow::Result<()> {
+    let metrics = telemetry::start(&config.ops)?;
+    let shutdown = Shutdown::on_signal().context("failed to listen for signals")?;
+    let readiness = Readiness::new();
+    let ops = bind(&config.ops.ops_listen).await?;
+    let ops = tokio::spawn(serve(
+        ops,
+        ops::router(readiness.clone(), metrics, shutdown.clone()),
+        shutdown.clone(),
+    ));
+    let chosen = if config.only.is_empty() {
+        projections::ALL.to_vec()
+    } else {
+        config.only
+    };
+    let ran = vidlog_projectors::run(&config.stores, &chosen, readiness, shutdown.clone()).await;
+    shutdown.give();
+    ops.await.context("the ops server panicked")??;
+    ran
+}
+
+fn list() {
+    for projection in projections::ALL {
+        println!(
+            "{}\t{}",
+            projection.name(),
+            projection.catalogued.streams.join(",")
+        );
+    }
+}
+
+async fn audit(config: Audit) -> anyhow::Result<ExitCode> {
+    let report = audit::audit(&config.stores).await?;
+    for difference in &report.differences {
+        println!("{difference}");
+    }
+    println!(
+        "{} records, {} lines, {} differences",
+        report.records,
+        report.lines,
+        report.differences.len()
+    );
+    Ok(if report.differences.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

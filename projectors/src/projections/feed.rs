@@ -1,0 +1,24 @@
+//! The global feed: published videos by publish time, one ZSET a week.
+
+use vidlog_events::{Envelope, Event, VideoEvent};
+use vidlog_schemas::keys::{Keys, feed_week_of};
+
+use crate::sink::RedisWrites;
+
+pub(super) fn project(keys: &Keys, envelope: &Envelope, writes: &mut RedisWrites) {
+    let Event::Video(event) = &envelope.event else {
+        return;
+    };
+    match event {
+        VideoEvent::VideoPublished(published) => {
+            let week = feed_week_of(published.published_ms);
+            writes.add_scored(
+                keys.feed_week(week),
+                published.video_id.get(),
+                published.published_ms,
+            );
+            writes.add_scored(keys.feed_weeks(), week, week);
+        }
+        VideoEvent::VideoUploaded(_) | VideoEvent::VideoRejected(_) => {}
+    }
+}

@@ -1,0 +1,63 @@
+//! The table `follows`: the durable twin of the sets in Redis.
+
+use futures::{FutureExt, future::BoxFuture};
+use sqlx::{MySqlConnection, QueryBuilder};
+use vidlog_events::{Event, FollowEvent};
+
+use super::membership::{Net, net};
+use crate::Record;
+
+/// Follower and followee.
+type Pair = (i64, i64);
+
+pub(super) fn apply<'a>(
+    connection: &'a mut MySqlConnection,
+    records: &'a [Record],
+) -> BoxFuture<'a, sqlx::Result<()>> {
+    write(connection, net(records.iter().filter_map(project))).boxed()
+}
+
+/// The pair, with the time in ms if it follows now.
+fn project(record: &Record) -> Option<(Pair, Option<i64>)> {
+    let Event::Follow(event) = &record.envelope.event else {
+        return None;
+    };
+    Some(match event {
+        FollowEvent::UserFollowed(followed) => (
+            (followed.follower_id.get(), followed.followee_id.get()),
+            Some(record.envelope.time_ms),
+        ),
+        FollowEvent::UserUnfollowed(unfollowed) => (
+            (unfollowed.follower_id.get(), unfollowed.followee_id.get()),
+            None,
+        ),
+    })
+}
+
+async fn write(connection: &mut MySqlConnection, net: Net<Pair, i64>) -> sqlx::Result<()> {
+    if !net.removed.is_empty() {
+        QueryBuilder::new("DELETE FROM follows WHERE (follower_id, followee_id) IN ")
+            .push_tuples(net.removed, |mut tuple, (follower, followee)| {
+                tuple.push_bind(follower).push_bind(followee);
+            })
+            .build()
+            .execute(&mut *connection)
+            .await?;
+    }
+    if !net.added.is_empty() {
+        QueryBuilder::new("INSERT IGNORE INTO follows (follower_id, followee_id, followed_ms) ")
+            .push_values(
+                net.added,
+                |mut values, ((follower, followee), followed_ms)| {
+                    values
+                        .push_bind(follower)
+                        .push_bind(followee)
+                        .push_bind(followed_ms);
+                },
+            )
+            .build()
+            .execute(connection)
+            .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! What a run of additions and removals comes to: the shared arithmetic of the tables that are sets.
+
+use std::collections::BTreeMap;
+
+/// The net effect of a run on a set of which nothing is known: first remove, then add what is not there.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Net<K, V> {
+    /// Members that were removed at some point of the run.
+    pub(super) removed: Vec<K>,
+    /// Members that are in at the end, with the value of their first addition since they were last out.
+    pub(super) added: Vec<(K, V)>,
+}
+
+/// The net effect of changes in order: `Some` adds a member unless it is there, `None` removes it.
+pub(super) fn net<K: Ord + Copy, V>(
+    changes: impl IntoIterator<Item = (K, Option<V>)>,
+) -> Net<K, V> {
+    let mut members: BTreeMap<K, (bool, Option<V>)> = BTreeMap::new();
+    for (key, change) in changes {
+        let (removed, added) = members.entry(key).or_insert((false, None));
+        if let Some(value) = change {
+            added.get_or_insert(value);
+        } else {
+            (*removed, *added) = (true, None);
+        }
+    }
+    let removed = members
+        .iter()
+        .filter(|(_, (removed, _))| *removed)
+        .map(|(key, _)| *key)
+        .collect();
+    let added = members
+        .into_iter()
+        .filter_map(|(key, (_, added))| added.map(|value| (key, value)))
+        .collect();
+    Net { removed, added }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Change = (u8, Option<u32>);
+
+    fn one_by_one(set: &mut BTreeMap<u8, u32>, changes: &[Change]) {
+        for (key, change) in changes {
+            match change {
+                Some(value) => _ = set.entry(*key).or_insert(*value),
+                None => _ = set.remove(key),
+            }
+        }
+    }
+
+    fn at_once(set: &mut BTreeMap<u8, u32>, changes: &[Change]) {
+        let net = net(changes.iter().copied());
+        for key in net.removed {
+            set.remove(&key);
+        }
+        for (key, value) in net.added {
+            set.entry(key).or_insert(value);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn cutting_a_run_anywhere_comes_to_the_same(
+            changes in prop::collection::vec((0..4_u8, prop::option::of(any::<u32>())), 0..40),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let cut = cut.index(changes.len() + 1);
+            let (mut expected, mut actual) = (BTreeMap::new(), BTreeMap::new());
+            one_by_one(&mut expected, &changes);
+            at_once(&mut actual, &changes[..cut]);
+            at_once(&mut actual, &changes[cut..]);
+            prop_assert_eq!(expected, actual);
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The tables `messages` and `conversations`.
+//!
+//! A message's `create_ms` is the time of its event, but always later than the conversation's last: readers poll
+//! with the last one that they have. A conversation is one key of the log, so its order is the same on every fold.
+
+use std::collections::{BTreeMap, HashSet};
+
+use futures::{FutureExt, future::BoxFuture};
+use sqlx::{MySqlConnection, QueryBuilder};
+use vidlog_events::{Event, MessageEvent};
+use vidlog_schemas::rows::MessageRow;
+
+use crate::Record;
+
+/// The smaller and the larger user id.
+type Conversation = (i64, i64);
+
+pub(super) fn apply<'a>(
+    connection: &'a mut MySqlConnection,
+    records: &'a [Record],
+) -> BoxFuture<'a, sqlx::Result<()>> {
+    async move {
+        let sent = sent(records);
+        if sent.is_empty() {
+            return Ok(());
+        }
+        let known = load(&mut *connection, &sent).await?;
+        write(connection, project(sent, known)).await
+    }
+    .boxed()
+}
+
+/// What the tables hold already of the conversations and messages of a batch.
+#[derive(Default)]
+struct Known {
+    last_ms: BTreeMap<Conversation, i64>,
+    messages: HashSet<i64>,
+}
+
+/// The messages of a batch, their `create_ms` still the event's time.
+fn sent(records: &[Record]) -> Vec<MessageRow> {
+    let row = |record: &Record| {
+        let Event::Message(event) = &record.envelope.event else {
+            return None;
+        };
+        match event {
+            MessageEvent::MessageSent(sent) => Some(MessageRow {
+                message_id: sent.message_id.get(),
+                from_user_id: sent.from_user_id.get(),
+                to_user_id: sent.to_user_id.get(),
+                content: sent.content.reveal().clone(),
+                create_ms: record.envelope.time_ms,
+            }),
+        }
+    };
+    records.iter().filter_map(row).collect()
+}
+
+fn conversation(message: &MessageRow) -> Conversation {
+    let (from, to) = (message.from_user_id, message.to_user_id);
+    (from.min(to), from.max(to))
+}
+
+/// Drops repeated messages and gives each its time.
+fn project(sent: Vec<MessageRow>, mut known: Known) -> Vec<MessageRow> {
+    let mut rows = Vec::with_capacity(sent.len());
+    for mut message in sent {
+        if !known.messages.insert(message.message_id) {
+            continue;
+        }
+        let last_ms = known.last_ms.entry(conversation(&message)).or_insert(0);
+        message.create_ms = message.create_ms.max(*last_ms + 1);
+        *last_ms = message.create_ms;
+        rows.push(message);
+    }
+    rows
+}
+
+async fn load(connection: &mut MySqlConnection, sent: &[MessageRow]) -> sqlx::Result<Known> {
+    let conversations: HashSet<Conversation> = sent.iter().map(conversation).collect();
+    let last: Vec<(i64, i64, i64)> = QueryBuilder::new(
+        "SELECT low_id, high_id, last_ms FROM conversations WHERE (low_id, high_id) IN ",
+    )
+    .push_tuples(conversations, |mut tuple, (low, high)| {
+        tuple.push_bind(low).push_bind(high);
+    })
+    .build_query_as()
+    .fetch_all(&mut *connection)
+    .await?;
+    let messages: Vec<(i64,)> =
+        QueryBuilder::new("SELECT message_id FROM messages WHERE (message_id) IN ")
+            .push_tuples(sent, |mut tuple, message| {
+                tuple.push_bind(message.message_id);
+            })
+            .build_query_as()
+            .fetch_all(connection)
+            .await?;
+    Ok(Known {
+        last_ms: last
+            .into_iter()
+            .map(|(low, high, last_ms)| ((low, high), last_ms))
+            .collect(),
+        messages: messages.into_iter().map(|(id,)| id).collect(),
+    })
+}
+
+async fn write(connection: &mut MySqlConnection, rows: Vec<MessageRow>) -> sqlx::Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    QueryBuilder::new(
+        "INSERT INTO messages (low_id, high_id, create_ms, message_id, from_user_id, to_user_id, content) ",
+    )
+    .push_values(&rows, |mut values, row| {
+        let (low, high) = conversation(row);
+        values
+            .push_bind(low)
+            .push_bind(high)
+            .push_bind(row.create_ms)
+            .push_bind(row.message_id)
+            .push_bind(row.from_user_id)
+            .push_bind(row.to_user_id)
+            .push_bind(&row.content);
+    })
+    .build()
+    .execute(&mut *connection)
+    .await?;
+
+    let newest: BTreeMap<Conversation, &MessageRow> =
+        rows.iter().map(|row| (conversation(row), row)).collect();
+    QueryBuilder::new(
+        "INSERT INTO conversations (low_id, high_id, last_message_id, last_from_id, last_content, last_ms) ",
+    )
+    .push_values(newest, |mut values, ((low, high), row)| {
+        values
+            .push_bind(low)
+            .push_bind(high)
+            .push_bind(row.message_id)
+            .push_bind(row.from_user_id)
+            .push_bind(&row.content)
+            .push_bind(row.create_ms);
+    })
+    .push(
+        " ON DUPLICATE KEY UPDATE
+            last_message_id = VALUES(last_message_id), last_from_id = VALUES(last_from_id),
+            last_content = VALUES(last_content), last_ms = VALUES(last_ms)",
+    )
+    .build()
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(message_id: i64, create_ms: i64) -> MessageRow {
+        MessageRow {
+            message_id,
+            from_user_id: 2,
+            to_user_id: 1,
+            content: "hi".to_owned(),
+            create_ms,
+        }
+    }
+
+    #[test]
+    fn times_rise_strictly_and_repeats_are_dropped() {
+        let known = Known {
+            last_ms: [((1, 2), 100)].into(),
+            messages: [9].into(),
+        };
+        let rows = project(
+            vec![
+                message(1, 50),
+                message(2, 50),
+                message(9, 200),
+                message(1, 300),
+                message(3, 200),
+            ],
+            known,
+        );
+        let times: Vec<_> = rows
+            .iter()
+            .map(|row| (row.message_id, row.create_ms))
+            .collect();
+        assert_eq!(times, [(1, 101), (2, 102), (3, 200)]);
+    }
+}

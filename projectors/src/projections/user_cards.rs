@@ -1,0 +1,21 @@
+//! User cards: what is shown of a user wherever one is named.
+
+use vidlog_events::{Envelope, Event, UserEvent};
+use vidlog_schemas::Keys;
+
+use crate::sink::RedisWrites;
+
+pub(super) fn project(keys: &Keys, envelope: &Envelope, writes: &mut RedisWrites) {
+    let Event::User(event) = &envelope.event else {
+        return;
+    };
+    match event {
+        UserEvent::UserRegistered(registered) => writes.create_hash(
+            keys.user_card(registered.user_id.get()),
+            &[
+                ("name", registered.name.reveal().clone()),
+                ("registered_ms", envelope.time_ms.to_string()),
+            ],
+        ),
+    }
+}

@@ -1,0 +1,45 @@
+//! The table `users`.
+
+use futures::{FutureExt, future::BoxFuture};
+use sqlx::{MySqlConnection, QueryBuilder};
+use vidlog_events::{Event, UserEvent};
+use vidlog_schemas::rows::UserRow;
+
+use crate::Record;
+
+pub(super) fn apply<'a>(
+    connection: &'a mut MySqlConnection,
+    records: &'a [Record],
+) -> BoxFuture<'a, sqlx::Result<()>> {
+    insert(connection, records.iter().filter_map(project).collect()).boxed()
+}
+
+fn project(record: &Record) -> Option<UserRow> {
+    let Event::User(event) = &record.envelope.event else {
+        return None;
+    };
+    match event {
+        UserEvent::UserRegistered(registered) => Some(UserRow {
+            user_id: registered.user_id.get(),
+            name: registered.name.reveal().clone(),
+            registered_ms: record.envelope.time_ms,
+        }),
+    }
+}
+
+async fn insert(connection: &mut MySqlConnection, rows: Vec<UserRow>) -> sqlx::Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    QueryBuilder::new("INSERT IGNORE INTO users (user_id, name, registered_ms) ")
+        .push_values(rows, |mut values, row| {
+            values
+                .push_bind(row.user_id)
+                .push_bind(row.name)
+                .push_bind(row.registered_ms);
+        })
+        .build()
+        .execute(connection)
+        .await?;
+    Ok(())
+}

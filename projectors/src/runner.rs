@@ -1,0 +1,70 @@
+//! The runner: the loop around a projection.
+//!
+//! One thread polls Kafka for a projection ([`consumer`]) and hands each assigned partition's records to a task of its
+//! own ([`partition`]), which folds them into the store in batches. Where a partition starts is what the store says;
+//! Kafka's committed offset is only a hint for lag tools.
+
+mod assignment;
+mod consumer;
+mod partition;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use vidlog_events::Topics;
+use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
+
+use crate::{
+    projection::Projection,
+    sink::{Sink, Target},
+};
+
+/// Where the log is.
+pub struct Settings {
+    /// Kafka brokers.
+    pub brokers: String,
+    /// Prefix of the consumer groups.
+    pub namespace: String,
+    /// The topics.
+    pub topics: Topics,
+}
+
+/// Runs one projection.
+pub struct Runner {
+    projection: Projection,
+    sink: Sink,
+    settings: Arc<Settings>,
+    readiness: Readiness,
+}
+
+impl Runner {
+    /// A runner that has not started.
+    pub fn new(
+        projection: Projection,
+        target: Target,
+        settings: Arc<Settings>,
+        readiness: Readiness,
+    ) -> Self {
+        Self {
+            projection,
+            sink: Sink::new(projection, target),
+            settings,
+            readiness,
+        }
+    }
+
+    /// Runs until shutdown is given and all that was begun is written.
+    pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
+        let name = self.projection.name();
+        let consumer = consumer::Poller::new(self, shutdown, tokio::runtime::Handle::current())
+            .with_context(|| format!("failed to set up the consumer of projection {name}"))?;
+        // Polling blocks, and calls back into this process when partitions come and go: it has a thread of its own.
+        let (ended, end) = tokio::sync::oneshot::channel();
+        std::thread::Builder::new()
+            .name(format!("projection-{name}"))
+            .spawn(move || _ = ended.send(consumer.run()))
+            .with_context(|| format!("failed to start the thread of projection {name}"))?;
+        end.await
+            .with_context(|| format!("the thread of projection {name} panicked"))?
+    }
+}

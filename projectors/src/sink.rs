@@ -1,0 +1,225 @@
+//! The seam to the stores: a batch's writes and its position go in together, or neither does.
+
+mod mysql;
+mod redis;
+
+use std::time::Duration;
+
+use ::redis::{RedisError, cmd};
+use anyhow::{Context, ensure};
+use sqlx::MySqlPool;
+use thiserror::Error;
+use tracing::warn;
+use vidlog_events::Stream;
+use vidlog_schemas::{Keys, keys::partition_field};
+use vidlog_service_kit::{redis::Redis, shutdown::Shutdown};
+
+pub use self::redis::RedisWrites;
+use crate::{
+    Record,
+    projection::{Fold, Projection},
+};
+
+/// Between attempts to reach a store that is away at start.
+const START_RETRY: Duration = Duration::from_secs(1);
+
+/// The stores, and the keys to one namespace in them.
+#[derive(Clone)]
+pub struct Target {
+    /// The keys.
+    pub keys: Keys,
+    /// Redis: views, and the progress of every projection.
+    pub redis: Redis,
+    /// MySQL: views.
+    pub mysql: MySqlPool,
+}
+
+/// A partition of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Partition {
+    /// The stream.
+    pub stream: Stream,
+    /// The partition's number.
+    pub number: i32,
+}
+
+impl Partition {
+    /// The field under which positions in this partition are stored.
+    pub fn field(self) -> String {
+        partition_field(self.stream.name(), self.number)
+    }
+}
+
+/// Where a store stands in a partition: the next offset, of each part of the view that has a checkpoint of its own.
+/// A MySQL view has one part; a Redis view has its shards, which may differ after a crash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    parts: Vec<i64>,
+}
+
+impl Position {
+    /// The offset to read from: parts that are further on ignore what they have.
+    pub fn lowest(&self) -> i64 {
+        self.parts.iter().copied().min().unwrap_or(0)
+    }
+
+    /// Whether any part is behind where another position says it was: then the store lost writes.
+    pub fn is_behind(&self, earlier: &Self) -> bool {
+        self.parts
+            .iter()
+            .zip(&earlier.parts)
+            .any(|(now, then)| now < then)
+    }
+}
+
+/// Why a batch was not written.
+#[derive(Debug, Error)]
+pub enum SinkError {
+    /// The store is away or can't take it now. Try the same batch again: writing it twice is harmless.
+    #[error("the store did not take the batch: {0}")]
+    Retry(String),
+    /// The store's position is before the batch: it lost writes, or this runner is ahead of it. Read again from the
+    /// store's position.
+    #[error("the store stands at {stored}, before the batch")]
+    Behind {
+        /// The store's position.
+        stored: i64,
+    },
+}
+
+impl From<sqlx::Error> for SinkError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Retry(format!("MySQL: {error}"))
+    }
+}
+
+impl From<RedisError> for SinkError {
+    fn from(error: RedisError) -> Self {
+        Self::Retry(format!("Redis: {error}"))
+    }
+}
+
+/// The store of one projection.
+#[derive(Clone)]
+pub struct Sink {
+    projection: Projection,
+    target: Target,
+}
+
+impl Sink {
+    /// The sink of a projection.
+    pub const fn new(projection: Projection, target: Target) -> Self {
+        Self { projection, target }
+    }
+
+    /// Where the store stands in each of some partitions.
+    pub async fn positions(&self, partitions: &[Partition]) -> Result<Vec<Position>, SinkError> {
+        match self.projection.fold {
+            Fold::Redis(_) => redis::positions(&self.target, &self.projection, partitions).await,
+            Fold::MySql(_) => {
+                mysql::positions(&self.target.mysql, &self.projection, partitions).await
+            }
+        }
+    }
+
+    /// Writes the records of a partition that the store does not have yet, and that it has all before `next`. The
+    /// records follow `position`, which is moved on. An error may have moved some parts of the store, never a part
+    /// without its writes.
+    pub async fn apply(
+        &self,
+        partition: Partition,
+        position: &mut Position,
+        records: &[Record],
+        next: i64,
+    ) -> Result<(), SinkError> {
+        match self.projection.fold {
+            Fold::Redis(fold) => {
+                let view = redis::View {
+                    target: &self.target,
+                    name: self.projection.name(),
+                    partition,
+                };
+                view.apply(fold, &mut position.parts, records, next).await
+            }
+            Fold::MySql(fold) => {
+                let view = mysql::View {
+                    pool: &self.target.mysql,
+                    name: self.projection.name(),
+                    partition,
+                };
+                view.apply(fold, &mut position.parts, records, next).await
+            }
+        }
+    }
+
+    /// Brings every part of the store to `next`, of which it is known that it has all that is its own before that: a
+    /// batch moves only the parts that it writes to.
+    pub async fn settle(
+        &self,
+        partition: Partition,
+        position: &mut Position,
+        next: i64,
+    ) -> Result<(), SinkError> {
+        if position.lowest() >= next {
+            return Ok(());
+        }
+        match self.projection.fold {
+            Fold::Redis(_) => {
+                let view = redis::View {
+                    target: &self.target,
+                    name: self.projection.name(),
+                    partition,
+                };
+                view.settle(&mut position.parts, next).await
+            }
+            // A transaction moves all there is.
+            Fold::MySql(_) => Ok(()),
+        }
+    }
+
+    /// Tells readers how far the view is.
+    pub async fn publish_progress(&self, partition: Partition, next: i64) -> Result<(), SinkError> {
+        let key = self.target.keys.progress(self.projection.name());
+        let command = cmd("HSET")
+            .arg(&key)
+            .arg(partition.field())
+            .arg(next)
+            .take();
+        Ok(self.target.redis.query(&command).await?)
+    }
+}
+
+/// Fixes the number of shards of a namespace, or finds out that it was created with another. Waits while Redis is
+/// away.
+pub async fn claim_shard_count(
+    target: &Target,
+    shards: u16,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    let key = target.keys.shard_count();
+    let claim = [
+        cmd("SETNX").arg(&key).arg(shards).take(),
+        cmd("GET").arg(&key).take(),
+    ];
+    while !shutdown.is_given() {
+        match target.redis.all(&claim).await {
+            Ok(answers) => {
+                let last = answers
+                    .into_iter()
+                    .next_back()
+                    .unwrap_or(::redis::Value::Nil);
+                let created: u16 =
+                    ::redis::from_redis_value(last).context("failed to read the shard count")?;
+                ensure!(
+                    created == shards,
+                    "this namespace has {created} shards in Redis, but {shards} are configured; \
+                     set VIDLOG_SHARDS={created}, or use another namespace"
+                );
+                return Ok(());
+            }
+            Err(error) => warn!(%error, "redis is away; waiting for it"),
+        }
+        _ = tokio::time::timeout(START_RETRY, shutdown.wait()).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+-- Applies a batch to one shard: its writes and its position, both or neither.
+--
+-- KEYS[1]  the shard's checkpoint of the projection; then the keys that the writes name.
+-- ARGV[1]  the partition's field in the checkpoint
+-- ARGV[2]  the position that the caller knows this shard to have reached
+-- ARGV[3]  the position after the batch
+-- then for each write: action, offset of its record, index of its key, number of arguments, the arguments.
+--
+-- Returns {1, stored, answers…}, or {0, stored} if the shard has not reached the caller's position: then nothing was
+-- changed. Writes of records that the shard has already are passed over; `count` is always answered.
+--
+-- Numbers stay strings from end to end: Lua would print an id above 10^14 with an exponent.
+
+local actions = {}
+
+function actions.create_hash(key, arguments)
+    if redis.call('EXISTS', key) == 0 then
+        redis.call('HSET', key, unpack(arguments))
+    end
+end
+
+-- arguments: field, the value that it must have, then fields and values to set
+function actions.update_hash_while(key, arguments)
+    if redis.call('HGET', key, arguments[1]) == arguments[2] then
+        redis.call('HSET', key, unpack(arguments, 3))
+    end
+end
+
+function actions.add_scored(key, arguments)
+    redis.call('ZADD', key, 'NX', arguments[1], arguments[2])
+end
+
+function actions.remove_scored(key, arguments)
+    redis.call('ZREM', key, arguments[1])
+end
+
+function actions.add_member(key, arguments)
+    redis.call('SADD', key, arguments[1])
+end
+
+function actions.remove_member(key, arguments)
+    redis.call('SREM', key, arguments[1])
+end
+
+-- arguments: member, index of the other set's key
+function actions.add_member_unless_in(key, arguments)
+    if redis.call('SISMEMBER', KEYS[tonumber(arguments[2])], arguments[1]) == 0 then
+        redis.call('SADD', key, arguments[1])
+    end
+end
+
+-- arguments: field of the part, its count; the field `total` is kept as the sum of the parts
+function actions.set_part(key, arguments)
+    local before = redis.call('HGET', key, arguments[1]) or '0'
+    if arguments[2] == '0' then
+        redis.call('HDEL', key, arguments[1])
+    else
+        redis.call('HSET', key, arguments[1], arguments[2])
+    end
+    redis.call('HINCRBY', key, 'total', tonumber(arguments[2]) - tonumber(before))
+end
+
+local stored = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0')
+if stored < tonumber(ARGV[2]) then
+    return {0, stored}
+end
+
+local result = {1, stored}
+local at = 4
+while at <= #ARGV do
+    local action, offset, key, length = ARGV[at], tonumber(ARGV[at + 1]), KEYS[tonumber(ARGV[at + 2])], tonumber(ARGV[at + 3])
+    if action == 'count' then
+        result[#result + 1] = redis.call('SCARD', key)
+    elseif offset >= stored then
+        local arguments = {}
+        for i = 1, length do
+            arguments[i] = ARGV[at + 3 + i]
+        end
+        actions[action](key, arguments)
+    end
+    at = at + 4 + length
+end
+
+if stored < tonumber(ARGV[3]) then
+    redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+    result[2] = tonumber(ARGV[3])
+end
+return result

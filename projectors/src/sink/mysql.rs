@@ -1,0 +1,98 @@
+//! MySQL: one transaction holds a batch's rows and its position.
+
+use sqlx::{MySqlPool, QueryBuilder};
+
+use super::{Partition, Position, SinkError};
+use crate::{
+    Record,
+    projection::{MySqlFold, Projection},
+};
+
+/// One partition of a view.
+pub(super) struct View<'a> {
+    pub(super) pool: &'a MySqlPool,
+    pub(super) name: &'static str,
+    pub(super) partition: Partition,
+}
+
+pub(super) async fn positions(
+    pool: &MySqlPool,
+    projection: &Projection,
+    partitions: &[Partition],
+) -> Result<Vec<Position>, SinkError> {
+    if partitions.is_empty() {
+        return Ok(Vec::new());
+    }
+    // The rows have to be there before a transaction can lock one.
+    QueryBuilder::new(
+        "INSERT IGNORE INTO checkpoints (projection, stream, partition_no, next_offset) ",
+    )
+    .push_values(partitions, |mut values, partition| {
+        values
+            .push_bind(projection.name())
+            .push_bind(partition.stream.name())
+            .push_bind(partition.number)
+            .push_bind(0_i64);
+    })
+    .build()
+    .execute(pool)
+    .await?;
+    let stored: Vec<(String, i32, i64)> = sqlx::query_as(
+        "SELECT stream, partition_no, next_offset FROM checkpoints WHERE projection = ?",
+    )
+    .bind(projection.name())
+    .fetch_all(pool)
+    .await?;
+    let position = |partition: &Partition| {
+        let found = stored.iter().find(|(stream, number, _)| {
+            stream == partition.stream.name() && *number == partition.number
+        });
+        Position {
+            parts: vec![found.map_or(0, |(_, _, next)| *next)],
+        }
+    };
+    Ok(partitions.iter().map(position).collect())
+}
+
+impl View<'_> {
+    pub(super) async fn apply(
+        &self,
+        fold: MySqlFold,
+        parts: &mut [i64],
+        records: &[Record],
+        next: i64,
+    ) -> Result<(), SinkError> {
+        let mut transaction = self.pool.begin().await?;
+        let stored: Option<i64> = sqlx::query_scalar(
+            "SELECT next_offset FROM checkpoints
+             WHERE projection = ? AND stream = ? AND partition_no = ? FOR UPDATE",
+        )
+        .bind(self.name)
+        .bind(self.partition.stream.name())
+        .bind(self.partition.number)
+        .fetch_optional(&mut *transaction)
+        .await?;
+        let stored = stored.unwrap_or(0);
+        let known = parts.first().copied().unwrap_or(0);
+        if stored < known {
+            return Err(SinkError::Behind { stored });
+        }
+        if stored < next {
+            let new = records.partition_point(|record| record.offset < stored);
+            fold(&mut transaction, &records[new..]).await?;
+            sqlx::query(
+                "UPDATE checkpoints SET next_offset = ?
+                 WHERE projection = ? AND stream = ? AND partition_no = ?",
+            )
+            .bind(next)
+            .bind(self.name)
+            .bind(self.partition.stream.name())
+            .bind(self.partition.number)
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await?;
+        parts.fill(stored.max(next));
+        Ok(())
+    }
+}

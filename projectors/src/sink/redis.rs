@@ -1,0 +1,238 @@
+//! Redis: one script a shard holds a batch's writes and its position.
+//!
+//! Writes that depend on another shard, an author's total over videos, go in a second stage with checkpoints of its
+//! own, after the first stage answered the counts that they are made of. A crash between the stages leaves the second
+//! behind: the batch is read again, the first stage passes over its writes but answers the counts again, as they are
+//! by then, and the second stage takes them. Its parts are absolute, so what counts is the last one written, and
+//! that one is written after the last change of its video.
+
+mod writes;
+
+use std::{collections::BTreeMap, sync::LazyLock};
+
+use redis::{Cmd, ErrorKind, RedisResult, Script, ServerErrorKind, Value, cmd, from_redis_value};
+use vidlog_schemas::keys::{Key, Shard};
+
+pub use self::writes::RedisWrites;
+use self::writes::{Part, Write};
+use super::{Partition, Position, SinkError, Target};
+use crate::{
+    Record,
+    projection::{Projection, RedisFold},
+};
+
+const SOURCE: &str = include_str!("apply.lua");
+static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(SOURCE));
+
+/// One partition of a view.
+pub(super) struct View<'a> {
+    pub(super) target: &'a Target,
+    pub(super) name: &'static str,
+    pub(super) partition: Partition,
+}
+
+/// What a shard's script answered.
+struct Answer {
+    stored: i64,
+    counts: Vec<i64>,
+}
+
+/// The two stages, in order. Each has a checkpoint on every shard.
+#[derive(Clone, Copy)]
+enum Stage {
+    Writes,
+    Parts,
+}
+
+impl Stage {
+    const ALL: [Self; 2] = [Self::Writes, Self::Parts];
+
+    fn checkpoint(self, target: &Target, shard: Shard, name: &str) -> Key {
+        match self {
+            Self::Writes => target.keys.checkpoint(shard, name),
+            Self::Parts => target.keys.checkpoint(shard, &format!("{name}:parts")),
+        }
+    }
+}
+
+/// The positions of all shards in the first stage, then of all in the second.
+pub(super) async fn positions(
+    target: &Target,
+    projection: &Projection,
+    partitions: &[Partition],
+) -> Result<Vec<Position>, SinkError> {
+    let mut positions = vec![Position { parts: Vec::new() }; partitions.len()];
+    if partitions.is_empty() {
+        return Ok(positions);
+    }
+    let mut commands = Vec::new();
+    for stage in Stage::ALL {
+        for shard in target.keys.shards() {
+            let mut command = cmd("HMGET");
+            command.arg(stage.checkpoint(target, shard, projection.name()));
+            for partition in partitions {
+                command.arg(partition.field());
+            }
+            commands.push(command);
+        }
+    }
+    for answer in target.redis.all(&commands).await? {
+        let stored: Vec<Option<i64>> =
+            from_redis_value(answer).map_err(|error| SinkError::Retry(error.to_string()))?;
+        for (position, next) in positions.iter_mut().zip(stored) {
+            position.parts.push(next.unwrap_or(0));
+        }
+    }
+    Ok(positions)
+}
+
+impl View<'_> {
+    pub(super) async fn apply(
+        &self,
+        fold: RedisFold,
+        positions: &mut [i64],
+        records: &[Record],
+        next: i64,
+    ) -> Result<(), SinkError> {
+        let mut writes = RedisWrites::default();
+        for record in records {
+            writes.at(record.offset);
+            fold(&self.target.keys, &record.envelope, &mut writes);
+        }
+        let (writes, parts) = writes.into_stages();
+        let (first, second) = positions.split_at_mut(positions.len() / 2);
+
+        let counted = writes.into_iter().chain(parts.iter().map(Part::count));
+        let answers = self
+            .run(Stage::Writes, by_shard(counted), first, next)
+            .await?;
+
+        let mut counts: BTreeMap<Shard, _> = answers
+            .into_iter()
+            .map(|(shard, answer)| (shard, answer.counts.into_iter()))
+            .collect();
+        let mut totals = Vec::with_capacity(parts.len());
+        for part in parts {
+            let count = counts.get_mut(&part.source.shard).and_then(Iterator::next);
+            totals.push(part.write(
+                count.ok_or_else(|| SinkError::Retry("Redis answered no count".to_owned()))?,
+            ));
+        }
+        self.run(Stage::Parts, by_shard(totals), second, next)
+            .await?;
+        Ok(())
+    }
+
+    /// Brings every shard to `next`, of which it is known that it has all that is its own before that.
+    pub(super) async fn settle(&self, positions: &mut [i64], next: i64) -> Result<(), SinkError> {
+        let (first, second) = positions.split_at_mut(positions.len() / 2);
+        for (stage, positions) in Stage::ALL.into_iter().zip([first, second]) {
+            let all = self
+                .target
+                .keys
+                .shards()
+                .map(|shard| (shard, Vec::new()))
+                .collect();
+            self.run(stage, all, positions, next).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs a stage on some shards.
+    async fn run(
+        &self,
+        stage: Stage,
+        batches: BTreeMap<Shard, Vec<Write>>,
+        positions: &mut [i64],
+        next: i64,
+    ) -> Result<BTreeMap<Shard, Answer>, SinkError> {
+        let known = |shard: &Shard| positions.get(shard.index()).copied().unwrap_or(0);
+        let commands: Vec<Cmd> = batches
+            .iter()
+            .map(|(shard, writes)| {
+                let checkpoint = stage.checkpoint(self.target, *shard, self.name);
+                self.command(&checkpoint, writes, known(shard), next)
+            })
+            .collect();
+
+        let mut answers = BTreeMap::new();
+        for (shard, answer) in batches.into_keys().zip(self.send(&commands).await?) {
+            let answer = read_answer(answer)?;
+            if let Some(position) = positions.get_mut(shard.index()) {
+                *position = answer.stored;
+            }
+            answers.insert(shard, answer);
+        }
+        Ok(answers)
+    }
+
+    fn command<'w>(&self, checkpoint: &'w Key, writes: &'w [Write], known: i64, next: i64) -> Cmd {
+        let mut keys: Vec<&str> = vec![&checkpoint.name];
+        let mut indexes = BTreeMap::new();
+        let mut index_of = |key: &'w Key| {
+            *indexes.entry(&key.name).or_insert_with(|| {
+                keys.push(&key.name);
+                keys.len()
+            })
+        };
+        let mut arguments = vec![self.partition.field(), known.to_string(), next.to_string()];
+        for write in writes {
+            let key = index_of(&write.key);
+            let mut own = write.arguments.clone();
+            if let Some(other) = &write.other {
+                own.push(index_of(other).to_string());
+            }
+            arguments.extend([
+                write.action.to_owned(),
+                write.offset.to_string(),
+                key.to_string(),
+                own.len().to_string(),
+            ]);
+            arguments.append(&mut own);
+        }
+        cmd("EVALSHA")
+            .arg(SCRIPT.get_hash())
+            .arg(keys.len())
+            .arg(keys)
+            .arg(arguments)
+            .take()
+    }
+
+    /// Sends the scripts in one round trip. A Redis that does not know the script, after a restart, is taught it.
+    async fn send(&self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
+        match self.target.redis.all(commands).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                let _: String = self
+                    .target
+                    .redis
+                    .query(cmd("SCRIPT").arg("LOAD").arg(SOURCE))
+                    .await?;
+                self.target.redis.all(commands).await
+            }
+            answered => answered,
+        }
+    }
+}
+
+fn by_shard(writes: impl IntoIterator<Item = Write>) -> BTreeMap<Shard, Vec<Write>> {
+    let mut shards: BTreeMap<Shard, Vec<Write>> = BTreeMap::new();
+    for write in writes {
+        shards.entry(write.key.shard).or_default().push(write);
+    }
+    shards
+}
+
+fn read_answer(value: Value) -> Result<Answer, SinkError> {
+    let numbers: Vec<i64> =
+        from_redis_value(value).map_err(|error| SinkError::Retry(error.to_string()))?;
+    match numbers.as_slice() {
+        [1, stored, counts @ ..] => Ok(Answer {
+            stored: *stored,
+            counts: counts.to_vec(),
+        }),
+        [0, stored] => Err(SinkError::Behind { stored: *stored }),
+        _ => Err(SinkError::Retry(
+            "Redis answered what the script never does".to_owned(),
+        )),
+    }
+}

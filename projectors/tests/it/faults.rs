@@ -1,0 +1,284 @@
+//! The runner under faults: processes that die, stores that lose writes, records that can't be read.
+
+use std::{
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use proptest::{
+    strategy::{Strategy, ValueTree},
+    test_runner::TestRunner,
+};
+use redis::cmd;
+use tokio::time::{sleep, timeout};
+use vidlog_events::{Envelope, Stream};
+use vidlog_projectors::{
+    projections,
+    sink::{Partition, Sink},
+};
+use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
+
+use crate::support::{PARTITIONS, World, envelope, history, liked};
+
+/// A bound on what should take a second or two.
+const BOUND: Duration = Duration::from_mins(1);
+
+/// A projectors process that is killed when it goes out of scope.
+struct Process(Child);
+
+impl Process {
+    fn start(world: &World) -> Self {
+        let stores = &world.stores;
+        let child = Command::new(env!("CARGO_BIN_EXE_projectors"))
+            .arg("run")
+            .args(["--ops-listen", "127.0.0.1:0", "--log", "warn"])
+            .env("VIDLOG_NAMESPACE", &stores.namespace)
+            .env("VIDLOG_MYSQL_URL", stores.mysql_url.reveal())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    /// `kill -9`.
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+fn made_up(length: usize) -> Vec<Envelope> {
+    let mut runner = TestRunner::deterministic();
+    history(length)
+        .prop_filter("long", move |events| events.len() > length / 2)
+        .new_tree(&mut runner)
+        .unwrap()
+        .current()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_projector_leaves_exact_views() {
+    let world = World::new().await;
+    let events = made_up(6000);
+    let mut rounds = events.chunks(events.len().div_ceil(4));
+    let mut process = Process::start(&world);
+    for round in rounds.by_ref().take(3) {
+        // Killed while it folds: after it has begun on the round, before it can have ended.
+        let before = folded(&world).await;
+        world.append(round).await;
+        until("the projectors fold", async || {
+            folded(&world).await > before
+        })
+        .await;
+        process.kill();
+        process = Process::start(&world);
+    }
+    for round in rounds {
+        world.append(round).await;
+    }
+    let report = world.assert_views_equal_the_log().await;
+    assert_eq!(report.records, events.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_instances_share_the_partitions_and_one_may_die() {
+    let world = World::new().await;
+    let events = made_up(3000);
+    let (first, second) = events.split_at(events.len() / 2);
+    let survivor = Process::start(&world);
+    let other = Process::start(&world);
+    world.append(first).await;
+    world.assert_views_equal_the_log().await;
+    other.kill();
+    world.append(second).await;
+    world.assert_views_equal_the_log().await;
+    drop(survivor);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_lost_everything_is_refilled_without_help() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    let events = made_up(800);
+    world.append(&events).await;
+    world.assert_views_equal_the_log().await;
+
+    // No event comes after the loss: that the store went back has to be noticed by itself.
+    lose_redis(&world).await;
+    let report = world.assert_views_equal_the_log().await;
+    assert!(report.lines > 100);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mysql_view_restored_to_an_earlier_position_is_refilled_without_help() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    world.append(&made_up(800)).await;
+    world.assert_views_equal_the_log().await;
+
+    let mut transaction = world.target.mysql.begin().await.unwrap();
+    for statement in [
+        "DELETE FROM likes",
+        "UPDATE checkpoints SET next_offset = 0 WHERE projection = 'likes-table'",
+    ] {
+        sqlx::query(statement)
+            .execute(&mut *transaction)
+            .await
+            .unwrap();
+    }
+    transaction.commit().await.unwrap();
+    world.assert_views_equal_the_log().await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_cannot_be_read_holds_its_partition_and_nothing_else() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    world
+        .append(&[envelope(liked(1, 1), 1_700_000_000_000)])
+        .await;
+    world.append_garbage(Stream::Likes, "1").await;
+    world
+        .append(&[envelope(liked(1, 2), 1_700_000_000_001)])
+        .await;
+
+    let blocked = async || {
+        running
+            .readiness
+            .missing()
+            .is_some_and(|missing| missing.contains("likes/likes:"))
+    };
+    until("the partition is reported", blocked).await;
+    let key = world.target.keys.likers(1);
+    let likers: Vec<i64> = world
+        .target
+        .redis
+        .query(cmd("SMEMBERS").arg(&key))
+        .await
+        .unwrap();
+    assert_eq!(
+        likers,
+        [1],
+        "what came before is folded, what came after waits"
+    );
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_that_is_further_than_its_log_is_left_alone() {
+    let world = World::new().await;
+    for number in 0..PARTITIONS {
+        for shard in world.target.keys.shards() {
+            for name in ["likes", "likes:parts"] {
+                let key = world.target.keys.checkpoint(shard, name);
+                let set = cmd("HSET")
+                    .arg(&key)
+                    .arg(format!("likes:{number}"))
+                    .arg(1000)
+                    .take();
+                let _: i64 = world.target.redis.query(&set).await.unwrap();
+            }
+        }
+    }
+    let running = Running::start(&world);
+    world
+        .append(&[envelope(liked(1, 1), 1_700_000_000_000)])
+        .await;
+    let told = async || {
+        running
+            .readiness
+            .missing()
+            .is_some_and(|missing| missing.contains("the view stands at 1000"))
+    };
+    until("the mismatch is reported", told).await;
+    running.stop().await;
+}
+
+/// The projections in this process.
+struct Running {
+    readiness: Readiness,
+    shutdown: Shutdown,
+    task: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    fn start(world: &World) -> Self {
+        let (readiness, shutdown) = (Readiness::new(), Shutdown::new());
+        let (stores, ready, stop) = (world.stores.clone(), readiness.clone(), shutdown.clone());
+        let task = tokio::spawn(async move {
+            vidlog_projectors::run(&stores, &projections::ALL, ready, stop).await
+        });
+        Self {
+            readiness,
+            shutdown,
+            task,
+        }
+    }
+
+    async fn stop(self) {
+        self.shutdown.give();
+        timeout(BOUND, self.task)
+            .await
+            .expect("the projections stop in time")
+            .unwrap()
+            .unwrap();
+    }
+}
+
+/// Records that the views of likes and of messages have passed.
+async fn folded(world: &World) -> i64 {
+    let mut sum = 0;
+    for name in ["likes", "messages-table"] {
+        let projection = projections::find(name).unwrap();
+        let stream = projection.streams().next().unwrap();
+        let partitions: Vec<_> = (0..PARTITIONS)
+            .map(|number| Partition { stream, number })
+            .collect();
+        let positions = Sink::new(projection, world.target.clone())
+            .positions(&partitions)
+            .await
+            .unwrap();
+        sum += positions
+            .iter()
+            .map(vidlog_projectors::sink::Position::lowest)
+            .sum::<i64>();
+    }
+    sum
+}
+
+/// Deletes every key of the namespace: FLUSHALL for one test.
+async fn lose_redis(world: &World) {
+    let pattern = format!("{}:*", world.stores.namespace);
+    let keys: Vec<String> = world
+        .target
+        .redis
+        .query(cmd("KEYS").arg(pattern))
+        .await
+        .unwrap();
+    let _: i64 = world
+        .target
+        .redis
+        .query(cmd("DEL").arg(keys))
+        .await
+        .unwrap();
+}
+
+async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    let reached = async {
+        while !condition().await {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(BOUND, reached)
+        .await
+        .unwrap_or_else(|_| panic!("waited too long until {what}"));
+}

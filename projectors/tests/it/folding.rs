@@ -1,0 +1,186 @@
+//! Laws of every projection, on the stores themselves: where the log is cut into batches does not matter, and twice
+//! equals once. The expected state is the audit's model, which shares no code with the projections.
+
+use std::collections::BTreeMap;
+
+use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
+use vidlog_events::{Envelope, Stream};
+use vidlog_projectors::{
+    Record,
+    audit::{self, Model},
+    projections,
+    sink::{Partition, Sink, SinkError},
+};
+
+use crate::support::{World, history};
+
+/// Histories a law is tried on.
+const CASES: usize = 12;
+const LENGTH: usize = 120;
+
+#[tokio::test]
+async fn where_the_log_is_cut_does_not_matter() {
+    for (events, cuts) in cases() {
+        let world = World::new().await;
+        fold_in_batches(&world, &events, &cuts).await;
+        assert_equals_model(&world, &events).await;
+    }
+}
+
+#[tokio::test]
+async fn twice_equals_once() {
+    for (events, cuts) in cases() {
+        let world = World::new().await;
+        for projection in projections::ALL {
+            let sink = Sink::new(projection, world.target.clone());
+            for (partition, records) in
+                partitions(&projection.streams().collect::<Vec<_>>(), &events)
+            {
+                let mut position = sink.positions(&[partition]).await.unwrap().remove(0);
+                let mut earlier = Vec::new();
+                for batch in batches(&records, &cuts) {
+                    let next = batch.last().map_or(0, |record| record.offset + 1);
+                    earlier.push((position.clone(), batch, next));
+                    sink.apply(partition, &mut position, batch, next)
+                        .await
+                        .unwrap();
+                    // A writer that lost the partition long ago writes what it still has in hand.
+                    for (position, batch, next) in earlier.iter().rev().take(3) {
+                        sink.apply(partition, &mut position.clone(), batch, *next)
+                            .await
+                            .unwrap();
+                    }
+                }
+            }
+        }
+        assert_equals_model(&world, &events).await;
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_does_not_follow_is_refused() {
+    let world = World::new().await;
+    let (events, _) = cases().remove(0);
+    for projection in projections::ALL {
+        let sink = Sink::new(projection, world.target.clone());
+        let stream = projection.streams().next().unwrap();
+        let partition = Partition { stream, number: 0 };
+        let empty = sink.positions(&[partition]).await.unwrap().remove(0);
+        let mut ahead = empty.clone();
+        sink.apply(partition, &mut ahead, &[], 5).await.unwrap();
+        sink.settle(partition, &mut ahead, 5).await.unwrap();
+        assert_eq!(ahead.lowest(), 5, "{projection:?}");
+
+        // Another partition, whose store is still empty: as if the store had lost what the runner wrote.
+        let lost = Partition { stream, number: 1 };
+        sink.positions(&[lost]).await.unwrap();
+        let records: Vec<_> = events
+            .iter()
+            .filter(|envelope| envelope.event.stream() == stream)
+            .zip(5..)
+            .map(|(envelope, offset)| Record {
+                offset,
+                envelope: envelope.clone(),
+            })
+            .collect();
+        let next = 5 + i64::try_from(records.len()).unwrap();
+        let mut position = ahead.clone();
+        let refused = match sink.apply(lost, &mut position, &records, next).await {
+            // A Redis batch without writes touches no shard; settling does.
+            Ok(()) => sink.settle(lost, &mut ahead.clone(), next).await,
+            refused => refused,
+        };
+        assert!(
+            matches!(refused, Err(SinkError::Behind { stored: 0 })),
+            "{projection:?}: {refused:?}"
+        );
+        assert_eq!(
+            sink.positions(&[lost]).await.unwrap().remove(0),
+            empty,
+            "{projection:?}"
+        );
+    }
+}
+
+/// Histories with the sizes of the batches that they are cut into. The same every time: a failure can be repeated.
+fn cases() -> Vec<(Vec<Envelope>, Vec<usize>)> {
+    let mut runner = TestRunner::deterministic();
+    let strategy = (history(LENGTH), prop::collection::vec(1..9_usize, 1..8));
+    (0..CASES)
+        .map(|_| strategy.new_tree(&mut runner).unwrap().current())
+        .collect()
+}
+
+async fn fold_in_batches(world: &World, events: &[Envelope], cuts: &[usize]) {
+    for projection in projections::ALL {
+        let sink = Sink::new(projection, world.target.clone());
+        for (partition, records) in partitions(&projection.streams().collect::<Vec<_>>(), events) {
+            let mut position = sink.positions(&[partition]).await.unwrap().remove(0);
+            for batch in batches(&records, cuts) {
+                let next = batch.last().map_or(0, |record| record.offset + 1);
+                sink.apply(partition, &mut position, batch, next)
+                    .await
+                    .unwrap();
+            }
+            let end = i64::try_from(records.len()).unwrap();
+            sink.settle(partition, &mut position, end).await.unwrap();
+            assert_eq!(
+                sink.positions(&[partition])
+                    .await
+                    .unwrap()
+                    .remove(0)
+                    .lowest(),
+                end
+            );
+        }
+    }
+}
+
+/// The events as two partitions a stream, by key, as Kafka would have them.
+fn partitions(streams: &[Stream], events: &[Envelope]) -> BTreeMap<Partition, Vec<Record>> {
+    let mut partitions: BTreeMap<Partition, Vec<Record>> = BTreeMap::new();
+    for envelope in events
+        .iter()
+        .filter(|envelope| streams.contains(&envelope.event.stream()))
+    {
+        let number = i32::from(envelope.event.key().bytes().fold(0_u8, u8::wrapping_add) % 2);
+        let records = partitions
+            .entry(Partition {
+                stream: envelope.event.stream(),
+                number,
+            })
+            .or_default();
+        let offset = i64::try_from(records.len()).unwrap();
+        records.push(Record {
+            offset,
+            envelope: envelope.clone(),
+        });
+    }
+    partitions
+}
+
+fn batches<'a>(records: &'a [Record], cuts: &[usize]) -> Vec<&'a [Record]> {
+    let mut rest = records;
+    let mut batches = Vec::new();
+    for size in cuts.iter().cycle() {
+        if rest.is_empty() {
+            break;
+        }
+        let (batch, left) = rest.split_at((*size).min(rest.len()));
+        batches.push(batch);
+        rest = left;
+    }
+    batches
+}
+
+async fn assert_equals_model(world: &World, events: &[Envelope]) {
+    let mut model = Model::default();
+    for envelope in events {
+        model.fold(envelope);
+    }
+    let found = audit::live_lines(&world.target, &world.stores.namespace)
+        .await
+        .unwrap();
+    let differences = audit::compare(model.lines(&world.target.keys), found);
+    assert!(differences.is_empty(), "{differences:#?}\nof {events:#?}");
+}

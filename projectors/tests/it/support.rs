@@ -1,0 +1,297 @@
+//! A namespace of a test's own, a log to write to, and made-up histories.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use clap::Parser;
+use proptest::prelude::*;
+use rdkafka::{
+    ClientConfig,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    message::{Header, OwnedHeaders},
+    producer::{FutureProducer, FutureRecord},
+};
+use uuid::Uuid;
+use vidlog_events::*;
+use vidlog_projectors::{audit, sink::Target};
+use vidlog_schemas::Keys;
+use vidlog_service_kit::{config::Stores, mysql, redis::Redis};
+
+/// Partitions of a test's topics: enough that keys spread, few enough that many tests share one broker.
+pub(crate) const PARTITIONS: i32 = 3;
+
+/// A namespace with its stores, empty at first.
+pub(crate) struct World {
+    pub(crate) stores: Stores,
+    pub(crate) target: Target,
+    producer: FutureProducer,
+}
+
+#[derive(Parser)]
+struct Environment {
+    #[command(flatten)]
+    stores: Stores,
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        let mut stores = Environment::try_parse_from(["test"])
+            .unwrap_or_else(|error| {
+                panic!("the tests need Kafka, MySQL and Redis, see `make test`: {error}")
+            })
+            .stores;
+        stores.namespace = format!("t{}", Uuid::now_v7().simple());
+        let (server, _) = stores.mysql_url.reveal().rsplit_once('/').unwrap();
+        let database_url = format!("{server}/{}", stores.namespace);
+        let admin = mysql::open(stores.mysql_url.reveal(), 1).unwrap();
+        let create = format!("CREATE DATABASE {}", stores.namespace);
+        sqlx::query(sqlx::AssertSqlSafe(create))
+            .execute(&admin)
+            .await
+            .unwrap();
+        stores.mysql_url = database_url.into();
+
+        let mysql = mysql::open(stores.mysql_url.reveal(), 8).unwrap();
+        vidlog_schemas::MIGRATOR.run(&mysql).await.unwrap();
+        let target = Target {
+            keys: Keys::new(&stores.namespace, stores.shards),
+            redis: Redis::open(stores.redis_url.reveal()).unwrap(),
+            mysql,
+        };
+        let world = Self {
+            producer: client(&stores).create().unwrap(),
+            stores,
+            target,
+        };
+        world.create_topics().await;
+        world
+    }
+
+    async fn create_topics(&self) {
+        let topics = Topics::new(&self.stores.namespace);
+        let admin: AdminClient<DefaultClientContext> = client(&self.stores).create().unwrap();
+        let names: Vec<_> = Stream::ALL.map(|stream| topics.name(stream)).into();
+        let new: Vec<_> = names
+            .iter()
+            .map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1)))
+            .collect();
+        for created in admin
+            .create_topics(&new, &AdminOptions::new())
+            .await
+            .unwrap()
+        {
+            created.unwrap();
+        }
+    }
+
+    /// Appends events in order; returns when the broker has all of them.
+    pub(crate) async fn append(&self, events: &[Envelope]) {
+        let topics = Topics::new(&self.stores.namespace);
+        let mut acknowledged = Vec::new();
+        for envelope in events {
+            let record = envelope.encode().unwrap();
+            let mut headers = OwnedHeaders::new();
+            for (key, value) in &record.headers {
+                headers = headers.insert(Header {
+                    key,
+                    value: Some(value),
+                });
+            }
+            let topic = topics.name(record.stream);
+            let record = FutureRecord::to(&topic)
+                .key(&record.key)
+                .payload(&record.value)
+                .timestamp(record.timestamp_ms)
+                .headers(headers);
+            acknowledged.push(
+                self.producer
+                    .send_result(record)
+                    .map_err(|(error, _)| error)
+                    .unwrap(),
+            );
+        }
+        for delivery in acknowledged {
+            delivery.await.unwrap().map_err(|(error, _)| error).unwrap();
+        }
+    }
+
+    /// Appends what is no event.
+    pub(crate) async fn append_garbage(&self, stream: Stream, key: &str) {
+        let topic = Topics::new(&self.stores.namespace).name(stream);
+        let record = FutureRecord::to(&topic).key(key).payload("{");
+        self.producer
+            .send(record, Duration::from_secs(5))
+            .await
+            .map_err(|(error, _)| error)
+            .unwrap();
+    }
+
+    /// Audits the views, which have to come up with the log; panics with the differences if there are any.
+    pub(crate) async fn assert_views_equal_the_log(&self) -> audit::Report {
+        let report = audit::audit(&self.stores).await.unwrap();
+        assert!(report.differences.is_empty(), "{:#?}", report.differences);
+        report
+    }
+}
+
+fn client(stores: &Stores) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", &stores.kafka_brokers)
+        .set("enable.idempotence", "true")
+        .set("partitioner", "murmur2_random");
+    config
+}
+
+/// Histories in which few users do much to few videos, so that everything collides; some events are repeated later,
+/// as after an append whose acknowledgement was lost.
+pub(crate) fn history(length: usize) -> impl Strategy<Value = Vec<Envelope>> {
+    let step = (
+        event(),
+        0..1000_i64,
+        prop::option::weighted(0.1, any::<prop::sample::Index>()),
+    );
+    prop::collection::vec(step, length / 2..=length).prop_map(|steps| {
+        let mut time_ms = 1_700_000_000_000;
+        let mut seen = (BTreeSet::new(), BTreeSet::new());
+        let mut envelopes: Vec<Envelope> = Vec::new();
+        for (number, (event, pause, repeated)) in steps.into_iter().enumerate() {
+            time_ms += pause;
+            match repeated {
+                Some(index) if !envelopes.is_empty() => {
+                    envelopes.push(index.get(&envelopes).clone());
+                }
+                _ if can_happen(&event, &mut seen) => {
+                    envelopes.push(envelope(numbered(event, number), time_ms));
+                }
+                _ => {}
+            }
+        }
+        envelopes
+    })
+}
+
+/// A video is uploaded once, and its outcome follows; a comment is posted before it is deleted.
+fn can_happen(
+    event: &Event,
+    (uploaded, posted): &mut (BTreeSet<VideoId>, BTreeSet<CommentId>),
+) -> bool {
+    match event {
+        Event::Comment(CommentEvent::CommentPosted(event)) => {
+            posted.insert(event.comment_id);
+            true
+        }
+        Event::Comment(CommentEvent::CommentDeleted(event)) => posted.contains(&event.comment_id),
+        Event::Video(VideoEvent::VideoUploaded(event)) => uploaded.insert(event.video_id),
+        Event::Video(VideoEvent::VideoPublished(event)) => uploaded.contains(&event.video_id),
+        Event::Video(VideoEvent::VideoRejected(event)) => uploaded.contains(&event.video_id),
+        _ => true,
+    }
+}
+
+pub(crate) fn envelope(event: Event, time_ms: i64) -> Envelope {
+    Envelope {
+        id: Uuid::now_v7(),
+        source: "test".to_owned(),
+        time_ms,
+        traceparent: None,
+        correlation_id: None,
+        causation_id: None,
+        event,
+    }
+}
+
+pub(crate) fn liked(video: i64, user: i64) -> Event {
+    Event::Like(LikeEvent::VideoLiked(VideoLiked {
+        video_id: VideoId::new(video).unwrap(),
+        user_id: UserId::new(user).unwrap(),
+        author_id: author(video),
+    }))
+}
+
+pub(crate) fn unliked(video: i64, user: i64) -> Event {
+    Event::Like(LikeEvent::VideoUnliked(VideoUnliked {
+        video_id: VideoId::new(video).unwrap(),
+        user_id: UserId::new(user).unwrap(),
+        author_id: author(video),
+    }))
+}
+
+/// Every video has one author; three videos share one.
+fn author(video: i64) -> UserId {
+    UserId::new(100 + video % 2).unwrap()
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let (user, other, video) = (1..6_i64, 1..6_i64, 1..6_i64);
+    (0..14_u8, user, other, video).prop_map(|(kind, user, other, video)| {
+        let other = if user == other { 6 } else { other };
+        let (user_id, other_id) = (UserId::new(user).unwrap(), UserId::new(other).unwrap());
+        let (video_id, author_id) = (VideoId::new(video).unwrap(), author(video));
+        let comment_id = CommentId::new(video * 100 + other).unwrap();
+        let text = Personal::new(format!("text {user} “{other}”"));
+        match kind {
+            0 => Event::User(UserEvent::UserRegistered(UserRegistered {
+                user_id,
+                name: text,
+            })),
+            1 | 2 => {
+                let original_key = format!("originals/{video}");
+                Event::Video(VideoEvent::VideoUploaded(VideoUploaded {
+                    video_id,
+                    author_id,
+                    title: text,
+                    original_key,
+                }))
+            }
+            3 | 4 if video == 1 => Event::Video(VideoEvent::VideoRejected(VideoRejected {
+                video_id,
+                author_id,
+                reason: "not a video".to_owned(),
+            })),
+            3 | 4 => Event::Video(VideoEvent::VideoPublished(VideoPublished {
+                video_id,
+                author_id,
+                play_key: format!("videos/{video}.mp4"),
+                cover_key: format!("covers/{video}.jpg"),
+                // Two videos a week.
+                published_ms: 1_700_000_000_000 + (video / 2) * 604_800_000 + video,
+            })),
+            5 | 6 => liked(video, user),
+            7 => unliked(video, user),
+            8 | 9 => Event::Follow(FollowEvent::UserFollowed(UserFollowed {
+                follower_id: user_id,
+                followee_id: other_id,
+            })),
+            10 => Event::Follow(FollowEvent::UserUnfollowed(UserUnfollowed {
+                follower_id: user_id,
+                followee_id: other_id,
+            })),
+            11 => Event::Comment(CommentEvent::CommentPosted(CommentPosted {
+                comment_id,
+                video_id,
+                user_id,
+                text,
+            })),
+            12 => Event::Comment(CommentEvent::CommentDeleted(CommentDeleted {
+                comment_id,
+                video_id,
+                deleted_by: user_id,
+            })),
+            _ => Event::Message(MessageEvent::MessageSent(MessageSent {
+                message_id: MessageId::new(1).unwrap(),
+                from_user_id: user_id,
+                to_user_id: other_id,
+                content: text,
+            })),
+        }
+    })
+}
+
+/// Gives messages ids of their own.
+fn numbered(mut event: Event, number: usize) -> Event {
+    if let Event::Message(MessageEvent::MessageSent(sent)) = &mut event {
+        sent.message_id = MessageId::new(i64::try_from(number).unwrap() + 1).unwrap();
+    }
+    event
+}

@@ -1,0 +1,77 @@
+//! Settings that every service shares. Each is a flag and an environment variable.
+
+use clap::Args;
+
+/// Where the log and the stores are.
+#[derive(Args, Clone, Debug)]
+pub struct Stores {
+    /// Prefix of every topic, consumer group and Redis key.
+    #[arg(long, env = "VIDLOG_NAMESPACE", default_value = "vidlog")]
+    pub namespace: String,
+    /// Kafka brokers, host:port, comma separated.
+    #[arg(long, env = "VIDLOG_KAFKA_BROKERS")]
+    pub kafka_brokers: String,
+    /// MySQL, as `mysql://user:password@host:port/database`.
+    #[arg(long, env = "VIDLOG_MYSQL_URL", hide_env_values = true)]
+    pub mysql_url: Secret,
+    /// Redis, as `redis://host:port/`.
+    #[arg(long, env = "VIDLOG_REDIS_URL", hide_env_values = true)]
+    pub redis_url: Secret,
+    /// Shards of the Redis keys; fixed when a namespace is created.
+    #[arg(long, env = "VIDLOG_SHARDS", default_value_t = 16)]
+    pub shards: u16,
+}
+
+/// The ops endpoints of a process.
+#[derive(Args, Clone, Debug)]
+pub struct Ops {
+    /// Address of `/livez`, `/readyz` and `/metrics`. Not for the public.
+    #[arg(long, env = "VIDLOG_OPS_LISTEN", default_value = "127.0.0.1:18081")]
+    pub ops_listen: String,
+    /// What is logged: `info`, `debug`, or directives such as `info,vidlog_projectors=debug`.
+    #[arg(long, env = "VIDLOG_LOG", default_value = "info")]
+    pub log: String,
+    /// How it is logged.
+    #[arg(long, env = "VIDLOG_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A setting with a password in it: `Debug` hides it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The setting, for the client that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(value: String) -> Self {
+        Self(value)
+    }
+}
+
+impl std::str::FromStr for Secret {
+    type Err = std::convert::Infallible;
+
+    fn from_str(value: &str) -> Result<Self, Self::Err> {
+        Ok(Self(value.to_owned()))
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}

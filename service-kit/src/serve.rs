@@ -1,0 +1,30 @@
+//! Serving a router until the process is asked to stop.
+
+use anyhow::Context;
+use axum::Router;
+use tokio::net::TcpListener;
+
+use crate::shutdown::Shutdown;
+
+/// Binds an address, with an error that names it.
+pub async fn bind(address: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("failed to listen on {address}; is the port taken?"))
+}
+
+/// Serves until shutdown is given, then finishes the requests that were begun.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let signal = shutdown.clone();
+    let serving = axum::serve(listener, router)
+        .with_graceful_shutdown(async move { signal.wait().await })
+        .into_future();
+    match shutdown.drain("http server", serving).await {
+        Some(served) => served.context("the HTTP server failed"),
+        None => Ok(()),
+    }
+}

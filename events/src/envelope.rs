@@ -3,6 +3,7 @@
 //! Attributes are record headers prefixed with `ce_`, the payload is the value, as JSON
 //! (CloudEvents 1.0.2, Kafka protocol binding, section 3.2).
 
+use schemars::{JsonSchema, Schema};
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -237,6 +238,13 @@ pub(crate) fn encode_payload(payload: &impl Serialize) -> Result<Vec<u8>, serde_
     serde_json::to_vec(payload)
 }
 
+/// The JSON Schema of one payload; for the stream enums. Its `$id` is what `ce_dataschema` says.
+pub(crate) fn payload_schema<T: JsonSchema>(name: &str) -> Schema {
+    let mut schema = schemars::schema_for!(T);
+    schema.insert("$id".to_owned(), data_schema(name).into());
+    schema
+}
+
 /// `ce_dataschema` of an event type: a URN, so that the log does not depend on where schemas are served.
 fn data_schema(name: &str) -> String {
     format!("urn:vidlog:schemas:events:{name}")
@@ -277,7 +285,7 @@ macro_rules! stream {
                 vec![$($crate::EventType {
                     stream: $stream,
                     name: $name,
-                    schema: || schemars::schema_for!($variant),
+                    schema: || $crate::envelope::payload_schema::<$variant>($name),
                 },)+]
             }
 

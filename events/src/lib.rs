@@ -31,7 +31,7 @@ pub struct EventType {
     pub stream: Stream,
     /// The `ce_type` attribute.
     pub name: &'static str,
-    /// Makes the JSON Schema (2020-12) of the payload.
+    /// Makes the JSON Schema (2020-12) of the payload; its `$id` is the event's `ce_dataschema`.
     pub schema: fn() -> schemars::Schema,
 }
 

@@ -45,13 +45,7 @@ pub struct Difference {
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let show = |side: &Option<String>| side.clone().unwrap_or_else(|| "nothing".to_owned());
-        write!(
-            f,
-            "{}: expected {}, found {}",
-            self.name,
-            show(&self.expected),
-            show(&self.found)
-        )
+        write!(f, "{}: expected {}, found {}", self.name, show(&self.expected), show(&self.found))
     }
 }
 
@@ -70,10 +64,8 @@ pub struct Report {
 pub async fn audit(stores: &Stores) -> anyhow::Result<Report> {
     let target = Target {
         keys: Keys::new(&stores.namespace, stores.shards),
-        redis: Redis::open(stores.redis_url.reveal())
-            .context("failed to read the Redis address")?,
-        mysql: mysql::open(stores.mysql_url.reveal(), 4)
-            .context("failed to read the MySQL address")?,
+        redis: Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?,
+        mysql: mysql::open(stores.mysql_url.reveal(), 4).context("failed to read the MySQL address")?,
     };
     let topics = Topics::new(&stores.namespace);
     let (brokers, read_topics) = (stores.kafka_brokers.clone(), topics.clone());
@@ -85,22 +77,14 @@ pub async fn audit(stores: &Stores) -> anyhow::Result<Report> {
     let expected = model.lines(&target.keys);
 
     let (brokers, end_after) = (stores.kafka_brokers.clone(), end.clone());
-    let grew = tokio::task::spawn_blocking(move || {
-        log::end(&brokers, &topics).map(|now| now != end_after)
-    })
-    .await
-    .context("reading the log panicked")??;
+    let grew = tokio::task::spawn_blocking(move || log::end(&brokers, &topics).map(|now| now != end_after))
+        .await
+        .context("reading the log panicked")??;
     if grew {
-        bail!(
-            "the log grew during the audit, so that there is no one position to compare at; run it again"
-        );
+        bail!("the log grew during the audit, so that there is no one position to compare at; run it again");
     }
     let lines = expected.len();
-    Ok(Report {
-        records: end.records(),
-        lines,
-        differences: compare(expected, found),
-    })
+    Ok(Report { records: end.records(), lines, differences: compare(expected, found) })
 }
 
 /// Waits until every projection has folded all of the log.
@@ -112,21 +96,14 @@ async fn reach(target: &Target, end: &LogEnd) -> anyhow::Result<()> {
         let reached = async {
             loop {
                 let positions = sink.positions(&partitions).await?;
-                if positions
-                    .iter()
-                    .zip(&ends)
-                    .all(|(position, (_, end))| position.lowest() >= *end)
-                {
+                if positions.iter().zip(&ends).all(|(position, (_, end))| position.lowest() >= *end) {
                     return anyhow::Ok(());
                 }
                 sleep(LOOK).await;
             }
         };
         timeout(CATCH_UP, reached).await.with_context(|| {
-            format!(
-                "projection {} did not reach the end of the log",
-                projection.name()
-            )
+            format!("projection {} did not reach the end of the log", projection.name())
         })??;
     }
     Ok(())
@@ -138,11 +115,7 @@ pub fn compare(mut expected: Lines, found: Lines) -> Vec<Difference> {
     for (name, found) in found {
         let expected = expected.remove(&name);
         if expected.as_ref() != Some(&found) {
-            differences.push(Difference {
-                name,
-                expected,
-                found: Some(found),
-            });
+            differences.push(Difference { name, expected, found: Some(found) });
         }
     }
     differences.extend(expected.into_iter().map(|(name, expected)| Difference {
@@ -168,10 +141,7 @@ mod tests {
     #[test]
     fn a_missing_a_wrong_and_a_superfluous_line_are_told() {
         let lines = |lines: &[(&str, &str)]| -> Lines {
-            lines
-                .iter()
-                .map(|(name, content)| ((*name).to_owned(), (*content).to_owned()))
-                .collect()
+            lines.iter().map(|(name, content)| ((*name).to_owned(), (*content).to_owned())).collect()
         };
         let differences = compare(
             lines(&[("same", "1"), ("wrong", "1"), ("missing", "1")]),

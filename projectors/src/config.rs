@@ -48,7 +48,6 @@ pub struct Audit {
 }
 
 fn parse_projection(name: &str) -> Result<Projection, String> {
-    projections::find(name).ok_or_else(|| {
-        format!("there is no projection {name:?}; `projectors list` names those there are")
-    })
+    projections::find(name)
+        .ok_or_else(|| format!("there is no projection {name:?}; `projectors list` names those there are"))
 }

@@ -39,15 +39,10 @@ pub async fn run(
     readiness: Readiness,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let redis =
-        Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?;
+    let redis = Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?;
     let mysql = mysql::open(stores.mysql_url.reveal(), MYSQL_CONNECTIONS)
         .context("failed to read the MySQL address")?;
-    let target = Target {
-        keys: Keys::new(&stores.namespace, stores.shards),
-        redis,
-        mysql,
-    };
+    let target = Target { keys: Keys::new(&stores.namespace, stores.shards), redis, mysql };
     sink::claim_shard_count(&target, stores.shards, &shutdown).await?;
 
     let settings = Arc::new(Settings {
@@ -58,12 +53,7 @@ pub async fn run(
     let mut running = JoinSet::new();
     for projection in projections {
         readiness.not_ready(projection.name(), "joining its consumer group");
-        let runner = Runner::new(
-            *projection,
-            target.clone(),
-            settings.clone(),
-            readiness.clone(),
-        );
+        let runner = Runner::new(*projection, target.clone(), settings.clone(), readiness.clone());
         running.spawn(runner.run(shutdown.clone()));
     }
     while let Some(ended) = running.join_next().await {

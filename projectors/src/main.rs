@@ -33,16 +33,9 @@ async fn run(config: Run) -> anyhow::Result<()> {
     let shutdown = Shutdown::on_signal().context("failed to listen for signals")?;
     let readiness = Readiness::new();
     let ops = bind(&config.ops.ops_listen).await?;
-    let ops = tokio::spawn(serve(
-        ops,
-        ops::router(readiness.clone(), metrics, shutdown.clone()),
-        shutdown.clone(),
-    ));
-    let chosen = if config.only.is_empty() {
-        projections::ALL.to_vec()
-    } else {
-        config.only
-    };
+    let ops =
+        tokio::spawn(serve(ops, ops::router(readiness.clone(), metrics, shutdown.clone()), shutdown.clone()));
+    let chosen = if config.only.is_empty() { projections::ALL.to_vec() } else { config.only };
     let ran = vidlog_projectors::run(&config.stores, &chosen, readiness, shutdown.clone()).await;
     shutdown.give();
     ops.await.context("the ops server panicked")??;
@@ -51,11 +44,7 @@ async fn run(config: Run) -> anyhow::Result<()> {
 
 fn list() {
     for projection in projections::ALL {
-        println!(
-            "{}\t{}",
-            projection.name(),
-            projection.catalogued.streams.join(",")
-        );
+        println!("{}\t{}", projection.name(), projection.catalogued.streams.join(","));
     }
 }
 
@@ -64,15 +53,6 @@ async fn audit(config: Audit) -> anyhow::Result<ExitCode> {
     for difference in &report.differences {
         println!("{difference}");
     }
-    println!(
-        "{} records, {} lines, {} differences",
-        report.records,
-        report.lines,
-        report.differences.len()
-    );
-    Ok(if report.differences.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    println!("{} records, {} lines, {} differences", report.records, report.lines, report.differences.len());
+    Ok(if report.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

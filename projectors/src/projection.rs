@@ -13,8 +13,7 @@ pub type RedisFold = fn(&Keys, &Envelope, &mut RedisWrites);
 /// Folds a batch of one partition within the transaction that also moves its checkpoint. What it has to know of
 /// earlier events it loads in one read; what it writes is decided by a pure function and goes in a fixed number of
 /// statements.
-pub type MySqlFold =
-    for<'a> fn(&'a mut MySqlConnection, &'a [Record]) -> BoxFuture<'a, sqlx::Result<()>>;
+pub type MySqlFold = for<'a> fn(&'a mut MySqlConnection, &'a [Record]) -> BoxFuture<'a, sqlx::Result<()>>;
 
 /// A projection.
 #[derive(Clone, Copy)]
@@ -48,8 +47,6 @@ impl Projection {
 
     /// The streams that it folds.
     pub fn streams(&self) -> impl Iterator<Item = Stream> {
-        Stream::ALL
-            .into_iter()
-            .filter(|stream| self.catalogued.streams.contains(&stream.name()))
+        Stream::ALL.into_iter().filter(|stream| self.catalogued.streams.contains(&stream.name()))
     }
 }

@@ -21,58 +21,19 @@ use crate::projection::{Fold, Projection};
 
 /// Every projection.
 pub const ALL: [Projection; 13] = [
-    Projection {
-        catalogued: catalogue::FEED,
-        fold: Fold::Redis(feed::project),
-    },
-    Projection {
-        catalogued: catalogue::WORKS,
-        fold: Fold::Redis(works::project),
-    },
-    Projection {
-        catalogued: catalogue::VIDEO_CARDS,
-        fold: Fold::Redis(video_cards::project),
-    },
-    Projection {
-        catalogued: catalogue::USER_CARDS,
-        fold: Fold::Redis(user_cards::project),
-    },
-    Projection {
-        catalogued: catalogue::LIKES,
-        fold: Fold::Redis(likes::project),
-    },
-    Projection {
-        catalogued: catalogue::FOLLOWS,
-        fold: Fold::Redis(follows::project),
-    },
-    Projection {
-        catalogued: catalogue::COMMENT_COUNTS,
-        fold: Fold::Redis(comment_counts::project),
-    },
-    Projection {
-        catalogued: catalogue::USERS_TABLE,
-        fold: Fold::MySql(users_table::apply),
-    },
-    Projection {
-        catalogued: catalogue::VIDEOS_TABLE,
-        fold: Fold::MySql(videos_table::apply),
-    },
-    Projection {
-        catalogued: catalogue::COMMENTS_TABLE,
-        fold: Fold::MySql(comments_table::apply),
-    },
-    Projection {
-        catalogued: catalogue::MESSAGES_TABLE,
-        fold: Fold::MySql(messages_table::apply),
-    },
-    Projection {
-        catalogued: catalogue::LIKES_TABLE,
-        fold: Fold::MySql(likes_table::apply),
-    },
-    Projection {
-        catalogued: catalogue::FOLLOWS_TABLE,
-        fold: Fold::MySql(follows_table::apply),
-    },
+    Projection { catalogued: catalogue::FEED, fold: Fold::Redis(feed::project) },
+    Projection { catalogued: catalogue::WORKS, fold: Fold::Redis(works::project) },
+    Projection { catalogued: catalogue::VIDEO_CARDS, fold: Fold::Redis(video_cards::project) },
+    Projection { catalogued: catalogue::USER_CARDS, fold: Fold::Redis(user_cards::project) },
+    Projection { catalogued: catalogue::LIKES, fold: Fold::Redis(likes::project) },
+    Projection { catalogued: catalogue::FOLLOWS, fold: Fold::Redis(follows::project) },
+    Projection { catalogued: catalogue::COMMENT_COUNTS, fold: Fold::Redis(comment_counts::project) },
+    Projection { catalogued: catalogue::USERS_TABLE, fold: Fold::MySql(users_table::apply) },
+    Projection { catalogued: catalogue::VIDEOS_TABLE, fold: Fold::MySql(videos_table::apply) },
+    Projection { catalogued: catalogue::COMMENTS_TABLE, fold: Fold::MySql(comments_table::apply) },
+    Projection { catalogued: catalogue::MESSAGES_TABLE, fold: Fold::MySql(messages_table::apply) },
+    Projection { catalogued: catalogue::LIKES_TABLE, fold: Fold::MySql(likes_table::apply) },
+    Projection { catalogued: catalogue::FOLLOWS_TABLE, fold: Fold::MySql(follows_table::apply) },
 ];
 
 /// The projection of a name.
@@ -93,10 +54,7 @@ mod tests {
     #[test]
     fn every_projection_folds_streams_that_exist() {
         for projection in ALL {
-            assert_eq!(
-                projection.streams().count(),
-                projection.catalogued.streams.len()
-            );
+            assert_eq!(projection.streams().count(), projection.catalogued.streams.len());
         }
     }
 }

@@ -45,12 +45,7 @@ impl Runner {
         settings: Arc<Settings>,
         readiness: Readiness,
     ) -> Self {
-        Self {
-            projection,
-            sink: Sink::new(projection, target),
-            settings,
-            readiness,
-        }
+        Self { projection, sink: Sink::new(projection, target), settings, readiness }
     }
 
     /// Runs until shutdown is given and all that was begun is written.
@@ -64,7 +59,6 @@ impl Runner {
             .name(format!("projection-{name}"))
             .spawn(move || _ = ended.send(consumer.run()))
             .with_context(|| format!("failed to start the thread of projection {name}"))?;
-        end.await
-            .with_context(|| format!("the thread of projection {name} panicked"))?
+        end.await.with_context(|| format!("the thread of projection {name} panicked"))?
     }
 }

@@ -65,10 +65,7 @@ impl Position {
 
     /// Whether any part is behind where another position says it was: then the store lost writes.
     pub fn is_behind(&self, earlier: &Self) -> bool {
-        self.parts
-            .iter()
-            .zip(&earlier.parts)
-            .any(|(now, then)| now < then)
+        self.parts.iter().zip(&earlier.parts).any(|(now, then)| now < then)
     }
 }
 
@@ -116,9 +113,7 @@ impl Sink {
     pub async fn positions(&self, partitions: &[Partition]) -> Result<Vec<Position>, SinkError> {
         match self.projection.fold {
             Fold::Redis(_) => redis::positions(&self.target, &self.projection, partitions).await,
-            Fold::MySql(_) => {
-                mysql::positions(&self.target.mysql, &self.projection, partitions).await
-            }
+            Fold::MySql(_) => mysql::positions(&self.target.mysql, &self.projection, partitions).await,
         }
     }
 
@@ -134,19 +129,11 @@ impl Sink {
     ) -> Result<(), SinkError> {
         match self.projection.fold {
             Fold::Redis(fold) => {
-                let view = redis::View {
-                    target: &self.target,
-                    name: self.projection.name(),
-                    partition,
-                };
+                let view = redis::View { target: &self.target, name: self.projection.name(), partition };
                 view.apply(fold, &mut position.parts, records, next).await
             }
             Fold::MySql(fold) => {
-                let view = mysql::View {
-                    pool: &self.target.mysql,
-                    name: self.projection.name(),
-                    partition,
-                };
+                let view = mysql::View { pool: &self.target.mysql, name: self.projection.name(), partition };
                 view.apply(fold, &mut position.parts, records, next).await
             }
         }
@@ -165,11 +152,7 @@ impl Sink {
         }
         match self.projection.fold {
             Fold::Redis(_) => {
-                let view = redis::View {
-                    target: &self.target,
-                    name: self.projection.name(),
-                    partition,
-                };
+                let view = redis::View { target: &self.target, name: self.projection.name(), partition };
                 view.settle(&mut position.parts, next).await
             }
             // A transaction moves all there is.
@@ -180,34 +163,20 @@ impl Sink {
     /// Tells readers how far the view is.
     pub async fn publish_progress(&self, partition: Partition, next: i64) -> Result<(), SinkError> {
         let key = self.target.keys.progress(self.projection.name());
-        let command = cmd("HSET")
-            .arg(&key)
-            .arg(partition.field())
-            .arg(next)
-            .take();
+        let command = cmd("HSET").arg(&key).arg(partition.field()).arg(next).take();
         Ok(self.target.redis.query(&command).await?)
     }
 }
 
 /// Fixes the number of shards of a namespace, or finds out that it was created with another. Waits while Redis is
 /// away.
-pub async fn claim_shard_count(
-    target: &Target,
-    shards: u16,
-    shutdown: &Shutdown,
-) -> anyhow::Result<()> {
+pub async fn claim_shard_count(target: &Target, shards: u16, shutdown: &Shutdown) -> anyhow::Result<()> {
     let key = target.keys.shard_count();
-    let claim = [
-        cmd("SETNX").arg(&key).arg(shards).take(),
-        cmd("GET").arg(&key).take(),
-    ];
+    let claim = [cmd("SETNX").arg(&key).arg(shards).take(), cmd("GET").arg(&key).take()];
     while !shutdown.is_given() {
         match target.redis.all(&claim).await {
             Ok(answers) => {
-                let last = answers
-                    .into_iter()
-                    .next_back()
-                    .unwrap_or(::redis::Value::Nil);
+                let last = answers.into_iter().next_back().unwrap_or(::redis::Value::Nil);
                 let created: u16 =
                     ::redis::from_redis_value(last).context("failed to read the shard count")?;
                 ensure!(

@@ -158,9 +158,9 @@ impl Keys {
 
     fn of_name(&self, kind: &str, name: &str) -> Key {
         // FNV-1a, 64 bits.
-        let hash = name
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
         self.key(self.shard(hash), kind, name)
     }
 

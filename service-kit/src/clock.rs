@@ -45,10 +45,7 @@ impl Clock {
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the one place that asks the machine"
-)]
+#[expect(clippy::disallowed_methods, reason = "the one place that asks the machine")]
 fn system_ms() -> i64 {
     std::time::SystemTime::now()
         .duration_since(UNIX_EPOCH)

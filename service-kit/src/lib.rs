@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod config;
 pub mod mysql;
+pub mod objects;
 pub mod ops;
 pub mod redis;
 pub mod serve;

@@ -18,7 +18,9 @@ pub fn open(url: &str, max_connections: u32) -> Result<MySqlPool, sqlx::Error> {
         .acquire_slow_threshold(ACQUIRE_TIMEOUT)
         .after_connect(|connection, _| {
             Box::pin(async move {
-                sqlx::query("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").execute(connection).await?;
+                sqlx::query("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                    .execute(connection)
+                    .await?;
                 Ok(())
             })
         })

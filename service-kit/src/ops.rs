@@ -39,18 +39,13 @@ impl Readiness {
     /// The parts that are not ready, a line each; `None` if all are.
     pub fn missing(&self) -> Option<String> {
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines: Vec<_> = parts
-            .iter()
-            .filter_map(|(part, why)| why.as_ref().map(|why| format!("{part}: {why}")))
-            .collect();
+        let lines: Vec<_> =
+            parts.iter().filter_map(|(part, why)| why.as_ref().map(|why| format!("{part}: {why}"))).collect();
         (!lines.is_empty()).then(|| lines.join("\n"))
     }
 
     fn set(&self, part: &str, why: Option<String>) {
-        self.parts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(part.to_owned(), why);
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner).insert(part.to_owned(), why);
     }
 }
 
@@ -75,15 +70,8 @@ pub fn router(readiness: Readiness, metrics: PrometheusHandle, shutdown: Shutdow
     Router::new()
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(readyz))
-        .route(
-            "/metrics",
-            get(async |State(ops): State<Ops>| ops.metrics.render()),
-        )
-        .with_state(Ops {
-            readiness,
-            metrics,
-            shutdown,
-        })
+        .route("/metrics", get(async |State(ops): State<Ops>| ops.metrics.render()))
+        .with_state(Ops { readiness, metrics, shutdown })
 }
 
 async fn readyz(State(ops): State<Ops>) -> impl IntoResponse {

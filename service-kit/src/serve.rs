@@ -14,11 +14,7 @@ pub async fn bind(address: &str) -> anyhow::Result<TcpListener> {
 }
 
 /// Serves until shutdown is given, then finishes the requests that were begun.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    shutdown: Shutdown,
-) -> anyhow::Result<()> {
+pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) -> anyhow::Result<()> {
     let signal = shutdown.clone();
     let serving = axum::serve(listener, router)
         .with_graceful_shutdown(async move { signal.wait().await })

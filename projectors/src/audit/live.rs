@@ -19,12 +19,8 @@ const TEXTS: [&str; 3] = ["name", "title", "reason"];
 
 /// The lines of all views of a namespace.
 pub async fn lines(target: &Target, namespace: &str) -> anyhow::Result<Lines> {
-    let mut lines = redis_lines(target, namespace)
-        .await
-        .context("failed to read the views in Redis")?;
-    mysql_lines(&target.mysql, &mut lines)
-        .await
-        .context("failed to read the views in MySQL")?;
+    let mut lines = redis_lines(target, namespace).await.context("failed to read the views in Redis")?;
+    mysql_lines(&target.mysql, &mut lines).await.context("failed to read the views in MySQL")?;
     Ok(lines)
 }
 
@@ -33,11 +29,7 @@ async fn redis_lines(target: &Target, namespace: &str) -> anyhow::Result<Lines> 
     let mut cursor = 0_u64;
     loop {
         let mut scan = cmd("SCAN");
-        scan.arg(cursor)
-            .arg("MATCH")
-            .arg(format!("{namespace}:{{s*"))
-            .arg("COUNT")
-            .arg(PAGE);
+        scan.arg(cursor).arg("MATCH").arg(format!("{namespace}:{{s*")).arg("COUNT").arg(PAGE);
         let (next, found): (u64, Vec<String>) = target.redis.query(&scan).await?;
         let names: Vec<_> = found.into_iter().filter(|name| is_view(name)).collect();
         read_keys(target, names, &mut lines).await?;
@@ -56,10 +48,7 @@ fn is_view(name: &str) -> bool {
 }
 
 async fn read_keys(target: &Target, names: Vec<String>, lines: &mut Lines) -> anyhow::Result<()> {
-    let types: Vec<_> = names
-        .iter()
-        .map(|name| cmd("TYPE").arg(name).take())
-        .collect();
+    let types: Vec<_> = names.iter().map(|name| cmd("TYPE").arg(name).take()).collect();
     let types = target.redis.all(&types).await?;
     let mut reads = Vec::with_capacity(names.len());
     for (name, kind) in names.iter().zip(types) {
@@ -67,25 +56,14 @@ async fn read_keys(target: &Target, names: Vec<String>, lines: &mut Lines) -> an
         reads.push(match kind.as_str() {
             "hash" => cmd("HGETALL").arg(name).take(),
             "set" => cmd("SMEMBERS").arg(name).take(),
-            _ => cmd("ZRANGE")
-                .arg(name)
-                .arg(0)
-                .arg(-1)
-                .arg("WITHSCORES")
-                .take(),
+            _ => cmd("ZRANGE").arg(name).arg(0).arg(-1).arg("WITHSCORES").take(),
         });
     }
     let values = target.redis.all(&reads).await?;
     for ((name, read), value) in names.into_iter().zip(&reads).zip(values) {
-        let is_set = read
-            .args_iter()
-            .next()
-            .is_some_and(|arg| matches!(arg, redis::Arg::Simple(b"SMEMBERS")));
-        let members = if is_set {
-            from_redis_value::<BTreeSet<String>>(value)?
-        } else {
-            pairs(value)?
-        };
+        let is_set =
+            read.args_iter().next().is_some_and(|arg| matches!(arg, redis::Arg::Simple(b"SMEMBERS")));
+        let members = if is_set { from_redis_value::<BTreeSet<String>>(value)? } else { pairs(value)? };
         lines.insert(name, members.into_iter().collect::<Vec<_>>().join(" "));
     }
     Ok(())
@@ -105,70 +83,33 @@ fn pairs(value: Value) -> anyhow::Result<BTreeSet<String>> {
 }
 
 async fn mysql_lines(pool: &MySqlPool, lines: &mut Lines) -> sqlx::Result<()> {
-    for UserRow {
-        user_id,
-        name,
-        registered_ms,
-    } in sqlx::query_as("SELECT * FROM users")
-        .fetch_all(pool)
-        .await?
+    for UserRow { user_id, name, registered_ms } in
+        sqlx::query_as("SELECT * FROM users").fetch_all(pool).await?
     {
-        lines.insert(
-            format!("users/{user_id}"),
-            format!("{} {registered_ms}", digest(&name)),
-        );
+        lines.insert(format!("users/{user_id}"), format!("{} {registered_ms}", digest(&name)));
     }
-    for row in sqlx::query_as::<_, VideoRow>("SELECT * FROM videos")
-        .fetch_all(pool)
-        .await?
-    {
-        let VideoRow {
-            author_id,
-            state,
-            uploaded_ms,
-            published_ms,
-            play_key,
-            cover_key,
-            ..
-        } = &row;
+    for row in sqlx::query_as::<_, VideoRow>("SELECT * FROM videos").fetch_all(pool).await? {
+        let VideoRow { author_id, state, uploaded_ms, published_ms, play_key, cover_key, .. } = &row;
         let (title, reason) = (digest(&row.title), digest(&row.reason));
         lines.insert(
             format!("videos/{}", row.video_id),
-            format!("{author_id} {title} {state} {uploaded_ms} {published_ms} {play_key} {cover_key} {reason}"),
+            format!(
+                "{author_id} {title} {state} {uploaded_ms} {published_ms} {play_key} {cover_key} {reason}"
+            ),
         );
     }
     let likes: Vec<(i64, i64, i64, i64)> =
-        sqlx::query_as("SELECT video_id, user_id, author_id, liked_ms FROM likes")
-            .fetch_all(pool)
-            .await?;
+        sqlx::query_as("SELECT video_id, user_id, author_id, liked_ms FROM likes").fetch_all(pool).await?;
     for (video, user, author, liked_ms) in likes {
-        lines.insert(
-            format!("likes/{video}/{user}"),
-            format!("{author} {liked_ms}"),
-        );
+        lines.insert(format!("likes/{video}/{user}"), format!("{author} {liked_ms}"));
     }
     let follows: Vec<(i64, i64, i64)> =
-        sqlx::query_as("SELECT follower_id, followee_id, followed_ms FROM follows")
-            .fetch_all(pool)
-            .await?;
+        sqlx::query_as("SELECT follower_id, followee_id, followed_ms FROM follows").fetch_all(pool).await?;
     for (follower, followee, followed_ms) in follows {
-        lines.insert(
-            format!("follows/{follower}/{followee}"),
-            followed_ms.to_string(),
-        );
+        lines.insert(format!("follows/{follower}/{followee}"), followed_ms.to_string());
     }
-    for row in sqlx::query_as::<_, CommentRow>("SELECT * FROM comments")
-        .fetch_all(pool)
-        .await?
-    {
-        let CommentRow {
-            comment_id,
-            video_id,
-            user_id,
-            text,
-            posted_ms,
-            deleted,
-        } = row;
+    for row in sqlx::query_as::<_, CommentRow>("SELECT * FROM comments").fetch_all(pool).await? {
+        let CommentRow { comment_id, video_id, user_id, text, posted_ms, deleted } = row;
         lines.insert(
             format!("comments/{video_id}/{comment_id}"),
             format!("{user_id} {} {posted_ms} {deleted}", digest(&text)),
@@ -178,17 +119,8 @@ async fn mysql_lines(pool: &MySqlPool, lines: &mut Lines) -> sqlx::Result<()> {
 }
 
 async fn message_lines(pool: &MySqlPool, lines: &mut Lines) -> sqlx::Result<()> {
-    for row in sqlx::query_as::<_, MessageRow>("SELECT * FROM messages")
-        .fetch_all(pool)
-        .await?
-    {
-        let MessageRow {
-            message_id,
-            from_user_id: from,
-            to_user_id: to,
-            content,
-            create_ms,
-        } = row;
+    for row in sqlx::query_as::<_, MessageRow>("SELECT * FROM messages").fetch_all(pool).await? {
+        let MessageRow { message_id, from_user_id: from, to_user_id: to, content, create_ms } = row;
         lines.insert(
             format!("messages/{}/{}/{create_ms}", from.min(to), from.max(to)),
             format!("{message_id} {from} {to} {}", digest(&content)),

@@ -27,10 +27,7 @@ pub struct LogEnd(BTreeMap<Partition, i64>);
 impl LogEnd {
     /// All records before the end.
     pub fn records(&self) -> usize {
-        self.0
-            .values()
-            .map(|end| usize::try_from(*end).unwrap_or_default())
-            .sum()
+        self.0.values().map(|end| usize::try_from(*end).unwrap_or_default()).sum()
     }
 
     /// The ends of the partitions that a projection folds.
@@ -52,19 +49,11 @@ pub(super) fn end(brokers: &str, topics: &Topics) -> anyhow::Result<LogEnd> {
 pub(super) fn fold(brokers: &str, topics: &Topics) -> anyhow::Result<(Model, LogEnd)> {
     let consumer = consumer(brokers)?;
     let end = end_with(&consumer, topics)?;
-    let mut missing: BTreeMap<Partition, i64> = end
-        .0
-        .iter()
-        .filter(|(_, end)| **end > 0)
-        .map(|(partition, end)| (*partition, *end))
-        .collect();
+    let mut missing: BTreeMap<Partition, i64> =
+        end.0.iter().filter(|(_, end)| **end > 0).map(|(partition, end)| (*partition, *end)).collect();
     let mut list = TopicPartitionList::new();
     for partition in missing.keys() {
-        list.add_partition_offset(
-            &topics.name(partition.stream),
-            partition.number,
-            Offset::Beginning,
-        )?;
+        list.add_partition_offset(&topics.name(partition.stream), partition.number, Offset::Beginning)?;
     }
     consumer.assign(&list).context("failed to read the log")?;
 
@@ -85,22 +74,13 @@ pub(super) fn fold(brokers: &str, topics: &Topics) -> anyhow::Result<(Model, Log
         let Some(stream) = topics.stream(message.topic()) else {
             continue;
         };
-        let partition = Partition {
-            stream,
-            number: message.partition(),
-        };
-        if missing
-            .get(&partition)
-            .is_none_or(|end| message.offset() >= *end)
-        {
+        let partition = Partition { stream, number: message.partition() };
+        if missing.get(&partition).is_none_or(|end| message.offset() >= *end) {
             continue;
         }
         let header = |name: &str| {
             let headers = message.headers()?;
-            headers
-                .iter()
-                .find(|header| header.key == name)
-                .and_then(|header| header.value)
+            headers.iter().find(|header| header.key == name).and_then(|header| header.value)
         };
         let envelope = decode(stream, header, message.payload().unwrap_or_default())
             .with_context(|| format!("{} at offset {}", partition.field(), message.offset()))?;
@@ -130,11 +110,8 @@ fn end_with(consumer: &BaseConsumer, topics: &Topics) -> anyhow::Result<LogEnd> 
         let metadata = consumer
             .fetch_metadata(Some(&topic), BROKER_TIMEOUT)
             .context("failed to ask for the log's partitions")?;
-        let partitions = metadata
-            .topics()
-            .iter()
-            .flat_map(MetadataTopic::partitions)
-            .map(MetadataPartition::id);
+        let partitions =
+            metadata.topics().iter().flat_map(MetadataTopic::partitions).map(MetadataPartition::id);
         for number in partitions {
             let (_, end) = consumer
                 .fetch_watermarks(&topic, number, BROKER_TIMEOUT)

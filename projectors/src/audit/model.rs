@@ -42,14 +42,8 @@ struct Video {
 #[derive(Debug)]
 enum Outcome {
     Processing,
-    Published {
-        play_key: String,
-        cover_key: String,
-        published_ms: i64,
-    },
-    Rejected {
-        reason: String,
-    },
+    Published { play_key: String, cover_key: String, published_ms: i64 },
+    Rejected { reason: String },
 }
 
 #[derive(Debug)]
@@ -75,20 +69,15 @@ impl Model {
         let time = envelope.time_ms;
         match &envelope.event {
             Event::User(UserEvent::UserRegistered(event)) => {
-                self.users
-                    .entry(event.user_id.get())
-                    .or_insert((event.name.reveal().clone(), time));
+                self.users.entry(event.user_id.get()).or_insert((event.name.reveal().clone(), time));
             }
             Event::Video(event) => self.fold_video(event, time),
             Event::Like(event) => self.fold_like(event, time),
             Event::Follow(FollowEvent::UserFollowed(event)) => {
-                self.follows
-                    .entry((event.follower_id.get(), event.followee_id.get()))
-                    .or_insert(time);
+                self.follows.entry((event.follower_id.get(), event.followee_id.get())).or_insert(time);
             }
             Event::Follow(FollowEvent::UserUnfollowed(event)) => {
-                self.follows
-                    .remove(&(event.follower_id.get(), event.followee_id.get()));
+                self.follows.remove(&(event.follower_id.get(), event.followee_id.get()));
             }
             Event::Comment(event) => self.fold_comment(event, time),
             Event::Message(event) => self.fold_message(event, time),
@@ -110,14 +99,12 @@ impl Model {
     fn fold_video(&mut self, event: &VideoEvent, time: i64) {
         match event {
             VideoEvent::VideoUploaded(event) => {
-                self.videos
-                    .entry(event.video_id.get())
-                    .or_insert_with(|| Video {
-                        author: event.author_id.get(),
-                        title: event.title.reveal().clone(),
-                        uploaded_ms: time,
-                        outcome: Outcome::Processing,
-                    });
+                self.videos.entry(event.video_id.get()).or_insert_with(|| Video {
+                    author: event.author_id.get(),
+                    title: event.title.reveal().clone(),
+                    uploaded_ms: time,
+                    outcome: Outcome::Processing,
+                });
             }
             VideoEvent::VideoPublished(event) => self.decide(
                 event.video_id.get(),
@@ -128,22 +115,13 @@ impl Model {
                 },
             ),
             VideoEvent::VideoRejected(event) => {
-                self.decide(
-                    event.video_id.get(),
-                    Outcome::Rejected {
-                        reason: event.reason.clone(),
-                    },
-                );
+                self.decide(event.video_id.get(), Outcome::Rejected { reason: event.reason.clone() });
             }
         }
     }
 
     fn decide(&mut self, video: i64, outcome: Outcome) {
-        if let Some(Video {
-            outcome: current @ Outcome::Processing,
-            ..
-        }) = self.videos.get_mut(&video)
-        {
+        if let Some(Video { outcome: current @ Outcome::Processing, .. }) = self.videos.get_mut(&video) {
             *current = outcome;
         }
     }
@@ -153,14 +131,11 @@ impl Model {
             LikeEvent::VideoLiked(event) => {
                 self.liked_authors.insert(event.author_id.get());
                 let pair = (event.video_id.get(), event.user_id.get());
-                self.likes
-                    .entry(pair)
-                    .or_insert((event.author_id.get(), time));
+                self.likes.entry(pair).or_insert((event.author_id.get(), time));
             }
             LikeEvent::VideoUnliked(event) => {
                 self.liked_authors.insert(event.author_id.get());
-                self.likes
-                    .remove(&(event.video_id.get(), event.user_id.get()));
+                self.likes.remove(&(event.video_id.get(), event.user_id.get()));
             }
         }
     }
@@ -168,19 +143,17 @@ impl Model {
     fn fold_comment(&mut self, event: &CommentEvent, time: i64) {
         match event {
             CommentEvent::CommentPosted(event) => {
-                self.comments
-                    .entry((event.video_id.get(), event.comment_id.get()))
-                    .or_insert_with(|| Comment {
+                self.comments.entry((event.video_id.get(), event.comment_id.get())).or_insert_with(|| {
+                    Comment {
                         user: event.user_id.get(),
                         text: event.text.reveal().clone(),
                         posted_ms: time,
                         deleted: false,
-                    });
+                    }
+                });
             }
             CommentEvent::CommentDeleted(event) => {
-                if let Some(comment) = self
-                    .comments
-                    .get_mut(&(event.video_id.get(), event.comment_id.get()))
+                if let Some(comment) = self.comments.get_mut(&(event.video_id.get(), event.comment_id.get()))
                 {
                     comment.deleted = true;
                     comment.text.clear();
@@ -195,21 +168,10 @@ impl Model {
             return;
         }
         let (from, to) = (event.from_user_id.get(), event.to_user_id.get());
-        let messages = self
-            .conversations
-            .entry((from.min(to), from.max(to)))
-            .or_default();
-        let create_ms = messages
-            .last()
-            .map_or(time, |last| time.max(last.create_ms + 1));
+        let messages = self.conversations.entry((from.min(to), from.max(to))).or_default();
+        let create_ms = messages.last().map_or(time, |last| time.max(last.create_ms + 1));
         let content = event.content.reveal().clone();
-        messages.push(Message {
-            id: event.message_id.get(),
-            from,
-            to,
-            content,
-            create_ms,
-        });
+        messages.push(Message { id: event.message_id.get(), from, to, content, create_ms });
     }
 
     fn user_lines(&self, keys: &Keys, lines: &mut Lines) {
@@ -218,10 +180,7 @@ impl Model {
             set(
                 lines,
                 keys.user_card(*user),
-                &[
-                    format!("name={name}"),
-                    format!("registered_ms={registered_ms}"),
-                ],
+                &[format!("name={name}"), format!("registered_ms={registered_ms}")],
             );
             lines.insert(format!("users/{user}"), format!("{name} {registered_ms}"));
         }
@@ -236,11 +195,7 @@ impl Model {
             let mut card = vec![format!("author={author}"), format!("title={title}")];
             match &video.outcome {
                 Outcome::Processing => {}
-                Outcome::Published {
-                    play_key,
-                    cover_key,
-                    published_ms,
-                } => {
+                Outcome::Published { play_key, cover_key, published_ms } => {
                     (state, play, cover, published) =
                         (VideoState::Published, play_key, cover_key, *published_ms);
                     card.extend([
@@ -249,15 +204,9 @@ impl Model {
                         format!("published_ms={published_ms}"),
                     ]);
                     let week = feed_week_of(published);
-                    sets.entry(keys.feed_week(week))
-                        .or_default()
-                        .push(format!("{id}={published}"));
-                    sets.entry(keys.feed_weeks())
-                        .or_default()
-                        .push(format!("{week}={week}"));
-                    sets.entry(keys.works(author))
-                        .or_default()
-                        .push(format!("{id}={id}"));
+                    sets.entry(keys.feed_week(week)).or_default().push(format!("{id}={published}"));
+                    sets.entry(keys.feed_weeks()).or_default().push(format!("{week}={week}"));
+                    sets.entry(keys.works(author)).or_default().push(format!("{id}={id}"));
                 }
                 Outcome::Rejected { reason: why } => {
                     (state, reason) = (VideoState::Rejected, digest(why));
@@ -266,9 +215,7 @@ impl Model {
             }
             card.push(format!("state={}", state.number()));
             set(lines, keys.video_card(*id), &card);
-            sets.entry(keys.uploads(author))
-                .or_default()
-                .push(format!("{id}={id}"));
+            sets.entry(keys.uploads(author)).or_default().push(format!("{id}={id}"));
             if reason.is_empty() {
                 reason = digest("");
             }
@@ -291,25 +238,14 @@ impl Model {
             totals.entry(*author).or_default();
         }
         for ((video, user), (author, time)) in &self.likes {
-            sets.entry(keys.likers(*video))
-                .or_default()
-                .push(user.to_string());
-            sets.entry(keys.favorites(*user))
-                .or_default()
-                .push(format!("{video}={time}"));
-            *totals
-                .entry(*author)
-                .or_default()
-                .entry(*video)
-                .or_default() += 1;
+            sets.entry(keys.likers(*video)).or_default().push(user.to_string());
+            sets.entry(keys.favorites(*user)).or_default().push(format!("{video}={time}"));
+            *totals.entry(*author).or_default().entry(*video).or_default() += 1;
             lines.insert(format!("likes/{video}/{user}"), format!("{author} {time}"));
         }
         for (author, videos) in totals {
             let total: i64 = videos.values().sum();
-            let mut parts: Vec<_> = videos
-                .iter()
-                .map(|(video, count)| format!("{video}={count}"))
-                .collect();
+            let mut parts: Vec<_> = videos.iter().map(|(video, count)| format!("{video}={count}")).collect();
             parts.push(format!("total={total}"));
             sets.insert(keys.favorited(author), parts);
         }
@@ -319,12 +255,8 @@ impl Model {
     fn follow_lines(&self, keys: &Keys, lines: &mut Lines) {
         let mut sets: BTreeMap<Key, Vec<String>> = BTreeMap::new();
         for ((follower, followee), time) in &self.follows {
-            sets.entry(keys.following(*follower))
-                .or_default()
-                .push(format!("{followee}={time}"));
-            sets.entry(keys.followers(*followee))
-                .or_default()
-                .push(format!("{follower}={time}"));
+            sets.entry(keys.following(*follower)).or_default().push(format!("{followee}={time}"));
+            sets.entry(keys.followers(*followee)).or_default().push(format!("{follower}={time}"));
             lines.insert(format!("follows/{follower}/{followee}"), time.to_string());
         }
         set_all(lines, sets);
@@ -333,18 +265,9 @@ impl Model {
     fn comment_lines(&self, keys: &Keys, lines: &mut Lines) {
         let mut sets: BTreeMap<Key, Vec<String>> = BTreeMap::new();
         for ((video, id), comment) in &self.comments {
-            let key = if comment.deleted {
-                keys.deleted_comments(*video)
-            } else {
-                keys.comments(*video)
-            };
+            let key = if comment.deleted { keys.deleted_comments(*video) } else { keys.comments(*video) };
             sets.entry(key).or_default().push(id.to_string());
-            let Comment {
-                user,
-                text,
-                posted_ms,
-                deleted,
-            } = comment;
+            let Comment { user, text, posted_ms, deleted } = comment;
             lines.insert(
                 format!("comments/{video}/{id}"),
                 format!("{user} {} {posted_ms} {deleted}", digest(text)),
@@ -355,14 +278,7 @@ impl Model {
 
     fn message_lines(&self, lines: &mut Lines) {
         for ((low, high), messages) in &self.conversations {
-            for Message {
-                id,
-                from,
-                to,
-                content,
-                create_ms,
-            } in messages
-            {
+            for Message { id, from, to, content, create_ms } in messages {
                 let content = digest(content);
                 lines.insert(
                     format!("messages/{low}/{high}/{create_ms}"),
@@ -386,8 +302,5 @@ fn set_all(lines: &mut Lines, sets: BTreeMap<Key, Vec<String>>) {
 /// A Redis key's line: its members, in order, each once.
 fn set(lines: &mut Lines, key: Key, members: &[String]) {
     let members: BTreeSet<&String> = members.iter().collect();
-    lines.insert(
-        key.name,
-        members.into_iter().cloned().collect::<Vec<_>>().join(" "),
-    );
+    lines.insert(key.name, members.into_iter().cloned().collect::<Vec<_>>().join(" "));
 }

@@ -37,9 +37,7 @@ fn project(records: &[Record]) -> Writes {
                 deleted: false,
             }),
             CommentEvent::CommentDeleted(deleted) => {
-                writes
-                    .deleted
-                    .push((deleted.video_id.get(), deleted.comment_id.get()));
+                writes.deleted.push((deleted.video_id.get(), deleted.comment_id.get()));
             }
         }
     }
@@ -48,30 +46,30 @@ fn project(records: &[Record]) -> Writes {
 
 async fn write(connection: &mut MySqlConnection, writes: Writes) -> sqlx::Result<()> {
     if !writes.posted.is_empty() {
-        QueryBuilder::new("INSERT IGNORE INTO comments (video_id, comment_id, user_id, text, posted_ms, deleted) ")
-            .push_values(writes.posted, |mut values, row| {
-                values
-                    .push_bind(row.video_id)
-                    .push_bind(row.comment_id)
-                    .push_bind(row.user_id)
-                    .push_bind(row.text)
-                    .push_bind(row.posted_ms)
-                    .push_bind(row.deleted);
-            })
-            .build()
-            .execute(&mut *connection)
-            .await?;
-    }
-    if !writes.deleted.is_empty() {
         QueryBuilder::new(
-            "UPDATE comments SET deleted = TRUE, text = '' WHERE (video_id, comment_id) IN ",
+            "INSERT IGNORE INTO comments (video_id, comment_id, user_id, text, posted_ms, deleted) ",
         )
-        .push_tuples(writes.deleted, |mut tuple, (video, comment)| {
-            tuple.push_bind(video).push_bind(comment);
+        .push_values(writes.posted, |mut values, row| {
+            values
+                .push_bind(row.video_id)
+                .push_bind(row.comment_id)
+                .push_bind(row.user_id)
+                .push_bind(row.text)
+                .push_bind(row.posted_ms)
+                .push_bind(row.deleted);
         })
         .build()
-        .execute(connection)
+        .execute(&mut *connection)
         .await?;
+    }
+    if !writes.deleted.is_empty() {
+        QueryBuilder::new("UPDATE comments SET deleted = TRUE, text = '' WHERE (video_id, comment_id) IN ")
+            .push_tuples(writes.deleted, |mut tuple, (video, comment)| {
+                tuple.push_bind(video).push_bind(comment);
+            })
+            .build()
+            .execute(connection)
+            .await?;
     }
     Ok(())
 }

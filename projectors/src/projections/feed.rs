@@ -12,11 +12,7 @@ pub(super) fn project(keys: &Keys, envelope: &Envelope, writes: &mut RedisWrites
     match event {
         VideoEvent::VideoPublished(published) => {
             let week = feed_week_of(published.published_ms);
-            writes.add_scored(
-                keys.feed_week(week),
-                published.video_id.get(),
-                published.published_ms,
-            );
+            writes.add_scored(keys.feed_week(week), published.video_id.get(), published.published_ms);
             writes.add_scored(keys.feed_weeks(), week, week);
         }
         VideoEvent::VideoUploaded(_) | VideoEvent::VideoRejected(_) => {}

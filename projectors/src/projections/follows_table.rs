@@ -23,14 +23,12 @@ fn project(record: &Record) -> Option<(Pair, Option<i64>)> {
         return None;
     };
     Some(match event {
-        FollowEvent::UserFollowed(followed) => (
-            (followed.follower_id.get(), followed.followee_id.get()),
-            Some(record.envelope.time_ms),
-        ),
-        FollowEvent::UserUnfollowed(unfollowed) => (
-            (unfollowed.follower_id.get(), unfollowed.followee_id.get()),
-            None,
-        ),
+        FollowEvent::UserFollowed(followed) => {
+            ((followed.follower_id.get(), followed.followee_id.get()), Some(record.envelope.time_ms))
+        }
+        FollowEvent::UserUnfollowed(unfollowed) => {
+            ((unfollowed.follower_id.get(), unfollowed.followee_id.get()), None)
+        }
     })
 }
 
@@ -46,15 +44,9 @@ async fn write(connection: &mut MySqlConnection, net: Net<Pair, i64>) -> sqlx::R
     }
     if !net.added.is_empty() {
         QueryBuilder::new("INSERT IGNORE INTO follows (follower_id, followee_id, followed_ms) ")
-            .push_values(
-                net.added,
-                |mut values, ((follower, followee), followed_ms)| {
-                    values
-                        .push_bind(follower)
-                        .push_bind(followee)
-                        .push_bind(followed_ms);
-                },
-            )
+            .push_values(net.added, |mut values, ((follower, followee), followed_ms)| {
+                values.push_bind(follower).push_bind(followee).push_bind(followed_ms);
+            })
             .build()
             .execute(connection)
             .await?;

@@ -15,25 +15,14 @@ pub(super) fn project(keys: &Keys, envelope: &Envelope, writes: &mut RedisWrites
     let (video, author) = match event {
         LikeEvent::VideoLiked(liked) => {
             writes.add_member(keys.likers(liked.video_id.get()), liked.user_id.get());
-            writes.add_scored(
-                keys.favorites(liked.user_id.get()),
-                liked.video_id.get(),
-                envelope.time_ms,
-            );
+            writes.add_scored(keys.favorites(liked.user_id.get()), liked.video_id.get(), envelope.time_ms);
             (liked.video_id, liked.author_id)
         }
         LikeEvent::VideoUnliked(unliked) => {
             writes.remove_member(keys.likers(unliked.video_id.get()), unliked.user_id.get());
-            writes.remove_scored(
-                keys.favorites(unliked.user_id.get()),
-                unliked.video_id.get(),
-            );
+            writes.remove_scored(keys.favorites(unliked.user_id.get()), unliked.video_id.get());
             (unliked.video_id, unliked.author_id)
         }
     };
-    writes.set_part(
-        keys.favorited(author.get()),
-        video.get(),
-        keys.likers(video.get()),
-    );
+    writes.set_part(keys.favorited(author.get()), video.get(), keys.likers(video.get()));
 }

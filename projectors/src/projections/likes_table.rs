@@ -44,16 +44,9 @@ async fn write(connection: &mut MySqlConnection, net: Net<Pair, Like>) -> sqlx::
     }
     if !net.added.is_empty() {
         QueryBuilder::new("INSERT IGNORE INTO likes (video_id, user_id, author_id, liked_ms) ")
-            .push_values(
-                net.added,
-                |mut values, ((video, user), (author, liked_ms))| {
-                    values
-                        .push_bind(video)
-                        .push_bind(user)
-                        .push_bind(author)
-                        .push_bind(liked_ms);
-                },
-            )
+            .push_values(net.added, |mut values, ((video, user), (author, liked_ms))| {
+                values.push_bind(video).push_bind(user).push_bind(author).push_bind(liked_ms);
+            })
             .build()
             .execute(connection)
             .await?;

@@ -12,9 +12,7 @@ pub(super) struct Net<K, V> {
 }
 
 /// The net effect of changes in order: `Some` adds a member unless it is there, `None` removes it.
-pub(super) fn net<K: Ord + Copy, V>(
-    changes: impl IntoIterator<Item = (K, Option<V>)>,
-) -> Net<K, V> {
+pub(super) fn net<K: Ord + Copy, V>(changes: impl IntoIterator<Item = (K, Option<V>)>) -> Net<K, V> {
     let mut members: BTreeMap<K, (bool, Option<V>)> = BTreeMap::new();
     for (key, change) in changes {
         let (removed, added) = members.entry(key).or_insert((false, None));
@@ -24,15 +22,8 @@ pub(super) fn net<K: Ord + Copy, V>(
             (*removed, *added) = (true, None);
         }
     }
-    let removed = members
-        .iter()
-        .filter(|(_, (removed, _))| *removed)
-        .map(|(key, _)| *key)
-        .collect();
-    let added = members
-        .into_iter()
-        .filter_map(|(key, (_, added))| added.map(|value| (key, value)))
-        .collect();
+    let removed = members.iter().filter(|(_, (removed, _))| *removed).map(|(key, _)| *key).collect();
+    let added = members.into_iter().filter_map(|(key, (_, added))| added.map(|value| (key, value))).collect();
     Net { removed, added }
 }
 

@@ -78,28 +78,23 @@ fn project(sent: Vec<MessageRow>, mut known: Known) -> Vec<MessageRow> {
 
 async fn load(connection: &mut MySqlConnection, sent: &[MessageRow]) -> sqlx::Result<Known> {
     let conversations: HashSet<Conversation> = sent.iter().map(conversation).collect();
-    let last: Vec<(i64, i64, i64)> = QueryBuilder::new(
-        "SELECT low_id, high_id, last_ms FROM conversations WHERE (low_id, high_id) IN ",
-    )
-    .push_tuples(conversations, |mut tuple, (low, high)| {
-        tuple.push_bind(low).push_bind(high);
-    })
-    .build_query_as()
-    .fetch_all(&mut *connection)
-    .await?;
-    let messages: Vec<(i64,)> =
-        QueryBuilder::new("SELECT message_id FROM messages WHERE (message_id) IN ")
-            .push_tuples(sent, |mut tuple, message| {
-                tuple.push_bind(message.message_id);
+    let last: Vec<(i64, i64, i64)> =
+        QueryBuilder::new("SELECT low_id, high_id, last_ms FROM conversations WHERE (low_id, high_id) IN ")
+            .push_tuples(conversations, |mut tuple, (low, high)| {
+                tuple.push_bind(low).push_bind(high);
             })
             .build_query_as()
-            .fetch_all(connection)
+            .fetch_all(&mut *connection)
             .await?;
+    let messages: Vec<(i64,)> = QueryBuilder::new("SELECT message_id FROM messages WHERE (message_id) IN ")
+        .push_tuples(sent, |mut tuple, message| {
+            tuple.push_bind(message.message_id);
+        })
+        .build_query_as()
+        .fetch_all(connection)
+        .await?;
     Ok(Known {
-        last_ms: last
-            .into_iter()
-            .map(|(low, high, last_ms)| ((low, high), last_ms))
-            .collect(),
+        last_ms: last.into_iter().map(|(low, high, last_ms)| ((low, high), last_ms)).collect(),
         messages: messages.into_iter().map(|(id,)| id).collect(),
     })
 }
@@ -156,35 +151,17 @@ mod tests {
     use super::*;
 
     fn message(message_id: i64, create_ms: i64) -> MessageRow {
-        MessageRow {
-            message_id,
-            from_user_id: 2,
-            to_user_id: 1,
-            content: "hi".to_owned(),
-            create_ms,
-        }
+        MessageRow { message_id, from_user_id: 2, to_user_id: 1, content: "hi".to_owned(), create_ms }
     }
 
     #[test]
     fn times_rise_strictly_and_repeats_are_dropped() {
-        let known = Known {
-            last_ms: [((1, 2), 100)].into(),
-            messages: [9].into(),
-        };
+        let known = Known { last_ms: [((1, 2), 100)].into(), messages: [9].into() };
         let rows = project(
-            vec![
-                message(1, 50),
-                message(2, 50),
-                message(9, 200),
-                message(1, 300),
-                message(3, 200),
-            ],
+            vec![message(1, 50), message(2, 50), message(9, 200), message(1, 300), message(3, 200)],
             known,
         );
-        let times: Vec<_> = rows
-            .iter()
-            .map(|row| (row.message_id, row.create_ms))
-            .collect();
+        let times: Vec<_> = rows.iter().map(|row| (row.message_id, row.create_ms)).collect();
         assert_eq!(times, [(1, 101), (2, 102), (3, 200)]);
     }
 }

@@ -12,10 +12,7 @@ pub(super) fn project(keys: &Keys, envelope: &Envelope, writes: &mut RedisWrites
     match event {
         UserEvent::UserRegistered(registered) => writes.create_hash(
             keys.user_card(registered.user_id.get()),
-            &[
-                ("name", registered.name.reveal().clone()),
-                ("registered_ms", envelope.time_ms.to_string()),
-            ],
+            &[("name", registered.name.reveal().clone()), ("registered_ms", envelope.time_ms.to_string())],
         ),
     }
 }

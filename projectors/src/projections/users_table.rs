@@ -33,10 +33,7 @@ async fn insert(connection: &mut MySqlConnection, rows: Vec<UserRow>) -> sqlx::R
     }
     QueryBuilder::new("INSERT IGNORE INTO users (user_id, name, registered_ms) ")
         .push_values(rows, |mut values, row| {
-            values
-                .push_bind(row.user_id)
-                .push_bind(row.name)
-                .push_bind(row.registered_ms);
+            values.push_bind(row.user_id).push_bind(row.name).push_bind(row.registered_ms);
         })
         .build()
         .execute(connection)

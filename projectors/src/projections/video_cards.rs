@@ -33,10 +33,7 @@ pub(super) fn project(keys: &Keys, envelope: &Envelope, writes: &mut RedisWrites
         VideoEvent::VideoRejected(rejected) => writes.update_hash_while(
             keys.video_card(rejected.video_id.get()),
             ("state", processing),
-            &[
-                ("state", VideoState::Rejected.number().to_string()),
-                ("reason", rejected.reason.clone()),
-            ],
+            &[("state", VideoState::Rejected.number().to_string()), ("reason", rejected.reason.clone())],
         ),
     }
 }

@@ -26,12 +26,11 @@ fn project(records: &[Record]) -> Vec<VideoRow> {
         };
         match event {
             VideoEvent::VideoUploaded(uploaded) => {
-                rows.entry(uploaded.video_id.get())
-                    .or_insert_with(|| VideoRow {
-                        title: uploaded.title.reveal().clone(),
-                        uploaded_ms: record.envelope.time_ms,
-                        ..empty(uploaded.video_id.get(), uploaded.author_id.get())
-                    });
+                rows.entry(uploaded.video_id.get()).or_insert_with(|| VideoRow {
+                    title: uploaded.title.reveal().clone(),
+                    uploaded_ms: record.envelope.time_ms,
+                    ..empty(uploaded.video_id.get(), uploaded.author_id.get())
+                });
             }
             VideoEvent::VideoPublished(published) => {
                 let row = rows

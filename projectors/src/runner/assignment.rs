@@ -109,11 +109,7 @@ impl Assignment {
         let hint = move |partition: Partition, next: i64| {
             if let Some(consumer) = consumer.upgrade() {
                 // Fails when the partition has just gone; its next owner will say where it is.
-                _ = consumer.store_offset(
-                    &topics.name(partition.stream),
-                    partition.number,
-                    next - 1,
-                );
+                _ = consumer.store_offset(&topics.name(partition.stream), partition.number, next - 1);
             }
         };
         _ = self.hint.set(Arc::new(hint));
@@ -136,39 +132,29 @@ impl Assignment {
             if self.is_beyond_the_log(consumer, &topic, *partition, next) {
                 continue;
             }
-            if let Err(error) =
-                assigned.add_partition_offset(&topic, partition.number, Offset::Offset(next))
+            if let Err(error) = assigned.add_partition_offset(&topic, partition.number, Offset::Offset(next))
             {
                 error!(projection = self.name, %error, next, "the store's position is not an offset");
                 continue;
             }
             self.spawn(*partition, position);
         }
-        info!(
-            projection = self.name,
-            partitions = assigned.count(),
-            "partitions assigned"
-        );
+        info!(projection = self.name, partitions = assigned.count(), "partitions assigned");
         self.readiness.ready(self.name);
         assigned
     }
 
     /// Stops the tasks of partitions, and waits for them.
     pub(super) fn stop(&self, partitions: &[Partition]) {
-        let stopped: Vec<_> = partitions
-            .iter()
-            .filter_map(|partition| self.active().remove(partition))
-            .collect();
+        let stopped: Vec<_> =
+            partitions.iter().filter_map(|partition| self.active().remove(partition)).collect();
         for active in &stopped {
             active.stop.cancel();
         }
         self.runtime.block_on(async {
             for mut active in stopped {
                 if timeout(STOP_TIMEOUT, &mut active.task).await.is_err() {
-                    warn!(
-                        projection = self.name,
-                        "a partition's task did not stop in time; cutting it off"
-                    );
+                    warn!(projection = self.name, "a partition's task did not stop in time; cutting it off");
                     active.task.abort();
                 }
             }
@@ -188,9 +174,8 @@ impl Assignment {
         }
         counter!(REWINDS, "projection" => self.name).increment(1);
         self.stop(&[partition]);
-        let Some(position) = self
-            .stored_positions(&[partition])
-            .and_then(|positions| positions.into_iter().next())
+        let Some(position) =
+            self.stored_positions(&[partition]).and_then(|positions| positions.into_iter().next())
         else {
             self.fail_start();
             return None;
@@ -226,8 +211,7 @@ impl Assignment {
             return true;
         };
         while let Some(delivery) = active.held.pop_front() {
-            if let Err(mpsc::error::TrySendError::Full(delivery)) = active.queue.try_send(delivery)
-            {
+            if let Err(mpsc::error::TrySendError::Full(delivery)) = active.queue.try_send(delivery) {
                 active.held.push_front(delivery);
                 return false;
             }
@@ -242,14 +226,7 @@ impl Assignment {
             .active()
             .iter()
             .map(|(partition, active)| {
-                (
-                    *partition,
-                    active
-                        .confirmed
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .clone(),
-                )
+                (*partition, active.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clone())
             })
             .collect();
         let partitions: Vec<_> = confirmed.iter().map(|(partition, _)| *partition).collect();
@@ -272,8 +249,7 @@ impl Assignment {
 
     /// Notes that partitions could not be started.
     pub(super) fn fail_start(&self) {
-        self.readiness
-            .not_ready(self.name, "the store does not say where the view stands");
+        self.readiness.not_ready(self.name, "the store does not say where the view stands");
         self.failed_start.store(true, Ordering::SeqCst);
     }
 
@@ -301,8 +277,7 @@ impl Assignment {
                 sleep(START_RETRY).await;
             }
         };
-        self.runtime
-            .block_on(async { timeout(START_TIMEOUT, ask).await.ok() })
+        self.runtime.block_on(async { timeout(START_TIMEOUT, ask).await.ok() })
     }
 
     /// A view that is further than the log was folded from another log: going on would lose what comes next.
@@ -314,8 +289,7 @@ impl Assignment {
         next: i64,
     ) -> bool {
         // A broker that does not answer now is asked by the consumer itself later.
-        let Ok((_, end)) = consumer.fetch_watermarks(topic, partition.number, BROKER_TIMEOUT)
-        else {
+        let Ok((_, end)) = consumer.fetch_watermarks(topic, partition.number, BROKER_TIMEOUT) else {
             return false;
         };
         if next <= end {
@@ -330,12 +304,8 @@ impl Assignment {
             "the view is further than the log: is this another cluster, or was the log cut? The partition stays \
              untouched until the log or the view is restored"
         );
-        let why = format!(
-            "{topic}[{}] ends at {end}, but the view stands at {next}",
-            partition.number
-        );
-        self.readiness
-            .not_ready(&format!("{}/{}", self.name, partition.field()), why);
+        let why = format!("{topic}[{}] ends at {end}, but the view stands at {next}", partition.number);
+        self.readiness.not_ready(&format!("{}/{}", self.name, partition.field()), why);
         true
     }
 
@@ -363,24 +333,11 @@ impl Assignment {
         let (name, requests) = (self.name, self.requests.clone());
         let task = self.runtime.spawn(async move {
             if AssertUnwindSafe(worker.run()).catch_unwind().await.is_err() {
-                error!(
-                    projection = name,
-                    partition = partition.field(),
-                    "the partition's task panicked"
-                );
+                error!(projection = name, partition = partition.field(), "the partition's task panicked");
                 sleep(PANIC_PAUSE).await;
                 _ = requests.send(Request::Restart(partition));
             }
         });
-        self.active().insert(
-            partition,
-            Active {
-                queue,
-                held: VecDeque::new(),
-                confirmed,
-                stop,
-                task,
-            },
-        );
+        self.active().insert(partition, Active { queue, held: VecDeque::new(), confirmed, stop, task });
     }
 }

@@ -97,28 +97,14 @@ impl ConsumerContext for Context {
 impl Poller {
     /// A poller of a runner's projection; its tasks run on a runtime.
     pub(super) fn new(runner: Runner, shutdown: Shutdown, runtime: Handle) -> anyhow::Result<Self> {
-        let Runner {
-            projection,
-            sink,
-            settings,
-            readiness,
-        } = runner;
+        let Runner { projection, sink, settings, readiness } = runner;
         let (requested, requests) = mpsc::channel();
         let assignment = Assignment::new(projection.name(), sink, readiness, requested, runtime);
-        let context = Context {
-            assignment,
-            topics: settings.topics.clone(),
-        };
+        let context = Context { assignment, topics: settings.topics.clone() };
         let consumer: BaseConsumer<Context> = ClientConfig::new()
             .set("bootstrap.servers", &settings.brokers)
-            .set(
-                "group.id",
-                format!("{}.{}", settings.namespace, projection.name()),
-            )
-            .set(
-                "client.id",
-                format!("vidlog-projector-{}", projection.name()),
-            )
+            .set("group.id", format!("{}.{}", settings.namespace, projection.name()))
+            .set("client.id", format!("vidlog-projector-{}", projection.name()))
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("auto.offset.reset", "error")
             .set("isolation.level", "read_committed")
@@ -135,18 +121,8 @@ impl Poller {
             .set("log_level", "4")
             .create_with_context(context)?;
         let consumer = Arc::new(consumer);
-        consumer
-            .context()
-            .assignment
-            .set_hints(&consumer, &settings.topics);
-        Ok(Self {
-            consumer,
-            projection,
-            settings,
-            requests,
-            paused: HashSet::new(),
-            shutdown,
-        })
+        consumer.context().assignment.set_hints(&consumer, &settings.topics);
+        Ok(Self { consumer, projection, settings, requests, paused: HashSet::new(), shutdown })
     }
 
     /// Polls until shutdown is given and the partitions' tasks have ended.
@@ -160,8 +136,7 @@ impl Poller {
         while !self.shutdown.is_given() {
             match self.consumer.poll(POLL) {
                 Some(Ok(message)) => route(&self.consumer, &mut self.paused, &message),
-                Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::PartitionEOF)))
-                | None => {}
+                Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::PartitionEOF))) | None => {}
                 Some(Err(error)) => {
                     warn!(projection = name, %error, "the log can't be read now; trying again");
                 }
@@ -187,11 +162,8 @@ impl Poller {
     }
 
     fn subscribe(&self) -> anyhow::Result<()> {
-        let topics: Vec<_> = self
-            .projection
-            .streams()
-            .map(|stream| self.settings.topics.name(stream))
-            .collect();
+        let topics: Vec<_> =
+            self.projection.streams().map(|stream| self.settings.topics.name(stream)).collect();
         let topics: Vec<_> = topics.iter().map(String::as_str).collect();
         self.consumer
             .subscribe(&topics)
@@ -205,10 +177,7 @@ impl Poller {
             let topic = self.settings.topics.name(stream);
             while !self.shutdown.is_given() && !self.exists(&topic) {
                 if !std::mem::replace(&mut told, true) {
-                    info!(
-                        projection = self.projection.name(),
-                        topic, "waiting for the topic"
-                    );
+                    info!(projection = self.projection.name(), topic, "waiting for the topic");
                 }
                 // Serves the client's own events, and waits.
                 _ = self.consumer.poll(TOPICS_RETRY);
@@ -218,14 +187,9 @@ impl Poller {
     }
 
     fn exists(&self, topic: &str) -> bool {
-        self.consumer
-            .fetch_metadata(Some(topic), BROKER_TIMEOUT)
-            .is_ok_and(|metadata| {
-                metadata
-                    .topics()
-                    .iter()
-                    .any(|found| found.error().is_none() && !found.partitions().is_empty())
-            })
+        self.consumer.fetch_metadata(Some(topic), BROKER_TIMEOUT).is_ok_and(|metadata| {
+            metadata.topics().iter().any(|found| found.error().is_none() && !found.partitions().is_empty())
+        })
     }
 
     fn serve_requests(&mut self) -> anyhow::Result<()> {
@@ -253,12 +217,7 @@ impl Poller {
         let topic = self.settings.topics.name(partition.stream);
         let sought = self
             .consumer
-            .seek(
-                &topic,
-                partition.number,
-                rdkafka::Offset::Offset(next),
-                BROKER_TIMEOUT,
-            )
+            .seek(&topic, partition.number, rdkafka::Offset::Offset(next), BROKER_TIMEOUT)
             .and_then(|()| {
                 if self.paused.remove(&partition) {
                     self.consumer.resume(&self.list(partition))
@@ -267,12 +226,9 @@ impl Poller {
                 }
             });
         match sought {
-            Ok(()) => info!(
-                projection = self.projection.name(),
-                partition = partition.field(),
-                next,
-                "restarted"
-            ),
+            Ok(()) => {
+                info!(projection = self.projection.name(), partition = partition.field(), next, "restarted")
+            }
             Err(error) => {
                 warn!(projection = self.projection.name(), %error, "failed to seek; joining the group again");
                 self.assignment().fail_start();
@@ -282,28 +238,18 @@ impl Poller {
 
     fn list(&self, partition: Partition) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
-        list.add_partition(
-            &self.settings.topics.name(partition.stream),
-            partition.number,
-        );
+        list.add_partition(&self.settings.topics.name(partition.stream), partition.number);
         list
     }
 }
 
 /// Hands a record to its partition's task. If the task's queue is full the record is held and the partition paused.
-fn route(
-    consumer: &BaseConsumer<Context>,
-    paused: &mut HashSet<Partition>,
-    message: &BorrowedMessage<'_>,
-) {
+fn route(consumer: &BaseConsumer<Context>, paused: &mut HashSet<Partition>, message: &BorrowedMessage<'_>) {
     let context = consumer.context();
     let Some(stream) = context.topics.stream(message.topic()) else {
         return;
     };
-    let partition = Partition {
-        stream,
-        number: message.partition(),
-    };
+    let partition = Partition { stream, number: message.partition() };
     if let Routed::Held = context.assignment.route(partition, read(stream, message)) {
         let mut list = TopicPartitionList::new();
         list.add_partition(message.topic(), message.partition());
@@ -319,33 +265,16 @@ fn route(
 fn read(stream: Stream, message: &BorrowedMessage<'_>) -> Delivery {
     let header = |name: &str| {
         let headers = message.headers()?;
-        headers
-            .iter()
-            .find(|header| header.key == name)
-            .and_then(|header| header.value)
+        headers.iter().find(|header| header.key == name).and_then(|header| header.value)
     };
     match decode(stream, header, message.payload().unwrap_or_default()) {
-        Ok(envelope) => Delivery::Record(Record {
-            offset: message.offset(),
-            envelope,
-        }),
-        Err(error) => Delivery::Poison {
-            offset: message.offset(),
-            error,
-        },
+        Ok(envelope) => Delivery::Record(Record { offset: message.offset(), envelope }),
+        Err(error) => Delivery::Poison { offset: message.offset(), error },
     }
 }
 
 fn named(topics: &Topics, partitions: &TopicPartitionList) -> Vec<Partition> {
-    let partition = |(topic, number): (String, i32)| {
-        Some(Partition {
-            stream: topics.stream(&topic)?,
-            number,
-        })
-    };
-    partitions
-        .to_topic_map()
-        .into_keys()
-        .filter_map(partition)
-        .collect()
+    let partition =
+        |(topic, number): (String, i32)| Some(Partition { stream: topics.stream(&topic)?, number });
+    partitions.to_topic_map().into_keys().filter_map(partition).collect()
 }

@@ -144,11 +144,7 @@ impl Worker {
         let begun = Instant::now();
         let mut pause = RETRY.0;
         loop {
-            match self
-                .sink
-                .apply(self.partition, &mut self.position, records, next)
-                .await
-            {
+            match self.sink.apply(self.partition, &mut self.position, records, next).await {
                 Ok(()) => break,
                 Err(error) => self.recover(error, &mut pause).await?,
             }
@@ -163,11 +159,7 @@ impl Worker {
     async fn settle(&mut self, next: i64) -> Result<(), Ended> {
         let mut pause = RETRY.0;
         loop {
-            match self
-                .sink
-                .settle(self.partition, &mut self.position, next)
-                .await
-            {
+            match self.sink.settle(self.partition, &mut self.position, next).await {
                 Ok(()) => break,
                 Err(error) => self.recover(error, &mut pause).await?,
             }
@@ -190,12 +182,7 @@ impl Worker {
                 Err(Ended::Lost)
             }
             SinkError::Retry(error) => {
-                warn!(
-                    projection = self.name,
-                    partition = self.partition.field(),
-                    error,
-                    "trying again"
-                );
+                warn!(projection = self.name, partition = self.partition.field(), error, "trying again");
                 let stopped = timeout(*pause, self.stop.cancelled()).await.is_ok();
                 *pause = RETRY.1.min(*pause * 2);
                 if stopped { Err(Ended::Stopped) } else { Ok(()) }
@@ -210,18 +197,8 @@ impl Worker {
 
     /// Settles before the partition goes, so that the next owner reads nothing twice; if it fails it reads twice.
     async fn finish(&mut self, next: i64) -> Ended {
-        if self
-            .sink
-            .settle(self.partition, &mut self.position, next)
-            .await
-            .is_ok()
-        {
-            info!(
-                projection = self.name,
-                partition = self.partition.field(),
-                next,
-                "stopped"
-            );
+        if self.sink.settle(self.partition, &mut self.position, next).await.is_ok() {
+            info!(projection = self.name, partition = self.partition.field(), next, "stopped");
         }
         Ended::Stopped
     }
@@ -236,10 +213,8 @@ impl Worker {
             %error,
             "this record can't be read, and nothing behind it is folded; deploy a version that reads it"
         );
-        let why =
-            format!("partition {partition} is blocked by the record at offset {offset}: {error}");
-        self.readiness
-            .not_ready(&format!("{}/{partition}", self.name), why);
+        let why = format!("partition {partition} is blocked by the record at offset {offset}: {error}");
+        self.readiness.not_ready(&format!("{}/{partition}", self.name), why);
         gauge!(BLOCKED, "projection" => self.name).increment(1);
         self.stop.cancelled().await;
         self.readiness.ready(&format!("{}/{partition}", self.name));
@@ -248,10 +223,7 @@ impl Worker {
     }
 
     fn confirm(&self) {
-        self.confirmed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone_from(&self.position);
+        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.position);
     }
 }
 

@@ -24,32 +24,27 @@ pub(super) async fn positions(
         return Ok(Vec::new());
     }
     // The rows have to be there before a transaction can lock one.
-    QueryBuilder::new(
-        "INSERT IGNORE INTO checkpoints (projection, stream, partition_no, next_offset) ",
-    )
-    .push_values(partitions, |mut values, partition| {
-        values
-            .push_bind(projection.name())
-            .push_bind(partition.stream.name())
-            .push_bind(partition.number)
-            .push_bind(0_i64);
-    })
-    .build()
-    .execute(pool)
-    .await?;
-    let stored: Vec<(String, i32, i64)> = sqlx::query_as(
-        "SELECT stream, partition_no, next_offset FROM checkpoints WHERE projection = ?",
-    )
-    .bind(projection.name())
-    .fetch_all(pool)
-    .await?;
+    QueryBuilder::new("INSERT IGNORE INTO checkpoints (projection, stream, partition_no, next_offset) ")
+        .push_values(partitions, |mut values, partition| {
+            values
+                .push_bind(projection.name())
+                .push_bind(partition.stream.name())
+                .push_bind(partition.number)
+                .push_bind(0_i64);
+        })
+        .build()
+        .execute(pool)
+        .await?;
+    let stored: Vec<(String, i32, i64)> =
+        sqlx::query_as("SELECT stream, partition_no, next_offset FROM checkpoints WHERE projection = ?")
+            .bind(projection.name())
+            .fetch_all(pool)
+            .await?;
     let position = |partition: &Partition| {
-        let found = stored.iter().find(|(stream, number, _)| {
-            stream == partition.stream.name() && *number == partition.number
-        });
-        Position {
-            parts: vec![found.map_or(0, |(_, _, next)| *next)],
-        }
+        let found = stored
+            .iter()
+            .find(|(stream, number, _)| stream == partition.stream.name() && *number == partition.number);
+        Position { parts: vec![found.map_or(0, |(_, _, next)| *next)] }
     };
     Ok(partitions.iter().map(position).collect())
 }

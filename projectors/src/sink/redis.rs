@@ -103,23 +103,18 @@ impl View<'_> {
         let (first, second) = positions.split_at_mut(positions.len() / 2);
 
         let counted = writes.into_iter().chain(parts.iter().map(Part::count));
-        let answers = self
-            .run(Stage::Writes, by_shard(counted), first, next)
-            .await?;
+        let answers = self.run(Stage::Writes, by_shard(counted), first, next).await?;
 
-        let mut counts: BTreeMap<Shard, _> = answers
-            .into_iter()
-            .map(|(shard, answer)| (shard, answer.counts.into_iter()))
-            .collect();
+        let mut counts: BTreeMap<Shard, _> =
+            answers.into_iter().map(|(shard, answer)| (shard, answer.counts.into_iter())).collect();
         let mut totals = Vec::with_capacity(parts.len());
         for part in parts {
             let count = counts.get_mut(&part.source.shard).and_then(Iterator::next);
-            totals.push(part.write(
-                count.ok_or_else(|| SinkError::Retry("Redis answered no count".to_owned()))?,
-            ));
+            totals.push(
+                part.write(count.ok_or_else(|| SinkError::Retry("Redis answered no count".to_owned()))?),
+            );
         }
-        self.run(Stage::Parts, by_shard(totals), second, next)
-            .await?;
+        self.run(Stage::Parts, by_shard(totals), second, next).await?;
         Ok(())
     }
 
@@ -127,12 +122,7 @@ impl View<'_> {
     pub(super) async fn settle(&self, positions: &mut [i64], next: i64) -> Result<(), SinkError> {
         let (first, second) = positions.split_at_mut(positions.len() / 2);
         for (stage, positions) in Stage::ALL.into_iter().zip([first, second]) {
-            let all = self
-                .target
-                .keys
-                .shards()
-                .map(|shard| (shard, Vec::new()))
-                .collect();
+            let all = self.target.keys.shards().map(|shard| (shard, Vec::new())).collect();
             self.run(stage, all, positions, next).await?;
         }
         Ok(())
@@ -190,23 +180,14 @@ impl View<'_> {
             ]);
             arguments.append(&mut own);
         }
-        cmd("EVALSHA")
-            .arg(SCRIPT.get_hash())
-            .arg(keys.len())
-            .arg(keys)
-            .arg(arguments)
-            .take()
+        cmd("EVALSHA").arg(SCRIPT.get_hash()).arg(keys.len()).arg(keys).arg(arguments).take()
     }
 
     /// Sends the scripts in one round trip. A Redis that does not know the script, after a restart, is taught it.
     async fn send(&self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
         match self.target.redis.all(commands).await {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                let _: String = self
-                    .target
-                    .redis
-                    .query(cmd("SCRIPT").arg("LOAD").arg(SOURCE))
-                    .await?;
+                let _: String = self.target.redis.query(cmd("SCRIPT").arg("LOAD").arg(SOURCE)).await?;
                 self.target.redis.all(commands).await
             }
             answered => answered,
@@ -223,16 +204,10 @@ fn by_shard(writes: impl IntoIterator<Item = Write>) -> BTreeMap<Shard, Vec<Writ
 }
 
 fn read_answer(value: Value) -> Result<Answer, SinkError> {
-    let numbers: Vec<i64> =
-        from_redis_value(value).map_err(|error| SinkError::Retry(error.to_string()))?;
+    let numbers: Vec<i64> = from_redis_value(value).map_err(|error| SinkError::Retry(error.to_string()))?;
     match numbers.as_slice() {
-        [1, stored, counts @ ..] => Ok(Answer {
-            stored: *stored,
-            counts: counts.to_vec(),
-        }),
+        [1, stored, counts @ ..] => Ok(Answer { stored: *stored, counts: counts.to_vec() }),
         [0, stored] => Err(SinkError::Behind { stored: *stored }),
-        _ => Err(SinkError::Retry(
-            "Redis answered what the script never does".to_owned(),
-        )),
+        _ => Err(SinkError::Retry("Redis answered what the script never does".to_owned())),
     }
 }

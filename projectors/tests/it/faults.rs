@@ -73,10 +73,7 @@ async fn a_killed_projector_leaves_exact_views() {
         // Killed while it folds: after it has begun on the round, before it can have ended.
         let before = folded(&world).await;
         world.append(round).await;
-        until("the projectors fold", async || {
-            folded(&world).await > before
-        })
-        .await;
+        until("the projectors fold", async || folded(&world).await > before).await;
         process.kill();
         process = Process::start(&world);
     }
@@ -125,14 +122,10 @@ async fn a_mysql_view_restored_to_an_earlier_position_is_refilled_without_help()
     world.assert_views_equal_the_log().await;
 
     let mut transaction = world.target.mysql.begin().await.unwrap();
-    for statement in [
-        "DELETE FROM likes",
-        "UPDATE checkpoints SET next_offset = 0 WHERE projection = 'likes-table'",
-    ] {
-        sqlx::query(statement)
-            .execute(&mut *transaction)
-            .await
-            .unwrap();
+    for statement in
+        ["DELETE FROM likes", "UPDATE checkpoints SET next_offset = 0 WHERE projection = 'likes-table'"]
+    {
+        sqlx::query(statement).execute(&mut *transaction).await.unwrap();
     }
     transaction.commit().await.unwrap();
     world.assert_views_equal_the_log().await;
@@ -143,33 +136,16 @@ async fn a_mysql_view_restored_to_an_earlier_position_is_refilled_without_help()
 async fn a_record_that_cannot_be_read_holds_its_partition_and_nothing_else() {
     let world = World::new().await;
     let running = Running::start(&world);
-    world
-        .append(&[envelope(liked(1, 1), 1_700_000_000_000)])
-        .await;
+    world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
     world.append_garbage(Stream::Likes, "1").await;
-    world
-        .append(&[envelope(liked(1, 2), 1_700_000_000_001)])
-        .await;
+    world.append(&[envelope(liked(1, 2), 1_700_000_000_001)]).await;
 
-    let blocked = async || {
-        running
-            .readiness
-            .missing()
-            .is_some_and(|missing| missing.contains("likes/likes:"))
-    };
+    let blocked =
+        async || running.readiness.missing().is_some_and(|missing| missing.contains("likes/likes:"));
     until("the partition is reported", blocked).await;
     let key = world.target.keys.likers(1);
-    let likers: Vec<i64> = world
-        .target
-        .redis
-        .query(cmd("SMEMBERS").arg(&key))
-        .await
-        .unwrap();
-    assert_eq!(
-        likers,
-        [1],
-        "what came before is folded, what came after waits"
-    );
+    let likers: Vec<i64> = world.target.redis.query(cmd("SMEMBERS").arg(&key)).await.unwrap();
+    assert_eq!(likers, [1], "what came before is folded, what came after waits");
     running.stop().await;
 }
 
@@ -180,24 +156,15 @@ async fn a_view_that_is_further_than_its_log_is_left_alone() {
         for shard in world.target.keys.shards() {
             for name in ["likes", "likes:parts"] {
                 let key = world.target.keys.checkpoint(shard, name);
-                let set = cmd("HSET")
-                    .arg(&key)
-                    .arg(format!("likes:{number}"))
-                    .arg(1000)
-                    .take();
+                let set = cmd("HSET").arg(&key).arg(format!("likes:{number}")).arg(1000).take();
                 let _: i64 = world.target.redis.query(&set).await.unwrap();
             }
         }
     }
     let running = Running::start(&world);
-    world
-        .append(&[envelope(liked(1, 1), 1_700_000_000_000)])
-        .await;
+    world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
     let told = async || {
-        running
-            .readiness
-            .missing()
-            .is_some_and(|missing| missing.contains("the view stands at 1000"))
+        running.readiness.missing().is_some_and(|missing| missing.contains("the view stands at 1000"))
     };
     until("the mismatch is reported", told).await;
     running.stop().await;
@@ -214,23 +181,16 @@ impl Running {
     fn start(world: &World) -> Self {
         let (readiness, shutdown) = (Readiness::new(), Shutdown::new());
         let (stores, ready, stop) = (world.stores.clone(), readiness.clone(), shutdown.clone());
-        let task = tokio::spawn(async move {
-            vidlog_projectors::run(&stores, &projections::ALL, ready, stop).await
-        });
-        Self {
-            readiness,
-            shutdown,
-            task,
-        }
+        let task =
+            tokio::spawn(
+                async move { vidlog_projectors::run(&stores, &projections::ALL, ready, stop).await },
+            );
+        Self { readiness, shutdown, task }
     }
 
     async fn stop(self) {
         self.shutdown.give();
-        timeout(BOUND, self.task)
-            .await
-            .expect("the projections stop in time")
-            .unwrap()
-            .unwrap();
+        timeout(BOUND, self.task).await.expect("the projections stop in time").unwrap().unwrap();
     }
 }
 
@@ -240,17 +200,9 @@ async fn folded(world: &World) -> i64 {
     for name in ["likes", "messages-table"] {
         let projection = projections::find(name).unwrap();
         let stream = projection.streams().next().unwrap();
-        let partitions: Vec<_> = (0..PARTITIONS)
-            .map(|number| Partition { stream, number })
-            .collect();
-        let positions = Sink::new(projection, world.target.clone())
-            .positions(&partitions)
-            .await
-            .unwrap();
-        sum += positions
-            .iter()
-            .map(vidlog_projectors::sink::Position::lowest)
-            .sum::<i64>();
+        let partitions: Vec<_> = (0..PARTITIONS).map(|number| Partition { stream, number }).collect();
+        let positions = Sink::new(projection, world.target.clone()).positions(&partitions).await.unwrap();
+        sum += positions.iter().map(vidlog_projectors::sink::Position::lowest).sum::<i64>();
     }
     sum
 }
@@ -258,18 +210,8 @@ async fn folded(world: &World) -> i64 {
 /// Deletes every key of the namespace: FLUSHALL for one test.
 async fn lose_redis(world: &World) {
     let pattern = format!("{}:*", world.stores.namespace);
-    let keys: Vec<String> = world
-        .target
-        .redis
-        .query(cmd("KEYS").arg(pattern))
-        .await
-        .unwrap();
-    let _: i64 = world
-        .target
-        .redis
-        .query(cmd("DEL").arg(keys))
-        .await
-        .unwrap();
+    let keys: Vec<String> = world.target.redis.query(cmd("KEYS").arg(pattern)).await.unwrap();
+    let _: i64 = world.target.redis.query(cmd("DEL").arg(keys)).await.unwrap();
 }
 
 async fn until(what: &str, condition: impl AsyncFn() -> bool) {
@@ -278,7 +220,5 @@ async fn until(what: &str, condition: impl AsyncFn() -> bool) {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(BOUND, reached)
-        .await
-        .unwrap_or_else(|_| panic!("waited too long until {what}"));
+    timeout(BOUND, reached).await.unwrap_or_else(|_| panic!("waited too long until {what}"));
 }

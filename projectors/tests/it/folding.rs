@@ -33,22 +33,16 @@ async fn twice_equals_once() {
         let world = World::new().await;
         for projection in projections::ALL {
             let sink = Sink::new(projection, world.target.clone());
-            for (partition, records) in
-                partitions(&projection.streams().collect::<Vec<_>>(), &events)
-            {
+            for (partition, records) in partitions(&projection.streams().collect::<Vec<_>>(), &events) {
                 let mut position = sink.positions(&[partition]).await.unwrap().remove(0);
                 let mut earlier = Vec::new();
                 for batch in batches(&records, &cuts) {
                     let next = batch.last().map_or(0, |record| record.offset + 1);
                     earlier.push((position.clone(), batch, next));
-                    sink.apply(partition, &mut position, batch, next)
-                        .await
-                        .unwrap();
+                    sink.apply(partition, &mut position, batch, next).await.unwrap();
                     // A writer that lost the partition long ago writes what it still has in hand.
                     for (position, batch, next) in earlier.iter().rev().take(3) {
-                        sink.apply(partition, &mut position.clone(), batch, *next)
-                            .await
-                            .unwrap();
+                        sink.apply(partition, &mut position.clone(), batch, *next).await.unwrap();
                     }
                 }
             }
@@ -78,10 +72,7 @@ async fn a_batch_that_does_not_follow_is_refused() {
             .iter()
             .filter(|envelope| envelope.event.stream() == stream)
             .zip(5..)
-            .map(|(envelope, offset)| Record {
-                offset,
-                envelope: envelope.clone(),
-            })
+            .map(|(envelope, offset)| Record { offset, envelope: envelope.clone() })
             .collect();
         let next = 5 + i64::try_from(records.len()).unwrap();
         let mut position = ahead.clone();
@@ -90,15 +81,8 @@ async fn a_batch_that_does_not_follow_is_refused() {
             Ok(()) => sink.settle(lost, &mut ahead.clone(), next).await,
             refused => refused,
         };
-        assert!(
-            matches!(refused, Err(SinkError::Behind { stored: 0 })),
-            "{projection:?}: {refused:?}"
-        );
-        assert_eq!(
-            sink.positions(&[lost]).await.unwrap().remove(0),
-            empty,
-            "{projection:?}"
-        );
+        assert!(matches!(refused, Err(SinkError::Behind { stored: 0 })), "{projection:?}: {refused:?}");
+        assert_eq!(sink.positions(&[lost]).await.unwrap().remove(0), empty, "{projection:?}");
     }
 }
 
@@ -106,9 +90,7 @@ async fn a_batch_that_does_not_follow_is_refused() {
 fn cases() -> Vec<(Vec<Envelope>, Vec<usize>)> {
     let mut runner = TestRunner::deterministic();
     let strategy = (history(LENGTH), prop::collection::vec(1..9_usize, 1..8));
-    (0..CASES)
-        .map(|_| strategy.new_tree(&mut runner).unwrap().current())
-        .collect()
+    (0..CASES).map(|_| strategy.new_tree(&mut runner).unwrap().current()).collect()
 }
 
 async fn fold_in_batches(world: &World, events: &[Envelope], cuts: &[usize]) {
@@ -118,20 +100,11 @@ async fn fold_in_batches(world: &World, events: &[Envelope], cuts: &[usize]) {
             let mut position = sink.positions(&[partition]).await.unwrap().remove(0);
             for batch in batches(&records, cuts) {
                 let next = batch.last().map_or(0, |record| record.offset + 1);
-                sink.apply(partition, &mut position, batch, next)
-                    .await
-                    .unwrap();
+                sink.apply(partition, &mut position, batch, next).await.unwrap();
             }
             let end = i64::try_from(records.len()).unwrap();
             sink.settle(partition, &mut position, end).await.unwrap();
-            assert_eq!(
-                sink.positions(&[partition])
-                    .await
-                    .unwrap()
-                    .remove(0)
-                    .lowest(),
-                end
-            );
+            assert_eq!(sink.positions(&[partition]).await.unwrap().remove(0).lowest(), end);
         }
     }
 }
@@ -139,22 +112,11 @@ async fn fold_in_batches(world: &World, events: &[Envelope], cuts: &[usize]) {
 /// The events as two partitions a stream, by key, as Kafka would have them.
 fn partitions(streams: &[Stream], events: &[Envelope]) -> BTreeMap<Partition, Vec<Record>> {
     let mut partitions: BTreeMap<Partition, Vec<Record>> = BTreeMap::new();
-    for envelope in events
-        .iter()
-        .filter(|envelope| streams.contains(&envelope.event.stream()))
-    {
+    for envelope in events.iter().filter(|envelope| streams.contains(&envelope.event.stream())) {
         let number = i32::from(envelope.event.key().bytes().fold(0_u8, u8::wrapping_add) % 2);
-        let records = partitions
-            .entry(Partition {
-                stream: envelope.event.stream(),
-                number,
-            })
-            .or_default();
+        let records = partitions.entry(Partition { stream: envelope.event.stream(), number }).or_default();
         let offset = i64::try_from(records.len()).unwrap();
-        records.push(Record {
-            offset,
-            envelope: envelope.clone(),
-        });
+        records.push(Record { offset, envelope: envelope.clone() });
     }
     partitions
 }
@@ -178,9 +140,7 @@ async fn assert_equals_model(world: &World, events: &[Envelope]) {
     for envelope in events {
         model.fold(envelope);
     }
-    let found = audit::live_lines(&world.target, &world.stores.namespace)
-        .await
-        .unwrap();
+    let found = audit::live_lines(&world.target, &world.stores.namespace).await.unwrap();
     let differences = audit::compare(model.lines(&world.target.keys), found);
     assert!(differences.is_empty(), "{differences:#?}\nof {events:#?}");
 }

@@ -1,10 +1,6 @@
 //! Tests of the projectors against real Kafka, MySQL and Redis. Each has a namespace of its own.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod faults;
 mod folding;

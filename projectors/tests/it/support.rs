@@ -36,19 +36,14 @@ struct Environment {
 impl World {
     pub(crate) async fn new() -> Self {
         let mut stores = Environment::try_parse_from(["test"])
-            .unwrap_or_else(|error| {
-                panic!("the tests need Kafka, MySQL and Redis, see `make test`: {error}")
-            })
+            .unwrap_or_else(|error| panic!("the tests need Kafka, MySQL and Redis, see `make test`: {error}"))
             .stores;
         stores.namespace = format!("t{}", Uuid::now_v7().simple());
         let (server, _) = stores.mysql_url.reveal().rsplit_once('/').unwrap();
         let database_url = format!("{server}/{}", stores.namespace);
         let admin = mysql::open(stores.mysql_url.reveal(), 1).unwrap();
         let create = format!("CREATE DATABASE {}", stores.namespace);
-        sqlx::query(sqlx::AssertSqlSafe(create))
-            .execute(&admin)
-            .await
-            .unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(create)).execute(&admin).await.unwrap();
         stores.mysql_url = database_url.into();
 
         let mysql = mysql::open(stores.mysql_url.reveal(), 8).unwrap();
@@ -58,11 +53,7 @@ impl World {
             redis: Redis::open(stores.redis_url.reveal()).unwrap(),
             mysql,
         };
-        let world = Self {
-            producer: client(&stores).create().unwrap(),
-            stores,
-            target,
-        };
+        let world = Self { producer: client(&stores).create().unwrap(), stores, target };
         world.create_topics().await;
         world
     }
@@ -71,15 +62,9 @@ impl World {
         let topics = Topics::new(&self.stores.namespace);
         let admin: AdminClient<DefaultClientContext> = client(&self.stores).create().unwrap();
         let names: Vec<_> = Stream::ALL.map(|stream| topics.name(stream)).into();
-        let new: Vec<_> = names
-            .iter()
-            .map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1)))
-            .collect();
-        for created in admin
-            .create_topics(&new, &AdminOptions::new())
-            .await
-            .unwrap()
-        {
+        let new: Vec<_> =
+            names.iter().map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1))).collect();
+        for created in admin.create_topics(&new, &AdminOptions::new()).await.unwrap() {
             created.unwrap();
         }
     }
@@ -92,10 +77,7 @@ impl World {
             let record = envelope.encode().unwrap();
             let mut headers = OwnedHeaders::new();
             for (key, value) in &record.headers {
-                headers = headers.insert(Header {
-                    key,
-                    value: Some(value),
-                });
+                headers = headers.insert(Header { key, value: Some(value) });
             }
             let topic = topics.name(record.stream);
             let record = FutureRecord::to(&topic)
@@ -103,12 +85,7 @@ impl World {
                 .payload(&record.value)
                 .timestamp(record.timestamp_ms)
                 .headers(headers);
-            acknowledged.push(
-                self.producer
-                    .send_result(record)
-                    .map_err(|(error, _)| error)
-                    .unwrap(),
-            );
+            acknowledged.push(self.producer.send_result(record).map_err(|(error, _)| error).unwrap());
         }
         for delivery in acknowledged {
             delivery.await.unwrap().map_err(|(error, _)| error).unwrap();
@@ -119,11 +96,7 @@ impl World {
     pub(crate) async fn append_garbage(&self, stream: Stream, key: &str) {
         let topic = Topics::new(&self.stores.namespace).name(stream);
         let record = FutureRecord::to(&topic).key(key).payload("{");
-        self.producer
-            .send(record, Duration::from_secs(5))
-            .await
-            .map_err(|(error, _)| error)
-            .unwrap();
+        self.producer.send(record, Duration::from_secs(5)).await.map_err(|(error, _)| error).unwrap();
     }
 
     /// Audits the views, which have to come up with the log; panics with the differences if there are any.
@@ -146,11 +119,7 @@ fn client(stores: &Stores) -> ClientConfig {
 /// Histories in which few users do much to few videos, so that everything collides; some events are repeated later,
 /// as after an append whose acknowledgement was lost.
 pub(crate) fn history(length: usize) -> impl Strategy<Value = Vec<Envelope>> {
-    let step = (
-        event(),
-        0..1000_i64,
-        prop::option::weighted(0.1, any::<prop::sample::Index>()),
-    );
+    let step = (event(), 0..1000_i64, prop::option::weighted(0.1, any::<prop::sample::Index>()));
     prop::collection::vec(step, length / 2..=length).prop_map(|steps| {
         let mut time_ms = 1_700_000_000_000;
         let mut seen = (BTreeSet::new(), BTreeSet::new());
@@ -172,10 +141,7 @@ pub(crate) fn history(length: usize) -> impl Strategy<Value = Vec<Envelope>> {
 }
 
 /// A video is uploaded once, and its outcome follows; a comment is posted before it is deleted.
-fn can_happen(
-    event: &Event,
-    (uploaded, posted): &mut (BTreeSet<VideoId>, BTreeSet<CommentId>),
-) -> bool {
+fn can_happen(event: &Event, (uploaded, posted): &mut (BTreeSet<VideoId>, BTreeSet<CommentId>)) -> bool {
     match event {
         Event::Comment(CommentEvent::CommentPosted(event)) => {
             posted.insert(event.comment_id);
@@ -231,10 +197,7 @@ fn event() -> impl Strategy<Value = Event> {
         let comment_id = CommentId::new(video * 100 + other).unwrap();
         let text = Personal::new(format!("text {user} “{other}”"));
         match kind {
-            0 => Event::User(UserEvent::UserRegistered(UserRegistered {
-                user_id,
-                name: text,
-            })),
+            0 => Event::User(UserEvent::UserRegistered(UserRegistered { user_id, name: text })),
             1 | 2 => {
                 let original_key = format!("originals/{video}");
                 Event::Video(VideoEvent::VideoUploaded(VideoUploaded {

@@ -40,12 +40,7 @@ impl RedisWrites {
     }
 
     /// Sets fields of a hash while one of its fields has a value.
-    pub fn update_hash_while(
-        &mut self,
-        key: Key,
-        condition: (&str, String),
-        fields: &[(&str, String)],
-    ) {
+    pub fn update_hash_while(&mut self, key: Key, condition: (&str, String), fields: &[(&str, String)]) {
         let mut arguments = flatten(&[condition]);
         arguments.extend(flatten(fields));
         self.push(key, "update_hash_while", arguments);
@@ -53,11 +48,7 @@ impl RedisWrites {
 
     /// Adds a member to a ZSET, unless it is there.
     pub fn add_scored(&mut self, key: Key, member: i64, score: i64) {
-        self.push(
-            key,
-            "add_scored",
-            vec![score.to_string(), member.to_string()],
-        );
+        self.push(key, "add_scored", vec![score.to_string(), member.to_string()]);
     }
 
     /// Removes a member from a ZSET.
@@ -86,8 +77,7 @@ impl RedisWrites {
     /// Keeps the size of a SET as one part of a total: in a hash, on whatever shard, under the field of an entity.
     /// The hash's field `total` is the sum of its parts.
     pub fn set_part(&mut self, hash: Key, entity: i64, source: Key) {
-        self.parts
-            .insert((hash, entity.to_string()), (self.offset, source));
+        self.parts.insert((hash, entity.to_string()), (self.offset, source));
     }
 
     /// Says of which record the next writes are.
@@ -97,23 +87,12 @@ impl RedisWrites {
 
     /// The writes, and the parts that follow from them.
     pub(super) fn into_stages(self) -> (Vec<Write>, Vec<Part>) {
-        let part = |((hash, field), (offset, source))| Part {
-            offset,
-            hash,
-            field,
-            source,
-        };
+        let part = |((hash, field), (offset, source))| Part { offset, hash, field, source };
         (self.writes, self.parts.into_iter().map(part).collect())
     }
 
     fn push(&mut self, key: Key, action: &'static str, arguments: Vec<String>) {
-        self.writes.push(Write {
-            offset: self.offset,
-            key,
-            other: None,
-            action,
-            arguments,
-        });
+        self.writes.push(Write { offset: self.offset, key, other: None, action, arguments });
     }
 }
 
@@ -142,8 +121,5 @@ impl Part {
 }
 
 fn flatten(fields: &[(&str, String)]) -> Vec<String> {
-    fields
-        .iter()
-        .flat_map(|(field, value)| [(*field).to_owned(), value.clone()])
-        .collect()
+    fields.iter().flat_map(|(field, value)| [(*field).to_owned(), value.clone()]).collect()
 }

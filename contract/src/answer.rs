@@ -1,0 +1,71 @@
+//! What is answered when a call succeeds.
+
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::Code;
+
+/// A successful answer: the two fields of every answer, and beside them those of `T`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Answer<T> {
+    /// Always 0.
+    #[schema(example = 0)]
+    status_code: i32,
+    /// Always "ok".
+    #[schema(example = "ok")]
+    status_msg: &'static str,
+    #[serde(flatten)]
+    content: T,
+}
+
+impl<T> Answer<T> {
+    /// Answers with some fields.
+    pub const fn new(content: T) -> Self {
+        Self { status_code: Code::Ok.number(), status_msg: Code::Ok.meaning(), content }
+    }
+}
+
+/// The content of an answer that has nothing to say but that it went well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Empty {}
+
+impl Answer<Empty> {
+    /// It went well.
+    pub const fn ok() -> Self {
+        Self::new(Empty {})
+    }
+}
+
+impl<T: Serialize> IntoResponse for Answer<T> {
+    fn into_response(self) -> Response {
+        Json(self).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+
+    use super::*;
+
+    #[derive(Serialize)]
+    struct List {
+        video_list: Vec<i64>,
+    }
+
+    async fn body(response: Response) -> String {
+        String::from_utf8(to_bytes(response.into_body(), usize::MAX).await.unwrap().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_content_stands_beside_the_two_fields() {
+        let response = Answer::new(List { video_list: Vec::new() }).into_response();
+        assert_eq!(response.headers()["content-type"], "application/json");
+        assert_eq!(body(response).await, r#"{"status_code":0,"status_msg":"ok","video_list":[]}"#);
+        assert_eq!(body(Answer::ok().into_response()).await, r#"{"status_code":0,"status_msg":"ok"}"#);
+    }
+}

@@ -1,0 +1,239 @@
+//! A call as a handler gets it: its parameters, and who calls.
+
+use axum::{
+    body::Bytes,
+    extract::{
+        DefaultBodyLimit, FromRef, FromRequest, Request,
+        rejection::{BytesRejection, FailedToBufferBody},
+    },
+    http::{
+        HeaderMap, Method,
+        header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE},
+    },
+};
+
+use crate::{ApiError, Params, Tokens, limits};
+
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// A call with any body but an upload.
+///
+/// Extracting it fails if the body is too large or there is a token that does not verify; an anonymous call is
+/// fine until the handler asks for the [`Call::caller`].
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The parameters of the query, then of the body.
+    pub params: Params,
+    /// The headers, for what travels beside the contract.
+    pub headers: HeaderMap,
+    caller: Option<i64>,
+}
+
+impl Call {
+    /// The user who calls, where there must be one.
+    pub fn caller(&self) -> Result<i64, ApiError> {
+        self.caller.ok_or_else(|| ApiError::unauthenticated("token is missing; log in"))
+    }
+
+    /// The user who calls, if it is not an anonymous reader.
+    pub const fn viewer(&self) -> Option<i64> {
+        self.caller
+    }
+}
+
+impl<S> FromRequest<S> for Call
+where
+    S: Send + Sync,
+    Tokens: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(mut request: Request, state: &S) -> Result<Self, ApiError> {
+        refuse_large_body(request.headers(), limits::FORM_BYTES as u64)?;
+        let headers = std::mem::take(request.headers_mut());
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let form = if has_form(request.method(), &headers) { form_of(request).await? } else { Bytes::new() };
+        let params = Params::parse(query.as_bytes(), &form);
+        let caller = identify(&params, &headers, &Tokens::from_ref(state))?;
+        Ok(Self { params, headers, caller })
+    }
+}
+
+/// Who calls: the parameter `token`, else `Authorization: Bearer`. `None` is an anonymous reader; a token that is
+/// there but does not verify is an error.
+pub fn identify(params: &Params, headers: &HeaderMap, tokens: &Tokens) -> Result<Option<i64>, ApiError> {
+    let token = match params.optional("token")? {
+        Some(token) => Some(token),
+        None => bearer(headers)?,
+    };
+    token.map(|token| tokens.verify(token)).transpose()
+}
+
+/// Refuses a body that says it is larger than a limit, before any of it is read.
+pub fn refuse_large_body(headers: &HeaderMap, limit_bytes: u64) -> Result<(), ApiError> {
+    let Some(length) = headers.get(CONTENT_LENGTH) else {
+        return Ok(());
+    };
+    let length: Option<u64> = length.to_str().ok().and_then(|length| length.parse().ok());
+    match length {
+        Some(length) if length <= limit_bytes => Ok(()),
+        _ => Err(ApiError::too_large(limit_bytes)),
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    let Some(header) = headers.get(AUTHORIZATION) else {
+        return Ok(None);
+    };
+    let header = header.to_str().map_err(|_| ApiError::unauthenticated("the token is not valid; log in"))?;
+    let (scheme, token) = header.split_once(' ').unwrap_or((header, ""));
+    // Another scheme is for somebody between the client and us.
+    Ok(Some(token.trim()).filter(|token| scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()))
+}
+
+fn has_form(method: &Method, headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let (media_type, _) = content_type.split_once(';').unwrap_or((content_type, ""));
+    method == Method::POST && media_type.trim().eq_ignore_ascii_case(FORM)
+}
+
+/// The body, read no further than its limit: there may be no Content-Length.
+async fn form_of(mut request: Request) -> Result<Bytes, ApiError> {
+    DefaultBodyLimit::max(limits::FORM_BYTES).apply(&mut request);
+    Bytes::from_request(request, &()).await.map_err(|rejection| match rejection {
+        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
+            ApiError::too_large(limits::FORM_BYTES as u64)
+        }
+        _ => ApiError::invalid("the body ended early"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+    use crate::Code;
+
+    #[derive(Clone)]
+    struct App(Tokens);
+
+    impl FromRef<App> for Tokens {
+        fn from_ref(app: &App) -> Self {
+            app.0.clone()
+        }
+    }
+
+    fn app() -> App {
+        App(Tokens::parse("a:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", || 1_700_000_000_000).unwrap())
+    }
+
+    fn get(query: &str) -> axum::http::request::Builder {
+        Request::get(format!("/?{query}"))
+    }
+
+    fn post_form(query: &str) -> axum::http::request::Builder {
+        Request::post(format!("/?{query}"))
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded; charset=utf-8")
+    }
+
+    async fn call(request: Request) -> Result<Call, ApiError> {
+        Call::from_request(request, &app()).await
+    }
+
+    async fn code(request: Request) -> Option<Code> {
+        call(request).await.err().map(|error| error.code)
+    }
+
+    #[tokio::test]
+    async fn parameters_come_from_the_query_then_from_the_form() {
+        let call = call(post_form("a=1").body(Body::from("a=2&b=3")).unwrap()).await.unwrap();
+        assert_eq!(call.params.required("a"), Ok("1"));
+        assert_eq!(call.params.required("b"), Ok("3"));
+    }
+
+    #[tokio::test]
+    async fn the_body_of_a_get_is_ignored() {
+        let request = get("a=1").header(CONTENT_TYPE, FORM).body(Body::from("b=3&token=x")).unwrap();
+        let call = call(request).await.unwrap();
+        assert_eq!(call.params.optional("b"), Ok(None));
+        assert_eq!(call.viewer(), None);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_no_form_is_ignored() {
+        let request =
+            Request::post("/?a=1").header(CONTENT_TYPE, "application/json").body(Body::from("{}")).unwrap();
+        assert_eq!(call(request).await.unwrap().params.required("a"), Ok("1"));
+    }
+
+    #[tokio::test]
+    async fn a_large_body_is_refused_from_its_content_length() {
+        let request = |length: usize| {
+            post_form("").header(CONTENT_LENGTH, length).body(Body::from_stream(never())).unwrap()
+        };
+        let result =
+            tokio::time::timeout(std::time::Duration::from_secs(1), call(request(64 * 1024 + 1))).await;
+        assert_eq!(result.expect("answered without reading").unwrap_err().code, Code::PayloadTooLarge);
+        let whole =
+            post_form("").header(CONTENT_LENGTH, 64 * 1024).body(Body::from(vec![b'a'; 64 * 1024])).unwrap();
+        assert_eq!(code(whole).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_large_body_without_a_content_length_is_refused() {
+        let request = post_form("").body(Body::from(vec![b'a'; 64 * 1024 + 1])).unwrap();
+        assert_eq!(code(request).await, Some(Code::PayloadTooLarge));
+    }
+
+    #[tokio::test]
+    async fn a_missing_or_empty_token_is_an_anonymous_reader() {
+        let requests = [
+            get("").body(Body::empty()).unwrap(),
+            get("token=").body(Body::empty()).unwrap(),
+            get("").header(AUTHORIZATION, "Bearer").body(Body::empty()).unwrap(),
+            get("").header(AUTHORIZATION, "Bearer ").body(Body::empty()).unwrap(),
+            get("").header(AUTHORIZATION, "Basic dXNlcjpwYXNz").body(Body::empty()).unwrap(),
+        ];
+        for request in requests {
+            let call = call(request).await.unwrap();
+            assert_eq!(call.viewer(), None);
+            assert_eq!(call.caller().unwrap_err().code, Code::Unauthenticated);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_token_is_a_parameter_or_a_bearer() {
+        let (seven, eight) = (app().0.sign(7).unwrap(), app().0.sign(8).unwrap());
+        let bearer = format!("bearer {eight}");
+        let requests = [
+            (7, get(&format!("token={seven}")).body(Body::empty()).unwrap()),
+            (7, post_form("").body(Body::from(format!("token={seven}"))).unwrap()),
+            (8, get("").header(AUTHORIZATION, &bearer).body(Body::empty()).unwrap()),
+            (8, get("token=").header(AUTHORIZATION, &bearer).body(Body::empty()).unwrap()),
+            (7, get(&format!("token={seven}")).header(AUTHORIZATION, &bearer).body(Body::empty()).unwrap()),
+        ];
+        for (user, request) in requests {
+            assert_eq!(call(request).await.unwrap().caller(), Ok(user));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_that_does_not_verify_is_an_error() {
+        let bearer = format!("Bearer {}", app().0.sign(8).unwrap());
+        let requests = [
+            get("token=forged").body(Body::empty()).unwrap(),
+            get("token=%ff").header(AUTHORIZATION, &bearer).body(Body::empty()).unwrap(),
+            get("token=forged").header(AUTHORIZATION, &bearer).body(Body::empty()).unwrap(),
+            get("").header(AUTHORIZATION, "Bearer forged").body(Body::empty()).unwrap(),
+            get("").header(AUTHORIZATION, b"Bearer \xff".as_slice()).body(Body::empty()).unwrap(),
+        ];
+        for request in requests {
+            assert!(matches!(code(request).await, Some(Code::Unauthenticated | Code::InvalidParameter)));
+        }
+    }
+
+    fn never() -> impl futures::Stream<Item = Result<Bytes, std::io::Error>> {
+        futures::stream::pending()
+    }
+}

@@ -1,0 +1,64 @@
+//! Times as clients send and show them. All are milliseconds since 1970, UTC, on our side.
+
+use time::{OffsetDateTime, UtcOffset};
+
+use crate::numbers::rounded;
+
+/// A time above this is in milliseconds, any other in seconds: 1e11 s is the year 5138, 1e11 ms is 1973.
+const LARGEST_SECONDS: i64 = 100_000_000_000;
+
+/// A time parameter: `latest_time` or `pre_msg_time`. `None` where it is missing, empty, "0" or not a number.
+///
+/// The future is not special here, and need not be: nothing is ever published after `latest_time` unless a clock
+/// is ahead, and then comparing as usual is what keeps the pages apart.
+pub fn parse(text: Option<&str>) -> Option<i64> {
+    let number = rounded(text?)?;
+    match number {
+        0 => None,
+        ms if ms > LARGEST_SECONDS => Some(ms),
+        seconds => Some(seconds.saturating_mul(1000)),
+    }
+}
+
+/// The date of a comment, "mm-dd".
+pub fn month_and_day(time_ms: i64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(time_ms) * 1_000_000)
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
+        .to_offset(UtcOffset::UTC);
+    format!("{:02}-{:02}", u8::from(time.month()), time.day())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_time_is_none() {
+        for text in [None, Some(""), Some("0"), Some("0.0"), Some("now"), Some("NaN"), Some("12:00")] {
+            assert_eq!(parse(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn small_times_are_seconds_and_large_ones_milliseconds() {
+        assert_eq!(parse(Some("1700000000")), Some(1_700_000_000_000));
+        assert_eq!(parse(Some("1700000000123")), Some(1_700_000_000_123));
+        assert_eq!(parse(Some("1.700000000123E12")), Some(1_700_000_000_123));
+        assert_eq!(parse(Some("100000000000")), Some(100_000_000_000_000));
+        assert_eq!(parse(Some("100000000001")), Some(100_000_000_001));
+    }
+
+    #[test]
+    fn the_future_is_compared_like_any_other_time() {
+        assert_eq!(parse(Some("9007199254740991")), Some(9_007_199_254_740_991));
+        assert_eq!(parse(Some("99999999999999999999999")), Some(i64::MAX));
+        assert_eq!(parse(Some("-5")), Some(-5000));
+    }
+
+    #[test]
+    fn a_comment_shows_month_and_day() {
+        assert_eq!(month_and_day(1_700_000_000_000), "11-14");
+        assert_eq!(month_and_day(0), "01-01");
+        assert_eq!(month_and_day(i64::MAX), "01-01");
+    }
+}

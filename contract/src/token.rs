@@ -1,0 +1,284 @@
+//! Tokens: who calls.
+//!
+//! A token is a JWT with HS256 and nothing else, issued by and for vidlog, for 30 days. Its header names the key
+//! that signed it, so that keys can be rotated: a new one is put in front, the old one stays until its last token
+//! has expired.
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize};
+use tracing::error;
+
+use crate::{ApiError, limits};
+
+/// How long a token is good for. The client has no way to renew one but to log in again.
+const LIFETIME_SECONDS: i64 = 30 * 24 * 60 * 60;
+/// A shorter secret than HS256's output could be guessed from a token (RFC 7518, 3.2).
+const MIN_SECRET_BYTES: usize = 32;
+const ISSUER: &str = "vidlog";
+const AUDIENCE: &str = "vidlog-client";
+
+/// Signs and verifies tokens. Clones share the keys.
+#[derive(Clone)]
+pub struct Tokens {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    signing_id: String,
+    signing_key: EncodingKey,
+    verifying_keys: HashMap<String, DecodingKey>,
+    now_ms: Box<dyn Fn() -> i64 + Send + Sync>,
+}
+
+/// Why keys can't be used. It never holds a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenKeysError {
+    /// There is no key.
+    #[error("there is no key; give kid:secret, and more behind commas")]
+    None,
+    /// A key is not written as `kid:secret`.
+    #[error("key number {0} is not of the form kid:secret")]
+    Malformed(usize),
+    /// A secret is too short.
+    #[error("the secret of key {0:?} has less than {MIN_SECRET_BYTES} bytes")]
+    ShortSecret(String),
+    /// Two keys have one name.
+    #[error("key {0:?} is given twice")]
+    Repeated(String),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Claims {
+    iss: String,
+    aud: String,
+    sub: String,
+    iat: i64,
+    exp: i64,
+}
+
+impl Tokens {
+    /// The tokens of keys written `kid:secret,kid2:secret2`: the first signs, all verify.
+    ///
+    /// `now_ms` tells the time in milliseconds since 1970.
+    pub fn parse(
+        keys: &str,
+        now_ms: impl Fn() -> i64 + Send + Sync + 'static,
+    ) -> Result<Self, TokenKeysError> {
+        let mut signing = None;
+        let mut verifying_keys = HashMap::new();
+        for (index, key) in keys.split(',').map(str::trim).filter(|key| !key.is_empty()).enumerate() {
+            let (id, secret) = key
+                .split_once(':')
+                .filter(|(id, _)| !id.is_empty())
+                .ok_or(TokenKeysError::Malformed(index + 1))?;
+            if secret.len() < MIN_SECRET_BYTES {
+                return Err(TokenKeysError::ShortSecret(id.to_owned()));
+            }
+            let verifying = DecodingKey::from_secret(secret.as_bytes());
+            if verifying_keys.insert(id.to_owned(), verifying).is_some() {
+                return Err(TokenKeysError::Repeated(id.to_owned()));
+            }
+            signing.get_or_insert_with(|| (id.to_owned(), EncodingKey::from_secret(secret.as_bytes())));
+        }
+        let (signing_id, signing_key) = signing.ok_or(TokenKeysError::None)?;
+        let inner = Inner { signing_id, signing_key, verifying_keys, now_ms: Box::new(now_ms) };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// A token for a user.
+    pub fn sign(&self, user_id: i64) -> Result<String, ApiError> {
+        let now = self.now_seconds();
+        let claims = Claims {
+            iss: ISSUER.to_owned(),
+            aud: AUDIENCE.to_owned(),
+            sub: user_id.to_string(),
+            iat: now,
+            exp: now + LIFETIME_SECONDS,
+        };
+        let header = Header { kid: Some(self.inner.signing_id.clone()), ..Header::new(Algorithm::HS256) };
+        jsonwebtoken::encode(&header, &claims, &self.inner.signing_key).map_err(|error| {
+            error!(%error, "failed to sign a token");
+            ApiError::internal()
+        })
+    }
+
+    /// The user that a token names, if it is one of ours and has not expired.
+    pub fn verify(&self, token: &str) -> Result<i64, ApiError> {
+        let claims =
+            self.claims(token).ok_or_else(|| ApiError::unauthenticated("the token is not valid; log in"))?;
+        if claims.exp <= self.now_seconds() {
+            return Err(ApiError::unauthenticated("the token has expired; log in again"));
+        }
+        claims
+            .sub
+            .parse()
+            .ok()
+            .filter(|id| (1..=limits::MAX_ID).contains(id))
+            .ok_or_else(|| ApiError::unauthenticated("the token names no user; log in"))
+    }
+
+    fn claims(&self, token: &str) -> Option<Claims> {
+        let header = jsonwebtoken::decode_header(token).ok()?;
+        let key = self.inner.verifying_keys.get(&header.kid?)?;
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        validation.set_issuer(&[ISSUER]);
+        validation.set_audience(&[AUDIENCE]);
+        // The library asks the machine for the time; ours comes from the service's clock.
+        validation.validate_exp = false;
+        jsonwebtoken::decode::<Claims>(token, key, &validation).ok().map(|token| token.claims)
+    }
+
+    fn now_seconds(&self) -> i64 {
+        (self.inner.now_ms)().div_euclid(1000)
+    }
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut ids: Vec<_> = self.inner.verifying_keys.keys().collect();
+        ids.sort();
+        f.debug_struct("Tokens")
+            .field("signs", &self.inner.signing_id)
+            .field("verify", &ids)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::Code;
+
+    const NOW: i64 = 1_700_000_000_000;
+    const A: &str = "a:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "b:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+    fn tokens(keys: &str) -> Tokens {
+        Tokens::parse(keys, || NOW).unwrap()
+    }
+
+    fn claims() -> Value {
+        json!({"iss": "vidlog", "aud": "vidlog-client", "sub": "7", "iat": NOW / 1000, "exp": NOW / 1000 + 60})
+    }
+
+    fn with(name: &str, value: Value) -> Value {
+        let mut claims = claims();
+        claims[name] = value;
+        claims
+    }
+
+    fn forge(algorithm: Algorithm, kid: Option<&str>, claims: &Value) -> String {
+        let header = Header { kid: kid.map(str::to_owned), ..Header::new(algorithm) };
+        let secret = A.split_once(':').unwrap().1;
+        jsonwebtoken::encode(&header, claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
+    }
+
+    fn refused(token: &str) -> bool {
+        tokens(A).verify(token).is_err_and(|error| error.code == Code::Unauthenticated)
+    }
+
+    #[test]
+    fn a_signed_token_verifies() {
+        let tokens = tokens(A);
+        assert_eq!(tokens.verify(&tokens.sign(7).unwrap()), Ok(7));
+        assert_eq!(tokens.verify(&forge(Algorithm::HS256, Some("a"), &claims())), Ok(7));
+    }
+
+    #[test]
+    fn keys_rotate() {
+        let old = tokens(A).sign(7).unwrap();
+        let rotated = tokens(&format!("{B},{A}"));
+        assert_eq!(rotated.verify(&old), Ok(7));
+        let new = rotated.sign(7).unwrap();
+        assert_eq!(tokens(B).verify(&new), Ok(7));
+        assert!(refused(&new), "an unknown key");
+    }
+
+    #[test]
+    fn a_token_expires() {
+        let now = Arc::new(AtomicI64::new(NOW));
+        let clock = Arc::clone(&now);
+        let tokens = Tokens::parse(A, move || clock.load(Ordering::SeqCst)).unwrap();
+        let token = tokens.sign(7).unwrap();
+        now.store(NOW + (LIFETIME_SECONDS - 1) * 1000, Ordering::SeqCst);
+        assert_eq!(tokens.verify(&token), Ok(7));
+        now.store(NOW + LIFETIME_SECONDS * 1000, Ordering::SeqCst);
+        assert_eq!(tokens.verify(&token).unwrap_err().message, "the token has expired; log in again");
+    }
+
+    #[test]
+    fn another_algorithm_is_refused() {
+        assert!(refused(&forge(Algorithm::HS384, Some("a"), &claims())));
+        assert!(refused(&forge(Algorithm::HS512, Some("a"), &claims())));
+    }
+
+    #[test]
+    fn no_algorithm_is_refused() {
+        let payload = forge(Algorithm::HS256, Some("a"), &claims()).split('.').nth(1).unwrap().to_owned();
+        // {"alg":"none","kid":"a"}, with an empty signature and without one.
+        let header = "eyJhbGciOiJub25lIiwia2lkIjoiYSJ9";
+        assert!(refused(&format!("{header}.{payload}.")));
+        assert!(refused(&format!("{header}.{payload}")));
+    }
+
+    #[test]
+    fn a_changed_or_unsigned_token_is_refused() {
+        let token = forge(Algorithm::HS256, Some("a"), &claims());
+        let other = forge(Algorithm::HS256, Some("a"), &with("sub", json!("8")));
+        let (signed, _) = token.rsplit_once('.').unwrap();
+        let (_, signature) = other.rsplit_once('.').unwrap();
+        assert!(refused(&format!("{signed}.{signature}")));
+        assert!(refused(&format!("{signed}.")));
+        assert!(refused("a.b.c"));
+        assert!(refused("x"));
+    }
+
+    #[test]
+    fn a_token_without_a_known_key_is_refused() {
+        assert!(refused(&forge(Algorithm::HS256, None, &claims())));
+        assert!(refused(&forge(Algorithm::HS256, Some("b"), &claims())));
+    }
+
+    #[test]
+    fn a_token_of_or_for_someone_else_is_refused() {
+        for (name, value) in [
+            ("aud", json!("another-client")),
+            ("aud", Value::Null),
+            ("iss", json!("someone")),
+            ("iss", Value::Null),
+            ("exp", Value::Null),
+            ("exp", json!(NOW / 1000)),
+            ("sub", json!("0")),
+            ("sub", json!("-7")),
+            ("sub", json!("9007199254740992")),
+            ("sub", json!("admin")),
+            ("sub", Value::Null),
+        ] {
+            assert!(
+                refused(&forge(Algorithm::HS256, Some("a"), &with(name, value.clone()))),
+                "{name} {value}"
+            );
+        }
+    }
+
+    #[test]
+    fn unusable_keys_are_refused_at_start() {
+        let error = |keys| Tokens::parse(keys, || NOW).unwrap_err();
+        assert_eq!(error(""), TokenKeysError::None);
+        assert_eq!(error("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"), TokenKeysError::Malformed(1));
+        assert_eq!(error("a:short"), TokenKeysError::ShortSecret("a".to_owned()));
+        assert_eq!(error(&format!("{A},{A}")), TokenKeysError::Repeated("a".to_owned()));
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        assert_eq!(format!("{:?}", tokens(A)), r#"Tokens { signs: "a", verify: ["a"], .. }"#);
+    }
+}

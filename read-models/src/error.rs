@@ -1,0 +1,154 @@
+//! Why something can't be read.
+
+use std::fmt;
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+use tracing::{debug, error};
+use vidlog_contract::ApiError;
+
+/// A store of read models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// The views.
+    Redis,
+    /// The tables.
+    MySql,
+}
+
+impl Store {
+    /// Its name, for logs and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Redis => "redis",
+            Self::MySql => "mysql",
+        }
+    }
+}
+
+impl fmt::Display for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why something can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The store does not answer: another may, or the same one later.
+    #[error("{store} is away: {reason}")]
+    Away {
+        /// Which.
+        store: Store,
+        /// What it said, if anything.
+        reason: String,
+    },
+    /// The store answered something that is not understood. Trying again will not help.
+    #[error("failed to read from {store}: {reason}")]
+    Fault {
+        /// Which.
+        store: Store,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl ReadError {
+    /// Whether it is because this store is away.
+    pub fn is_away(&self, which: Store) -> bool {
+        matches!(self, Self::Away { store, .. } if *store == which)
+    }
+
+    pub(crate) fn fault(store: Store, reason: impl fmt::Display) -> Self {
+        Self::Fault { store, reason: reason.to_string() }
+    }
+
+    fn away(store: Store, reason: impl fmt::Display) -> Self {
+        Self::Away { store, reason: reason.to_string() }
+    }
+}
+
+impl From<RedisError> for ReadError {
+    fn from(error: RedisError) -> Self {
+        if redis_is_away(&error) { Self::away(Store::Redis, error) } else { Self::fault(Store::Redis, error) }
+    }
+}
+
+impl From<sqlx::Error> for ReadError {
+    fn from(error: sqlx::Error) -> Self {
+        if mysql_is_away(&error) { Self::away(Store::MySql, error) } else { Self::fault(Store::MySql, error) }
+    }
+}
+
+impl From<ReadError> for ApiError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Away { store, reason } => {
+                // That a store went away was logged once, by its breaker.
+                debug!(%store, reason, "a call could not be answered");
+                Self::unavailable("this can't be read right now; try again in a moment")
+            }
+            ReadError::Fault { store, reason } => {
+                error!(%store, reason, "failed to read");
+                Self::internal()
+            }
+        }
+    }
+}
+
+fn redis_is_away(error: &RedisError) -> bool {
+    let server = match error.kind() {
+        ErrorKind::Server(kind) => matches!(
+            kind,
+            ServerErrorKind::BusyLoading
+                | ServerErrorKind::ClusterDown
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::TryAgain
+        ),
+        _ => false,
+    };
+    server || error.is_io_error() || error.is_timeout() || error.is_connection_dropped()
+}
+
+fn mysql_is_away(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        // Too many connections, shutting down, killed: the SQL was fine, the server was not.
+        sqlx::Error::Database(error) => {
+            matches!(mysql_number(error.as_ref()), Some(1040 | 1053 | 1077 | 1317 | 1927))
+        }
+        _ => false,
+    }
+}
+
+fn mysql_number(error: &dyn sqlx::error::DatabaseError) -> Option<u16> {
+    error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>().map(sqlx::mysql::MySqlDatabaseError::number)
+}
+
+#[cfg(test)]
+mod tests {
+    use vidlog_contract::Code;
+
+    use super::*;
+
+    #[test]
+    fn a_store_that_is_away_is_not_a_fault_of_ours() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        assert!(ReadError::from(RedisError::from(refused)).is_away(Store::Redis));
+        let error = ReadError::from(sqlx::Error::PoolTimedOut);
+        assert!(error.is_away(Store::MySql) && !error.is_away(Store::Redis));
+        assert_eq!(ApiError::from(error).code, Code::Unavailable);
+    }
+
+    #[test]
+    fn what_a_store_says_is_never_sent() {
+        let wrong_type = RedisError::from((ErrorKind::UnexpectedReturnType, "secret"));
+        let error = ApiError::from(ReadError::from(wrong_type));
+        assert_eq!(error, ApiError::internal());
+        let error = ApiError::from(ReadError::away(Store::MySql, "secret"));
+        assert!(!error.message.contains("secret"));
+    }
+}

@@ -1,0 +1,202 @@
+//! Read your writes.
+//!
+//! A command keeps the position of its event for a short time: as a mark of the writer, and of what was written to.
+//! A read by that user, or of that entity, finds the mark and waits until the projections that it reads have passed
+//! it. Everyone else pays for one more key in the first round trip.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use axum::{
+    http::{HeaderName, HeaderValue},
+    response::{IntoResponse, Response},
+};
+use metrics::{counter, histogram};
+use redis::cmd;
+use tokio::time::{Instant, sleep, timeout};
+use vidlog_schemas::{Keys, keys::Key, projections::Projection};
+
+use crate::{
+    error::{ReadError, Store},
+    metrics::{FALLBACK_READS, FRESHNESS_TIMEOUTS, FRESHNESS_WAIT_SECONDS, FRESHNESS_WAITS},
+    position::{Position, Scope},
+    stores::{Source, Views},
+};
+
+/// In an answer: the position of the event that a command appended. In a request: positions to wait for.
+pub const POSITION_HEADER: HeaderName = HeaderName::from_static("vidlog-position");
+/// In an answer: `true` where it may lack writes that the reader could expect to see.
+pub const STALE_HEADER: HeaderName = HeaderName::from_static("vidlog-stale");
+
+/// How long a mark is kept: far longer than a projection is ever behind in good health.
+const MARK_LIFETIME_MS: i64 = 60_000;
+/// How long a read waits: with the read itself still well within the five seconds that the client waits.
+const MAX_WAIT: Duration = Duration::from_secs(2);
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(25);
+
+/// Keeps marks, and waits for them. Clones share the connection.
+#[derive(Clone)]
+pub struct Freshness {
+    keys: Keys,
+    views: Views,
+}
+
+/// What a read must see.
+#[derive(Clone, Debug)]
+pub struct Need {
+    /// Whose marks count: the caller, and what is read.
+    pub scopes: Vec<Scope>,
+    /// The projections that are read. A mark of a stream that none of them folds is not waited for.
+    pub projections: &'static [Projection],
+    /// Positions that the reader itself named.
+    pub extra: Vec<Position>,
+}
+
+/// Something that was read, and whether it may lack what the reader could expect to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fresh<T> {
+    /// What was read.
+    pub value: T,
+    /// Whether a wait ran out, or freshness can't be known.
+    pub stale: bool,
+}
+
+impl<T> Fresh<T> {
+    /// The same with another value.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Fresh<U> {
+        Fresh { value: change(self.value), stale: self.stale }
+    }
+}
+
+impl<T> Fresh<Option<T>> {
+    /// The value, or an error where there is none.
+    pub fn ok_or<E>(self, error: E) -> Result<Fresh<T>, E> {
+        Ok(Fresh { value: self.value.ok_or(error)?, stale: self.stale })
+    }
+}
+
+impl<T: IntoResponse> IntoResponse for Fresh<T> {
+    fn into_response(self) -> Response {
+        let mut response = self.value.into_response();
+        if self.stale {
+            response.headers_mut().insert(STALE_HEADER, HeaderValue::from_static("true"));
+        }
+        response
+    }
+}
+
+/// What a read waits for: by progress key, by field, the offset that must be reached.
+type Awaited = BTreeMap<Key, BTreeMap<String, i64>>;
+
+impl Freshness {
+    pub(crate) const fn new(keys: Keys, views: Views) -> Self {
+        Self { keys, views }
+    }
+
+    /// Marks a write, before it is answered.
+    pub async fn record(&self, scopes: &[Scope], position: Position) -> Result<(), ReadError> {
+        let mut commands = Vec::with_capacity(2 * scopes.len());
+        for scope in scopes {
+            let key = self.keys.recent_writes(&scope.to_string());
+            commands
+                .push(cmd("ZADD").arg(&key).arg("GT").arg(position.next_offset).arg(position.field()).take());
+            commands.push(cmd("PEXPIRE").arg(&key).arg(MARK_LIFETIME_MS).take());
+        }
+        self.views.all(&commands).await.map(drop)
+    }
+
+    /// Reads what is at least as new as the marks.
+    ///
+    /// The marks are fetched while the read goes on. If there are any, the read is repeated once they are passed:
+    /// that they are passed by now says nothing about a read that began before. While Redis is away, the read is
+    /// asked for from the tables.
+    pub async fn read<T, F, Reading>(&self, need: Need, read: F) -> Result<Fresh<T>, ReadError>
+    where
+        F: Fn(Source) -> Reading,
+        Reading: Future<Output = Result<T, ReadError>>,
+    {
+        let (awaited, first) = tokio::join!(self.awaited(&need), read(Source::Views));
+        let (read_views, stale) = match awaited {
+            Ok(awaited) if awaited.is_empty() => (first, false),
+            Ok(awaited) => {
+                let passed = self.wait(&awaited).await;
+                (read(Source::Views).await, !passed)
+            }
+            Err(error) if error.is_away(Store::Redis) => (first, true),
+            Err(error) => return Err(error),
+        };
+        match read_views {
+            Err(error) if error.is_away(Store::Redis) => {
+                counter!(FALLBACK_READS).increment(1);
+                Ok(Fresh { value: read(Source::Tables).await?, stale: true })
+            }
+            other => Ok(Fresh { value: other?, stale }),
+        }
+    }
+
+    async fn awaited(&self, need: &Need) -> Result<Awaited, ReadError> {
+        let commands: Vec<_> = need
+            .scopes
+            .iter()
+            .map(|scope| self.keys.recent_writes(&scope.to_string()))
+            .map(|key| cmd("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES").take())
+            .collect();
+        let mut answers = self.views.all(&commands).await?;
+        let mut positions = need.extra.clone();
+        for _ in &commands {
+            let marks: Vec<(String, i64)> = answers.take()?;
+            positions
+                .extend(marks.into_iter().filter_map(|(field, offset)| Position::of_field(&field, offset)));
+        }
+        let mut awaited = Awaited::new();
+        for projection in need.projections {
+            for position in positions.iter().filter(|position| projection.streams.contains(&position.stream))
+            {
+                let fields = awaited.entry(self.keys.progress(projection.name)).or_default();
+                let offset = fields.entry(position.field()).or_default();
+                *offset = position.next_offset.max(*offset);
+            }
+        }
+        Ok(awaited)
+    }
+
+    /// Waits until everything awaited is passed. `false` if that took too long, or can't be known.
+    async fn wait(&self, awaited: &Awaited) -> bool {
+        counter!(FRESHNESS_WAITS).increment(1);
+        let began = Instant::now();
+        let passed = timeout(MAX_WAIT, self.poll(awaited)).await.unwrap_or(false);
+        histogram!(FRESHNESS_WAIT_SECONDS).record(began.elapsed());
+        if !passed {
+            counter!(FRESHNESS_TIMEOUTS).increment(1);
+        }
+        passed
+    }
+
+    async fn poll(&self, awaited: &Awaited) -> bool {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.is_passed(awaited).await {
+                Ok(true) => return true,
+                Ok(false) => sleep(pause).await,
+                Err(_) => return false,
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn is_passed(&self, awaited: &Awaited) -> Result<bool, ReadError> {
+        let commands: Vec<_> = awaited
+            .iter()
+            .map(|(key, fields)| cmd("HMGET").arg(key).arg(fields.keys().collect::<Vec<_>>()).take())
+            .collect();
+        let mut answers = self.views.all(&commands).await?;
+        for fields in awaited.values() {
+            let progress: Vec<Option<i64>> = answers.take()?;
+            if progress.iter().zip(fields.values()).any(|(progress, offset)| progress.unwrap_or(0) < *offset)
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}

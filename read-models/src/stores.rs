@@ -1,0 +1,117 @@
+//! The two stores, each behind its circuit breaker.
+
+use std::{time::Duration, vec};
+
+use redis::{Cmd, FromRedisValue, Value, cmd};
+use sqlx::MySqlPool;
+use vidlog_service_kit::redis::Redis;
+
+use crate::{
+    breaker::{Breaker, Guarded, guard},
+    error::{ReadError, Store},
+};
+
+/// A query that takes longer holds its connection from others; with the waits before it, a request still ends
+/// within its own limit.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Which store answers a read that both can answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The Redis views: the ordinary case.
+    Views,
+    /// The MySQL tables, while Redis is away.
+    Tables,
+}
+
+/// The Redis views. Clones share the connection.
+#[derive(Clone)]
+pub struct Views {
+    redis: Redis,
+    breaker: Breaker,
+}
+
+/// The MySQL tables. Clones share the pool.
+#[derive(Clone)]
+pub struct Tables {
+    pool: MySqlPool,
+    breaker: Breaker,
+}
+
+/// The answers to many commands, in their order.
+#[derive(Debug)]
+pub struct Answers {
+    values: vec::IntoIter<Value>,
+}
+
+impl Views {
+    pub(crate) fn new(redis: Redis) -> Self {
+        Self { redis, breaker: Breaker::default() }
+    }
+
+    /// Sends one command.
+    pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, ReadError> {
+        guard(self, self.redis.query(command)).await
+    }
+
+    /// Sends many commands in one round trip.
+    pub async fn all(&self, commands: &[Cmd]) -> Result<Answers, ReadError> {
+        let values = guard(self, self.redis.all(commands)).await?;
+        Ok(Answers { values: values.into_iter() })
+    }
+}
+
+impl Guarded for Views {
+    const STORE: Store = Store::Redis;
+
+    fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
+    async fn probe(&self) -> Result<(), ReadError> {
+        Ok(self.redis.query(&cmd("PING")).await?)
+    }
+}
+
+impl Answers {
+    /// The next answer.
+    pub fn take<T: FromRedisValue>(&mut self) -> Result<T, ReadError> {
+        let value =
+            self.values.next().ok_or_else(|| ReadError::fault(Store::Redis, "there is no further answer"))?;
+        T::from_redis_value(value).map_err(|error| ReadError::fault(Store::Redis, error))
+    }
+}
+
+impl Tables {
+    pub(crate) fn new(pool: MySqlPool) -> Self {
+        Self { pool, breaker: Breaker::default() }
+    }
+
+    /// The pool, to fetch from within [`Tables::run`].
+    pub const fn pool(&self) -> &MySqlPool {
+        &self.pool
+    }
+
+    /// Runs a query.
+    pub async fn run<T>(&self, query: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, ReadError> {
+        let bounded = async {
+            tokio::time::timeout(QUERY_TIMEOUT, query)
+                .await
+                .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::Error::from(std::io::ErrorKind::TimedOut))))
+        };
+        guard(self, bounded).await
+    }
+}
+
+impl Guarded for Tables {
+    const STORE: Store = Store::MySql;
+
+    fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
+    async fn probe(&self) -> Result<(), ReadError> {
+        sqlx::query("SELECT 1").execute(&self.pool).await?;
+        Ok(())
+    }
+}

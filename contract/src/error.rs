@@ -1,6 +1,6 @@
 //! What is answered when a call fails.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use axum::{
     Json,
@@ -8,7 +8,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{
+    IntoResponses, PartialSchema, ToSchema,
+    openapi::{ContentBuilder, RefOr, Response as OpenApiResponse, ResponseBuilder},
+};
 
 /// Why a call failed, as the client sees it: the `status_code` of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -165,6 +168,21 @@ pub struct Status {
     /// The same in words.
     #[schema(example = "ok")]
     pub status_msg: Cow<'static, str>,
+}
+
+/// The failures that every endpoint can answer, as `OpenAPI` describes them. All others are HTTP 200 with the two
+/// fields.
+pub struct Failures;
+
+impl IntoResponses for Failures {
+    fn responses() -> BTreeMap<String, RefOr<OpenApiResponse>> {
+        let faults = [Code::PayloadTooLarge, Code::TooManyRequests, Code::Internal, Code::Unavailable];
+        let response = |code: Code| {
+            let content = ContentBuilder::new().schema(Some(Status::schema())).build();
+            ResponseBuilder::new().description(code.meaning()).content("application/json", content).build()
+        };
+        faults.map(|code| (code.http_status().as_u16().to_string(), response(code).into())).into()
+    }
 }
 
 impl IntoResponse for ApiError {

@@ -1,0 +1,26 @@
+//! The query side as a process of its own.
+
+use clap::Parser;
+use tracing::info;
+use vidlog_query_api::{Cli, QueryState, router};
+use vidlog_service_kit::{
+    clock::Clock,
+    ops::{self, Readiness},
+    serve::{bind, serve},
+    shutdown::Shutdown,
+    telemetry,
+};
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let metrics = telemetry::start(&cli.ops)?;
+    let shutdown = Shutdown::on_signal()?;
+    let media_base = cli.api.public_base(&cli.listen);
+    let state = QueryState::open(&cli.stores, &cli.api, &cli.query, &media_base, Clock::system())?;
+    let ops = ops::router(Readiness::new(), metrics, shutdown.clone());
+    let (listener, ops_listener) = (bind(&cli.listen).await?, bind(&cli.ops.ops_listen).await?);
+    info!(listen = cli.listen, ops_listen = cli.ops.ops_listen, "query-api answers");
+    tokio::try_join!(serve(listener, router(state), shutdown.clone()), serve(ops_listener, ops, shutdown))?;
+    Ok(())
+}

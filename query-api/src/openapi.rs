@@ -1,0 +1,27 @@
+//! The query side's part of the `OpenAPI` document.
+
+use utoipa::OpenApi;
+
+use crate::routes::{comment, favorite, feed, message, publish, relation, user};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "vidlog, query side", description = "Every GET of the client contract."),
+    paths(
+        feed::feed,
+        user::user,
+        publish::list,
+        favorite::list,
+        comment::list,
+        relation::follows,
+        relation::followers,
+        relation::friends,
+        message::chat,
+    )
+)]
+struct Document;
+
+/// The endpoints of the query side, as `OpenAPI` describes them.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    Document::openapi()
+}

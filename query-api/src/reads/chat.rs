@@ -1,0 +1,86 @@
+//! The messages of a conversation.
+
+use vidlog_contract::objects::Message;
+use vidlog_read_models::{ReadError, ReadModels, Source};
+use vidlog_schemas::rows::MessageRow;
+
+use super::list::Part;
+use crate::paging::{Page, Place};
+
+/// Which messages are asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chat {
+    /// Who asks.
+    pub(crate) caller: i64,
+    /// The other one.
+    pub(crate) peer: i64,
+    /// Only what the other one sent, strictly later; else everything of both.
+    pub(crate) after_ms: Option<i64>,
+}
+
+/// Messages, oldest first; if there is such a user. A bounded part of the whole history is its newest; a bounded part
+/// of what is new is its oldest, because the reader goes on from the last that it got.
+pub(crate) async fn messages(
+    models: &ReadModels,
+    source: Source,
+    chat: Chat,
+    page: Page,
+) -> Result<Option<Part<Message>>, ReadError> {
+    let rows = async {
+        match chat.after_ms {
+            None => history(models, chat, page).await,
+            Some(after_ms) => news(models, chat, after_ms, page).await,
+        }
+    };
+    let (exists, mut rows) = tokio::try_join!(models.user_exists(source, chat.peer), rows)?;
+    if !exists {
+        return Ok(None);
+    }
+    let next = page.cut(&mut rows, |row| Place { score: row.create_ms, id: row.message_id });
+    if chat.after_ms.is_none() {
+        rows.reverse();
+    }
+    Ok(Some((rows.into_iter().map(message).collect(), next)))
+}
+
+/// The newest messages of both, newest first.
+async fn history(models: &ReadModels, chat: Chat, page: Page) -> Result<Vec<MessageRow>, ReadError> {
+    let query = sqlx::query_as(
+        "SELECT message_id, from_user_id, to_user_id, content, create_ms FROM messages
+         WHERE low_id = ? AND high_id = ? AND create_ms < ? ORDER BY create_ms DESC LIMIT ?",
+    )
+    .bind(chat.caller.min(chat.peer))
+    .bind(chat.caller.max(chat.peer))
+    .bind(page.after.map_or(i64::MAX, |after| after.score))
+    .bind(page.fetch() as u64);
+    models.tables.run(query.fetch_all(models.tables.pool())).await
+}
+
+/// What the other one sent after a time, oldest first.
+async fn news(
+    models: &ReadModels,
+    chat: Chat,
+    after_ms: i64,
+    page: Page,
+) -> Result<Vec<MessageRow>, ReadError> {
+    let query = sqlx::query_as(
+        "SELECT message_id, from_user_id, to_user_id, content, create_ms FROM messages
+         WHERE low_id = ? AND high_id = ? AND create_ms > ? AND from_user_id = ? ORDER BY create_ms LIMIT ?",
+    )
+    .bind(chat.caller.min(chat.peer))
+    .bind(chat.caller.max(chat.peer))
+    .bind(page.after.map_or(after_ms, |after| after.score.max(after_ms)))
+    .bind(chat.peer)
+    .bind(page.fetch() as u64);
+    models.tables.run(query.fetch_all(models.tables.pool())).await
+}
+
+fn message(row: MessageRow) -> Message {
+    Message {
+        id: row.message_id,
+        to_user_id: row.to_user_id,
+        from_user_id: row.from_user_id,
+        content: row.content,
+        create_time: row.create_ms,
+    }
+}

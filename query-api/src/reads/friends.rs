@@ -1,0 +1,104 @@
+//! Friends: those whom a user follows and who follow back.
+
+use std::collections::HashMap;
+
+use redis::cmd;
+use sqlx::QueryBuilder;
+use vidlog_contract::objects::FriendUser;
+use vidlog_read_models::{ReadError, ReadModels, Source};
+
+use super::list::Part;
+use crate::paging::{Page, Place};
+
+/// The latest message of a conversation.
+struct Latest {
+    from_id: i64,
+    content: String,
+}
+
+/// A user's friends, the latest first, each with the latest message between it and the caller; if there is such a
+/// user.
+pub(crate) async fn of_user(
+    models: &ReadModels,
+    source: Source,
+    caller: i64,
+    user: i64,
+    page: Page,
+) -> Result<Option<Part<FriendUser>>, ReadError> {
+    let places = match source {
+        Source::Views => places_in_views(models, user).await?,
+        Source::Tables => places_in_tables(models, user).await?,
+    };
+    let Some(mut places) = places else {
+        return Ok(None);
+    };
+    places.sort_by_cached_key(|place| place.order());
+    places.retain(|place| page.after.is_none_or(|after| place.is_after(after)));
+    let next = page.cut(&mut places, |place| *place);
+    let ids: Vec<_> = places.into_iter().map(|place| place.id).collect();
+    let (users, mut latest) = tokio::try_join!(
+        models.listed_users(source, Some(caller), &ids),
+        latest_messages(models, caller, &ids)
+    )?;
+    let friends = users.into_iter().map(|user| {
+        let latest = latest.remove(&user.id);
+        let msg_type = i32::from(latest.as_ref().is_some_and(|latest| latest.from_id == caller));
+        FriendUser { user, message: latest.map(|latest| latest.content).unwrap_or_default(), msg_type }
+    });
+    Ok(Some((friends.collect(), next)))
+}
+
+/// A friend's score is when the later of the two follows made them friends.
+async fn places_in_views(models: &ReadModels, user: i64) -> Result<Option<Vec<Place>>, ReadError> {
+    let keys = &models.keys;
+    let exists = cmd("HEXISTS").arg(keys.user_card(user)).arg("name").take();
+    let friends = cmd("ZINTER")
+        .arg(2)
+        .arg(keys.following(user))
+        .arg(keys.followers(user))
+        .arg("AGGREGATE")
+        .arg("MAX")
+        .arg("WITHSCORES")
+        .take();
+    let mut answers = models.views.all(&[exists, friends]).await?;
+    let exists: bool = answers.take()?;
+    let friends: Vec<(i64, i64)> = answers.take()?;
+    Ok(exists.then(|| friends.into_iter().map(|(id, score)| Place { score, id }).collect()))
+}
+
+async fn places_in_tables(models: &ReadModels, user: i64) -> Result<Option<Vec<Place>>, ReadError> {
+    if !models.user_exists(Source::Tables, user).await? {
+        return Ok(None);
+    }
+    let query = sqlx::query_as(
+        "SELECT GREATEST(there.followed_ms, back.followed_ms), there.followee_id FROM follows AS there
+         JOIN follows AS back ON back.follower_id = there.followee_id AND back.followee_id = there.follower_id
+         WHERE there.follower_id = ?",
+    )
+    .bind(user);
+    let rows: Vec<(i64, i64)> = models.tables.run(query.fetch_all(models.tables.pool())).await?;
+    Ok(Some(rows.into_iter().map(|(score, id)| Place { score, id }).collect()))
+}
+
+/// The latest messages between the caller and others, by the other.
+async fn latest_messages(
+    models: &ReadModels,
+    caller: i64,
+    others: &[i64],
+) -> Result<HashMap<i64, Latest>, ReadError> {
+    if others.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut query = QueryBuilder::new(
+        "SELECT low_id, high_id, last_from_id, last_content FROM conversations WHERE (low_id, high_id) IN ",
+    );
+    query.push_tuples(others, |mut pair, other| {
+        pair.push_bind(caller.min(*other)).push_bind(caller.max(*other));
+    });
+    let rows = query.build_query_as().persistent(false).fetch_all(models.tables.pool());
+    let rows: Vec<(i64, i64, i64, String)> = models.tables.run(rows).await?;
+    let latest = rows.into_iter().map(|(low, high, from_id, content)| {
+        (if low == caller { high } else { low }, Latest { from_id, content })
+    });
+    Ok(latest.collect())
+}

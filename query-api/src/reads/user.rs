@@ -1,0 +1,14 @@
+//! A user's card.
+
+use vidlog_contract::objects::User;
+use vidlog_read_models::{ReadError, ReadModels, Source};
+
+/// A user as a viewer sees it, if there is one.
+pub(crate) async fn card(
+    models: &ReadModels,
+    source: Source,
+    viewer: Option<i64>,
+    user: i64,
+) -> Result<Option<User>, ReadError> {
+    Ok(models.users(source, viewer, &[user]).await?.pop().flatten())
+}

@@ -1,0 +1,55 @@
+//! GET comment/list.
+
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+use vidlog_contract::{Answer, ApiError, Call, error::Failures, limits, objects::Comment};
+use vidlog_read_models::Scope;
+use vidlog_schemas::projections::{self, Projection};
+
+use super::{Answered, need};
+use crate::{QueryState, paging::Page, reads};
+
+const READ: &[Projection] = &[
+    projections::COMMENTS_TABLE,
+    projections::VIDEO_CARDS,
+    projections::USER_CARDS,
+    projections::WORKS,
+    projections::LIKES,
+    projections::FOLLOWS,
+];
+
+/// A list of comments.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct CommentList {
+    comment_list: Vec<Comment>,
+    /// Where the next page begins; only if this one was asked for with a limit, and there is more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
+}
+
+/// The comments on a video, newest first.
+#[utoipa::path(
+    get,
+    path = "/douyin/comment/list/",
+    tag = "comments",
+    params(
+        ("video_id" = i64, Query),
+        ("token" = Option<String>, Query, description = "missing or empty: an anonymous reader"),
+        ("limit" = Option<i64>, Query, description = "1 to 500"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses((status = 200, body = Answer<CommentList>), Failures)
+)]
+pub(crate) async fn list(State(state): State<QueryState>, call: Call) -> Answered<CommentList> {
+    let video = call.params.id("video_id")?;
+    let page = Page::of(&call.params, limits::COMMENT_LIST)?;
+    let need = need(&call, Some(Scope::Video(video)), READ)?;
+    let models = &state.models;
+    let read = models
+        .freshness
+        .read(need, |source| reads::comments::of_video(models, source, call.viewer(), video, page))
+        .await?
+        .ok_or(ApiError::not_found("video"))?;
+    Ok(read.map(|(comment_list, next_cursor)| Answer::new(CommentList { comment_list, next_cursor })))
+}

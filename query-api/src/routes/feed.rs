@@ -1,0 +1,44 @@
+//! GET feed.
+
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+use vidlog_contract::{Answer, Call, error::Failures, objects::Video, times};
+
+use super::{Answered, CARDS, need};
+use crate::{QueryState, reads};
+
+/// A page of the feed.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Feed {
+    video_list: Vec<Video>,
+    /// The publish time (ms) of the oldest video in the page, to ask for the next one with; now on an empty page.
+    next_time: i64,
+}
+
+/// The newest videos of everyone, at most 30.
+#[utoipa::path(
+    get,
+    path = "/douyin/feed/",
+    tag = "videos",
+    params(
+        ("latest_time" = Option<String>, Query, description = "only videos published before it; milliseconds, or \
+            seconds below 1e11; missing, empty, 0 or not a number: now"),
+        ("token" = Option<String>, Query, description = "missing or empty: an anonymous reader"),
+    ),
+    responses((status = 200, body = Answer<Feed>), Failures)
+)]
+pub(crate) async fn feed(State(state): State<QueryState>, call: Call) -> Answered<Feed> {
+    let before = times::parse(call.params.optional("latest_time")?);
+    let need = need(&call, None, CARDS)?;
+    let models = &state.models;
+    let read = models
+        .freshness
+        .read(need, |source| reads::feed::page(models, source, call.viewer(), before))
+        .await?;
+    Ok(read.map(|page| {
+        let next_time = page.last().map_or_else(|| state.clock.now_ms(), |oldest| oldest.published_ms);
+        let video_list = page.into_iter().map(|published| published.video).collect();
+        Answer::new(Feed { video_list, next_time })
+    }))
+}

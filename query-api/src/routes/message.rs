@@ -1,0 +1,58 @@
+//! GET message/chat.
+
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+use vidlog_contract::{Answer, ApiError, Call, error::Failures, limits, objects::Message, times};
+use vidlog_read_models::Scope;
+use vidlog_schemas::projections::{self, Projection};
+
+use super::{Answered, need};
+use crate::{
+    QueryState,
+    paging::Page,
+    reads::{self, chat::Chat},
+};
+
+const READ: &[Projection] = &[projections::MESSAGES_TABLE, projections::USER_CARDS];
+
+/// Messages of a conversation.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct MessageList {
+    message_list: Vec<Message>,
+    /// Where the next page begins; only if this one was asked for with a limit, and there is more. Without
+    /// `pre_msg_time` the next page is older, with it newer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
+}
+
+/// The messages between the caller and another user, oldest first.
+#[utoipa::path(
+    get,
+    path = "/douyin/message/chat/",
+    tag = "messages",
+    params(
+        ("token" = String, Query),
+        ("to_user_id" = i64, Query),
+        ("pre_msg_time" = Option<String>, Query, description = "only what the other sent, strictly later; \
+            milliseconds, or seconds below 1e11; missing, empty, 0 or not a number: the whole history of both"),
+        ("limit" = Option<i64>, Query, description = "1 to 1000"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses((status = 200, body = Answer<MessageList>), Failures)
+)]
+pub(crate) async fn chat(State(state): State<QueryState>, call: Call) -> Answered<MessageList> {
+    let caller = call.caller()?;
+    let peer = call.params.id("to_user_id")?;
+    let after_ms = times::parse(call.params.optional("pre_msg_time")?);
+    let page = Page::of(&call.params, limits::CHAT_LIST)?;
+    let need = need(&call, Some(Scope::Conversation(caller, peer)), READ)?;
+    let chat = Chat { caller, peer, after_ms };
+    let models = &state.models;
+    let read = models
+        .freshness
+        .read(need, |source| reads::chat::messages(models, source, chat, page))
+        .await?
+        .ok_or(ApiError::not_found("user"))?;
+    Ok(read.map(|(message_list, next_cursor)| Answer::new(MessageList { message_list, next_cursor })))
+}

@@ -1,0 +1,39 @@
+//! GET publish/list.
+
+use axum::extract::State;
+use vidlog_contract::{Answer, ApiError, Call, error::Failures, limits};
+use vidlog_read_models::Scope;
+
+use super::{Answered, CARDS, VideoList, need, user_of};
+use crate::{
+    QueryState,
+    paging::Page,
+    reads::{self, list::List},
+};
+
+/// A user's videos, newest first. The user sees all of its uploads, with their state; others what is published.
+#[utoipa::path(
+    get,
+    path = "/douyin/publish/list/",
+    tag = "videos",
+    params(
+        ("user_id" = Option<i64>, Query, description = "missing: the caller"),
+        ("token" = Option<String>, Query, description = "missing or empty: an anonymous reader"),
+        ("limit" = Option<i64>, Query, description = "1 to 500"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses((status = 200, body = Answer<VideoList>), Failures)
+)]
+pub(crate) async fn list(State(state): State<QueryState>, call: Call) -> Answered<VideoList> {
+    let user = user_of(&call)?;
+    let page = Page::of(&call.params, limits::WORKS_LIST)?;
+    let need = need(&call, Some(Scope::User(user)), CARDS)?;
+    let list = if call.viewer() == Some(user) { List::Uploads(user) } else { List::Works(user) };
+    let models = &state.models;
+    let read = models
+        .freshness
+        .read(need, |source| reads::list::videos(models, source, call.viewer(), list, page))
+        .await?
+        .ok_or(ApiError::not_found("user"))?;
+    Ok(read.map(|(video_list, next_cursor)| Answer::new(VideoList { video_list, next_cursor })))
+}

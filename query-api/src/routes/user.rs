@@ -1,0 +1,39 @@
+//! GET user.
+
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+use vidlog_contract::{Answer, ApiError, Call, error::Failures, objects::User};
+use vidlog_read_models::Scope;
+
+use super::{Answered, CARDS, need, user_of};
+use crate::{QueryState, reads};
+
+/// A user's card.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Card {
+    user: User,
+}
+
+/// A user, as the caller sees it.
+#[utoipa::path(
+    get,
+    path = "/douyin/user/",
+    tag = "users",
+    params(
+        ("user_id" = Option<i64>, Query, description = "missing: the caller"),
+        ("token" = Option<String>, Query, description = "missing or empty: an anonymous reader"),
+    ),
+    responses((status = 200, body = Answer<Card>), Failures)
+)]
+pub(crate) async fn user(State(state): State<QueryState>, call: Call) -> Answered<Card> {
+    let user = user_of(&call)?;
+    let need = need(&call, Some(Scope::User(user)), CARDS)?;
+    let models = &state.models;
+    let read = models
+        .freshness
+        .read(need, |source| reads::user::card(models, source, call.viewer(), user))
+        .await?
+        .ok_or(ApiError::not_found("user"))?;
+    Ok(read.map(|user| Answer::new(Card { user })))
+}

@@ -1,0 +1,135 @@
+use std::time::Duration;
+
+use axum::{body::Body, http::Request};
+use tokio::time::{Instant, sleep, timeout};
+use vidlog_read_models::{Position, Scope};
+
+use crate::support::{NOW, World};
+
+const FOLLOWERS: &str = "/douyin/relation/follower/list/?user_id=1";
+
+fn follows(next_offset: i64) -> Position {
+    Position { stream: "follows", partition: 3, next_offset }
+}
+
+async fn world() -> World {
+    let world = World::new().await;
+    world.users([1, 2, 3]).await;
+    world
+}
+
+async fn mark(world: &World, scope: Scope, position: Position) {
+    world.state().models.freshness.record(&[scope], position).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_reader_waits_for_a_write_to_what_it_reads() {
+    let world = world().await;
+    world.progress("follows", "follows", 3, 7).await;
+    mark(&world, Scope::User(1), follows(8)).await;
+    let api = world.api();
+    let read = api.get(FOLLOWERS);
+    let project = async {
+        // Longer than a read that does not wait.
+        sleep(Duration::from_millis(100)).await;
+        world.follow(2, 1, NOW).await;
+        world.progress("follows", "follows", 3, 8).await;
+    };
+    let (answer, ()) = tokio::join!(read, project);
+    assert_eq!(answer.ids("user_list"), [2]);
+}
+
+#[tokio::test]
+async fn the_writer_waits_for_its_own_write_wherever_it_reads() {
+    let world = world().await;
+    mark(&world, Scope::User(2), follows(8)).await;
+    let api = world.api();
+    let project = async {
+        sleep(Duration::from_millis(100)).await;
+        world.follow(2, 1, NOW).await;
+        world.progress("follows", "follows", 3, 8).await;
+    };
+    let (answer, ()) = tokio::join!(api.get_as(2, "/douyin/user/?user_id=1"), project);
+    assert_eq!(answer.ok()["user"]["is_follow"], true);
+}
+
+#[tokio::test]
+async fn a_wait_that_runs_out_says_that_the_answer_is_stale() {
+    let world = world().await;
+    world.follow(3, 1, NOW).await;
+    mark(&world, Scope::User(1), follows(8)).await;
+    let began = Instant::now();
+    let answer = world.api().get(FOLLOWERS).await;
+    assert!(
+        (Duration::from_secs(1)..Duration::from_secs(5)).contains(&began.elapsed()),
+        "{:?}",
+        began.elapsed()
+    );
+    assert!(answer.is_stale());
+    assert_eq!(answer.even_if_stale()["user_list"][0]["id"], 3);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_what_does_not_concern_them() {
+    let world = world().await;
+    let likes = Position { stream: "likes", partition: 0, next_offset: 5 };
+    let messages = Position { stream: "messages", partition: 0, next_offset: 5 };
+    mark(&world, Scope::User(2), follows(8)).await;
+    mark(&world, Scope::Video(1), likes).await;
+    mark(&world, Scope::User(1), messages).await;
+    let answer = timeout(Duration::from_secs(1), world.api().get(FOLLOWERS)).await.expect("no wait");
+    assert_eq!(answer.ids("user_list"), [0_i64; 0]);
+}
+
+#[tokio::test]
+async fn a_write_that_was_passed_is_not_waited_for() {
+    let world = world().await;
+    world.follow(2, 1, NOW).await;
+    world.progress("follows", "follows", 3, 9).await;
+    mark(&world, Scope::User(1), follows(8)).await;
+    // Of two marks of one partition the later counts, in whatever order they are kept.
+    mark(&world, Scope::User(1), follows(4)).await;
+    let answer = timeout(Duration::from_secs(1), world.api().get(FOLLOWERS)).await.expect("no wait");
+    assert_eq!(answer.ids("user_list"), [2]);
+}
+
+#[tokio::test]
+async fn a_chat_waits_for_the_conversation_from_either_side() {
+    let world = world().await;
+    let position = Position { stream: "messages", partition: 1, next_offset: 1 };
+    mark(&world, Scope::Conversation(2, 1), position).await;
+    let api = world.api();
+    let project = async {
+        sleep(Duration::from_millis(100)).await;
+        world.message(2, 1, NOW).await;
+        world.progress("messages-table", "messages", 1, 1).await;
+    };
+    let (answer, ()) = tokio::join!(api.get_as(1, "/douyin/message/chat/?to_user_id=2"), project);
+    assert_eq!(answer.ids("message_list"), [NOW]);
+}
+
+#[tokio::test]
+async fn a_reader_may_name_what_it_has_seen() {
+    let world = world().await;
+    let api = world.api();
+    let request =
+        |header: &str| Request::get(FOLLOWERS).header("Vidlog-Position", header).body(Body::empty()).unwrap();
+    let project = async {
+        sleep(Duration::from_millis(100)).await;
+        world.follow(2, 1, NOW).await;
+        world.progress("follows", "follows", 3, 8).await;
+    };
+    let (answer, ()) = tokio::join!(api.send(request("follows:3:8, messages:0:99")), project);
+    assert_eq!(answer.ids("user_list"), [2]);
+    assert_eq!(api.send(request("nonsense")).await.code(), 10001);
+    assert_eq!(api.send(request(&["follows:3:1"; 17].join(","))).await.code(), 10001);
+}
+
+#[tokio::test]
+async fn marks_are_forgotten() {
+    let world = world().await;
+    mark(&world, Scope::User(1), follows(8)).await;
+    let key = world.keys.recent_writes("user:1");
+    let lifetime: i64 = world.redis.query(redis::cmd("PTTL").arg(key)).await.unwrap();
+    assert!((1..=60_000).contains(&lifetime), "{lifetime}");
+}

@@ -1,0 +1,14 @@
+//! The query side against real stores. Each test fills read models of its own, as the projectors would have.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod chat;
+mod comments;
+mod feed;
+mod freshness;
+mod http;
+mod lists;
+mod outage;
+mod relations;
+mod support;
+mod users;

@@ -1,0 +1,159 @@
+use std::time::Duration;
+
+use tokio::{
+    net::TcpListener,
+    time::{Instant, timeout},
+};
+use vidlog_query_api::QueryState;
+use vidlog_schemas::rows::VideoState;
+use vidlog_service_kit::{mysql, redis::Redis};
+
+use crate::support::{Api, DEAD_MYSQL, DEAD_REDIS, NOW, World};
+
+const ALL: [&str; 9] = [
+    "feed/",
+    "user/?user_id=1",
+    "publish/list/?user_id=1",
+    "favorite/list/?user_id=1",
+    "comment/list/?video_id=100",
+    "relation/follow/list/?user_id=1",
+    "relation/follower/list/?user_id=1",
+    "relation/friend/list/?user_id=1",
+    "message/chat/?to_user_id=1",
+];
+/// Longer than a first call takes to find that a store is away; shorter than the client waits.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+async fn world() -> World {
+    let world = World::new().await;
+    world.users(1..6).await;
+    for id in 100..105 {
+        world.published(id, 1 + id % 2, NOW + id).await;
+        world.like(1, (id, 1 + id % 2), NOW).await;
+        world.like(3, (id, 1 + id % 2), NOW + id).await;
+        world.comment(10 * id, 100, 2).await;
+    }
+    world.unpublished(106, 1, VideoState::Processing).await;
+    world.delete_comment(1010, 100).await;
+    for id in 2..6 {
+        world.follow(1, id, NOW).await;
+        world.follow(id, 1, NOW + id).await;
+        world.message(id, 1, NOW).await;
+    }
+    world.follow(2, 3, NOW).await;
+    world
+}
+
+/// The answer to a call while stores may be away; it never takes long.
+async fn get(api: &Api, path: &str) -> crate::support::Answer {
+    timeout(PATIENCE, api.get_as(2, &format!("/douyin/{path}"))).await.expect("an answer at once")
+}
+
+#[tokio::test]
+async fn without_redis_the_same_is_answered_from_mysql_and_says_so() {
+    let world = world().await;
+    let (whole, without_redis) = (world.api(), world.api_without_redis());
+    for path in ALL {
+        let expected = get(&whole, path).await.ok();
+        let answer = get(&without_redis, path).await;
+        assert!(answer.is_stale(), "{path}");
+        assert_eq!(answer.even_if_stale(), expected, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn without_mysql_what_is_in_redis_is_answered() {
+    let world = world().await;
+    let (whole, without_mysql) = (world.api(), world.api_without_mysql());
+    let needs_mysql =
+        |path: &str| ["comment", "relation/friend", "message"].iter().any(|start| path.starts_with(start));
+    for path in ALL {
+        let expected = get(&whole, path).await.ok();
+        let answer = get(&without_mysql, path).await;
+        if needs_mysql(path) {
+            assert_unavailable(&answer);
+        } else {
+            assert_eq!(answer.ok(), expected, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_both_every_answer_is_an_error_at_once() {
+    let world = World::new().await;
+    let state = world.state_over(Redis::open(DEAD_REDIS).unwrap(), mysql::open(DEAD_MYSQL, 4).unwrap());
+    let api = Api::new(state);
+    assert_unavailable(&get(&api, ALL[0]).await);
+    let began = Instant::now();
+    for path in ALL {
+        assert_unavailable(&get(&api, path).await);
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "only the first call waits: {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_redis_that_accepts_and_says_nothing_is_away_too() {
+    let world = world().await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let redis = Redis::open(&format!("redis://{}/", silent.local_addr().unwrap())).unwrap();
+    let api = Api::new(world.state_over(redis, world.mysql.clone()));
+    assert!(get(&api, ALL[0]).await.is_stale());
+    let began = Instant::now();
+    for path in ALL {
+        assert!(get(&api, path).await.is_stale());
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "only the first call waits: {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn redis_is_used_again_when_it_is_back() {
+    let world = world().await;
+    let port = free_port();
+    let redis = Redis::open(&format!("redis://127.0.0.1:{port}/")).unwrap();
+    let state: QueryState = world.state_over(redis, world.mysql.clone());
+    let api = Api::new(state);
+    assert!(get(&api, ALL[0]).await.is_stale());
+    let proxy = forward_to_redis(port);
+    timeout(Duration::from_secs(10), async { while get(&api, ALL[0]).await.is_stale() {} })
+        .await
+        .expect("back");
+    proxy.abort();
+}
+
+#[tokio::test]
+async fn a_fault_in_the_data_is_an_error_that_leaks_nothing() {
+    let world = world().await;
+    world
+        .do_all(&[
+            redis::cmd("DEL").arg(world.keys.followers(1)).take(),
+            redis::cmd("SET").arg(world.keys.followers(1)).arg("secret").take(),
+        ])
+        .await;
+    let answer = get(&world.api(), "relation/follower/list/?user_id=1").await;
+    assert_eq!((answer.status.as_u16(), answer.code()), (500, 10010));
+    assert_eq!(answer.body["status_msg"], "something went wrong on the server");
+}
+
+fn assert_unavailable(answer: &crate::support::Answer) {
+    assert_eq!((answer.status.as_u16(), answer.code()), (503, 10009), "{answer:?}");
+    let message = answer.body["status_msg"].as_str().unwrap();
+    assert!(message.contains("try again"), "{message}");
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Listens on a port, for Redis.
+fn forward_to_redis(port: u16) -> tokio::task::JoinHandle<()> {
+    let url = std::env::var("VIDLOG_REDIS_URL").unwrap();
+    let target = url.trim_start_matches("redis://").trim_end_matches('/').to_owned();
+    tokio::spawn(async move {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut server = tokio::net::TcpStream::connect(&target).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
+        }
+    })
+}

@@ -1,0 +1,235 @@
+//! Read models of a test's own, in Redis and in MySQL.
+
+use std::sync::Arc;
+
+use clap::Parser;
+use object_store::memory::InMemory;
+use redis::{Cmd, cmd};
+use sqlx::{AssertSqlSafe, MySqlPool};
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+use vidlog_contract::Tokens;
+use vidlog_query_api::QueryState;
+use vidlog_read_models::{MediaUrls, ReadModels};
+use vidlog_schemas::{
+    Keys,
+    keys::{feed_week_of, partition_field},
+    rows::VideoState,
+};
+use vidlog_service_kit::{clock::Clock, mysql, redis::Redis};
+
+use super::Api;
+
+/// When everything happens.
+pub(crate) const NOW: i64 = 1_700_000_000_000;
+/// An address nobody listens on.
+pub(crate) const DEAD_REDIS: &str = "redis://127.0.0.1:1/";
+/// An address nobody listens on.
+pub(crate) const DEAD_MYSQL: &str = "mysql://nobody@127.0.0.1:1/nothing";
+
+#[derive(Parser)]
+struct Environment {
+    #[arg(long, env = "VIDLOG_MYSQL_URL")]
+    mysql_url: String,
+    #[arg(long, env = "VIDLOG_REDIS_URL")]
+    redis_url: String,
+}
+
+/// Read models that a test fills.
+pub(crate) struct World {
+    pub(crate) keys: Keys,
+    pub(crate) redis: Redis,
+    pub(crate) mysql: MySqlPool,
+    pub(crate) clock: Clock,
+}
+
+/// A video as a test knows it.
+#[derive(Clone, Copy)]
+struct Video {
+    id: i64,
+    author: i64,
+    state: VideoState,
+    published_ms: i64,
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        let environment = Environment::try_parse_from(["test"])
+            .unwrap_or_else(|error| panic!("the tests need MySQL and Redis, see `make test`: {error}"));
+        let namespace = format!("t{}", Uuid::now_v7().simple());
+        let (server, _) = environment.mysql_url.rsplit_once('/').unwrap();
+        let admin = mysql::open(&environment.mysql_url, 1).unwrap();
+        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {namespace}"))).execute(&admin).await.unwrap();
+        let mysql = mysql::open(&format!("{server}/{namespace}"), 4).unwrap();
+        vidlog_schemas::MIGRATOR.run(&mysql).await.unwrap();
+        Self {
+            keys: Keys::new(namespace, 16),
+            redis: Redis::open(&environment.redis_url).unwrap(),
+            mysql,
+            clock: Clock::fixed(NOW),
+        }
+    }
+
+    pub(crate) fn api(&self) -> Api {
+        Api::new(self.state())
+    }
+
+    pub(crate) fn api_without_redis(&self) -> Api {
+        Api::new(self.state_over(Redis::open(DEAD_REDIS).unwrap(), self.mysql.clone()))
+    }
+
+    pub(crate) fn api_without_mysql(&self) -> Api {
+        Api::new(self.state_over(self.redis.clone(), mysql::open(DEAD_MYSQL, 4).unwrap()))
+    }
+
+    pub(crate) fn state(&self) -> QueryState {
+        self.state_over(self.redis.clone(), self.mysql.clone())
+    }
+
+    pub(crate) fn state_over(&self, redis: Redis, mysql: MySqlPool) -> QueryState {
+        let clock = self.clock.clone();
+        QueryState {
+            models: ReadModels::new(self.keys.clone(), redis, mysql, MediaUrls::new("http://media")),
+            tokens: Tokens::parse("a:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", move || clock.now_ms())
+                .unwrap(),
+            clock: self.clock.clone(),
+            objects: Arc::new(InMemory::new()),
+            slots: Arc::new(Semaphore::new(64)),
+        }
+    }
+
+    pub(crate) async fn user(&self, id: i64) {
+        let name = format!("user {id}");
+        self.do_all(&[cmd("HSET").arg(self.keys.user_card(id)).arg("name").arg(&name).take()]).await;
+        let insert = sqlx::query("INSERT INTO users VALUES (?, ?, ?)").bind(id).bind(name).bind(NOW);
+        insert.execute(&self.mysql).await.unwrap();
+    }
+
+    pub(crate) async fn users(&self, ids: impl IntoIterator<Item = i64>) {
+        for id in ids {
+            self.user(id).await;
+        }
+    }
+
+    /// A video that was published at a time.
+    pub(crate) async fn published(&self, id: i64, author: i64, published_ms: i64) {
+        self.video(Video { id, author, state: VideoState::Published, published_ms }).await;
+    }
+
+    /// A video that is not published: still in work, or rejected.
+    pub(crate) async fn unpublished(&self, id: i64, author: i64, state: VideoState) {
+        self.video(Video { id, author, state, published_ms: 0 }).await;
+    }
+
+    async fn video(&self, video: Video) {
+        self.do_all(&self.video_commands(video)).await;
+        let is_published = video.state == VideoState::Published;
+        let key = |kind| if is_published { format!("{kind}/{}", video.id) } else { String::new() };
+        sqlx::query("INSERT INTO videos VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")
+            .bind(video.id)
+            .bind(video.author)
+            .bind(format!("video {}", video.id))
+            .bind(video.state.number())
+            .bind(NOW)
+            .bind(video.published_ms)
+            .bind(key("play"))
+            .bind(key("cover"))
+            .bind(reason(video.state))
+            .execute(&self.mysql)
+            .await
+            .unwrap();
+    }
+
+    fn video_commands(&self, video: Video) -> Vec<Cmd> {
+        let Video { id, author, state, published_ms } = video;
+        let mut card = cmd("HSET");
+        card.arg(self.keys.video_card(id)).arg("author").arg(author).arg("title").arg(format!("video {id}"));
+        card.arg("state").arg(state.number());
+        let mut commands = vec![cmd("ZADD").arg(self.keys.uploads(author)).arg(id).arg(id).take()];
+        if state == VideoState::Published {
+            card.arg("play_key").arg(format!("play/{id}")).arg("cover_key").arg(format!("cover/{id}"));
+            card.arg("published_ms").arg(published_ms);
+            let week = feed_week_of(published_ms);
+            commands.extend([
+                cmd("ZADD").arg(self.keys.works(author)).arg(id).arg(id).take(),
+                cmd("ZADD").arg(self.keys.feed_week(week)).arg(published_ms).arg(id).take(),
+                cmd("ZADD").arg(self.keys.feed_weeks()).arg(week).arg(week).take(),
+            ]);
+        }
+        card.arg("reason").arg(reason(state));
+        commands.push(card);
+        commands
+    }
+
+    pub(crate) async fn like(&self, user: i64, (video, author): (i64, i64), liked_ms: i64) {
+        self.do_all(&[
+            cmd("SADD").arg(self.keys.likers(video)).arg(user).take(),
+            cmd("ZADD").arg(self.keys.favorites(user)).arg(liked_ms).arg(video).take(),
+            cmd("HINCRBY").arg(self.keys.favorited(author)).arg(video).arg(1).take(),
+            cmd("HINCRBY").arg(self.keys.favorited(author)).arg("total").arg(1).take(),
+        ])
+        .await;
+        let insert = sqlx::query("INSERT INTO likes VALUES (?, ?, ?, ?)").bind(video).bind(user);
+        insert.bind(author).bind(liked_ms).execute(&self.mysql).await.unwrap();
+    }
+
+    pub(crate) async fn follow(&self, follower: i64, followee: i64, followed_ms: i64) {
+        self.do_all(&[
+            cmd("ZADD").arg(self.keys.following(follower)).arg(followed_ms).arg(followee).take(),
+            cmd("ZADD").arg(self.keys.followers(followee)).arg(followed_ms).arg(follower).take(),
+        ])
+        .await;
+        let insert = sqlx::query("INSERT INTO follows VALUES (?, ?, ?)").bind(follower).bind(followee);
+        insert.bind(followed_ms).execute(&self.mysql).await.unwrap();
+    }
+
+    pub(crate) async fn unfollow(&self, follower: i64, followee: i64) {
+        self.do_all(&[
+            cmd("ZREM").arg(self.keys.following(follower)).arg(followee).take(),
+            cmd("ZREM").arg(self.keys.followers(followee)).arg(follower).take(),
+        ])
+        .await;
+        let delete = sqlx::query("DELETE FROM follows WHERE follower_id = ? AND followee_id = ?");
+        delete.bind(follower).bind(followee).execute(&self.mysql).await.unwrap();
+    }
+
+    pub(crate) async fn comment(&self, id: i64, video: i64, user: i64) {
+        self.do_all(&[cmd("SADD").arg(self.keys.comments(video)).arg(id).take()]).await;
+        let insert = sqlx::query("INSERT INTO comments VALUES (?, ?, ?, ?, ?, FALSE)").bind(video).bind(id);
+        insert.bind(user).bind(format!("comment {id}")).bind(NOW).execute(&self.mysql).await.unwrap();
+    }
+
+    pub(crate) async fn delete_comment(&self, id: i64, video: i64) {
+        self.do_all(&[cmd("SREM").arg(self.keys.comments(video)).arg(id).take()]).await;
+        let update = sqlx::query("UPDATE comments SET deleted = TRUE, text = '' WHERE comment_id = ?");
+        update.bind(id).execute(&self.mysql).await.unwrap();
+    }
+
+    /// A message. Between users 1 and 2 its id is its time; other conversations have ids apart from those.
+    pub(crate) async fn message(&self, from: i64, to: i64, create_ms: i64) {
+        let (low, high, text) = (from.min(to), from.max(to), format!("message {create_ms}"));
+        let id = create_ms + (high - 2) * 1_000_000_000_000;
+        let insert = sqlx::query("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?)").bind(low).bind(high);
+        let insert = insert.bind(create_ms).bind(id).bind(from).bind(to).bind(&text);
+        insert.execute(&self.mysql).await.unwrap();
+        let replace =
+            sqlx::query("REPLACE INTO conversations VALUES (?, ?, ?, ?, ?, ?)").bind(low).bind(high);
+        let replace = replace.bind(id).bind(from).bind(text).bind(create_ms);
+        replace.execute(&self.mysql).await.unwrap();
+    }
+
+    /// Says how far a projection is in a partition.
+    pub(crate) async fn progress(&self, projection: &str, stream: &str, partition: i32, next_offset: i64) {
+        let field = partition_field(stream, partition);
+        self.do_all(&[cmd("HSET").arg(self.keys.progress(projection)).arg(field).arg(next_offset).take()])
+            .await;
+    }
+
+    pub(crate) async fn do_all(&self, commands: &[Cmd]) {
+        self.redis.all(commands).await.unwrap();
+    }
+}
+
+fn reason(state: VideoState) -> &'static str {
+    if state == VideoState::Rejected { "it is no video" } else { "" }
+}

@@ -1,7 +1,9 @@
 //! Logs and metrics.
 
 use anyhow::Context;
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+
+pub use metrics_exporter_prometheus::PrometheusHandle as Metrics;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::config::{LogFormat, Ops};
@@ -10,7 +12,7 @@ use crate::config::{LogFormat, Ops};
 const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
 /// Starts logs and metrics for the process. To be called once.
-pub fn start(config: &Ops) -> anyhow::Result<PrometheusHandle> {
+pub fn start(config: &Ops) -> anyhow::Result<Metrics> {
     let filter = EnvFilter::try_new(&config.log)
         .with_context(|| format!("failed to read log level {:?}", config.log))?;
     let registry = tracing_subscriber::registry().with(filter);

@@ -1,0 +1,35 @@
+//! The command side as a process of its own.
+
+use clap::Parser;
+use tracing::info;
+use vidlog_command_api::{Settings, config::Cli, start};
+use vidlog_service_kit::{
+    clock::Clock,
+    ops::{self, Readiness},
+    serve::{bind, serve},
+    shutdown::Shutdown,
+    telemetry,
+};
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let metrics = telemetry::start(&cli.ops)?;
+    let shutdown = Shutdown::on_signal()?;
+    let (listener, ops_listener) = (bind(&cli.listen).await?, bind(&cli.ops.ops_listen).await?);
+    let settings = Settings {
+        media_base: cli.api.public_base(&cli.listen),
+        command: cli.command,
+        api: cli.api,
+        stores: cli.stores,
+        clock: Clock::system(),
+    };
+    let readiness = Readiness::new();
+    let api = start(&settings, &readiness).await?;
+    let ops = ops::router(readiness, metrics, shutdown.clone());
+    info!(listen = cli.listen, ops_listen = cli.ops.ops_listen, "command-api answers");
+    let served =
+        tokio::try_join!(serve(listener, api.router(), shutdown.clone()), serve(ops_listener, ops, shutdown));
+    api.stop().await;
+    served.map(drop)
+}

@@ -1,0 +1,221 @@
+//! The outbox: events that must be in the log because of a row that was written in the same transaction.
+//!
+//! Whoever wrote one appends it at once where that works. What is still there after a while is left over from a
+//! crash, or from a broker that was away: the relay appends it. A crash between append and deletion repeats the
+//! event, with its own id, which every fold ignores.
+
+use std::time::Duration;
+
+use metrics::counter;
+use redis::cmd;
+use sqlx::{Acquire, MySqlConnection, MySqlPool};
+use thiserror::Error;
+use tokio::time::{interval, timeout};
+use tracing::{error, info, warn};
+use vidlog_contract::limits;
+use vidlog_events::{Envelope, Event};
+use vidlog_read_models::{Position, ReadModels};
+use vidlog_schemas::keys::partition_field;
+use vidlog_service_kit::shutdown::Shutdown;
+
+use crate::{
+    append::{Acknowledged, append, note_unmarked, scopes},
+    metrics::RELAYED_EVENTS,
+    mysql::bounded,
+    publisher::AppendError,
+    state::CommandState,
+    stored::{StoredError, from_text, to_text},
+};
+
+/// An entry's id, in the order of writing.
+pub type Id = u64;
+
+/// How long the writer of an entry has to append it. Then it is the relay's.
+const RELAY_AFTER_MS: i64 = 6_000;
+const RELAY_EVERY: Duration = Duration::from_secs(1);
+/// Entries that one transaction locks.
+const BATCH: u32 = 50;
+/// How long an answer waits for the append of an event that is safe in the outbox.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(2);
+/// An offset that no reader reaches: what is marked with it is not in the log yet.
+const NOT_APPENDED: i64 = limits::MAX_ID;
+
+/// An event as it is written to the outbox.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    text: String,
+    created_ms: i64,
+}
+
+/// Why a pass of the relay did not reach its end.
+#[derive(Debug, Error)]
+pub enum RelayError {
+    /// The log is away: the rest waits for the next pass.
+    #[error("failed to append from the outbox")]
+    Log(#[from] AppendError),
+    /// MySQL is away: what was appended in the last batch will be appended again.
+    #[error("failed to read the outbox")]
+    MySql(#[from] sqlx::Error),
+}
+
+impl Entry {
+    /// The entry of an event.
+    pub fn new(envelope: &Envelope) -> Result<Self, StoredError> {
+        Ok(Self { text: to_text(envelope)?, created_ms: envelope.time_ms })
+    }
+}
+
+/// Writes an entry, in the transaction of what it announces.
+pub async fn insert(entry: &Entry, connection: &mut MySqlConnection) -> Result<Id, sqlx::Error> {
+    let inserted = sqlx::query("INSERT INTO outbox (event, created_ms) VALUES (?, ?)")
+        .bind(&entry.text)
+        .bind(entry.created_ms)
+        .execute(connection)
+        .await?;
+    Ok(inserted.last_insert_id())
+}
+
+/// Appends an entry that was just written. `None` if that is left to the relay; readers are then told so.
+pub async fn append_now(state: &CommandState, id: Id, envelope: &Envelope) -> Option<Acknowledged> {
+    let attempt = append(state.log.as_ref(), &state.read_models.freshness, envelope);
+    let Ok(Ok(acknowledged)) = timeout(FIRST_ATTEMPT, attempt).await else {
+        mark_not_appended(&state.read_models, &envelope.event).await;
+        return None;
+    };
+    let delete = sqlx::query("DELETE FROM outbox WHERE id = ?").bind(id);
+    if let Err(error) = bounded(delete.execute(&state.mysql)).await {
+        warn!(%error, "failed to delete an appended event from the outbox; it will be repeated");
+    }
+    Some(acknowledged)
+}
+
+/// Appends what is left over in the outbox.
+#[derive(Clone)]
+pub struct Relay {
+    state: CommandState,
+}
+
+impl Relay {
+    /// A relay of a state's outbox.
+    pub const fn new(state: CommandState) -> Self {
+        Self { state }
+    }
+
+    /// Passes over the outbox again and again, until shutdown is given. Any number of instances may do so.
+    pub async fn run(self, shutdown: Shutdown) {
+        let mut tick = interval(RELAY_EVERY);
+        let mut failing = false;
+        let token = shutdown.token();
+        while token.run_until_cancelled(tick.tick()).await.is_some() {
+            let created_until_ms = self.state.clock.now_ms() - RELAY_AFTER_MS;
+            match self.pass(created_until_ms).await {
+                Ok(0) => failing = false,
+                Ok(events) => {
+                    failing = false;
+                    info!(events, "appended what was left over in the outbox");
+                }
+                Err(error) if failing => tracing::debug!(%error, "the outbox still has to wait"),
+                Err(error) => {
+                    failing = true;
+                    warn!(%error, "the outbox has to wait");
+                }
+            }
+        }
+    }
+
+    /// Appends every entry that was written until a time, in order, and says how many.
+    pub async fn pass(&self, created_until_ms: i64) -> Result<u64, RelayError> {
+        let mut after: Id = 0;
+        let mut relayed = 0;
+        loop {
+            let mut connection = bounded(self.pool().acquire()).await?;
+            // Without gap locks, or new accounts would have to wait for the broker.
+            let committed = sqlx::query("SET TRANSACTION ISOLATION LEVEL READ COMMITTED");
+            bounded(committed.execute(&mut *connection)).await?;
+            let mut transaction = bounded(connection.begin()).await?;
+            let batch = bounded(select(&mut transaction, after, created_until_ms)).await?;
+            let Some((last, _)) = batch.last() else {
+                return Ok(relayed);
+            };
+            after = *last;
+            let (appended, ended) = self.append_all(&batch).await;
+            for id in &appended {
+                let delete = sqlx::query("DELETE FROM outbox WHERE id = ?").bind(id);
+                bounded(delete.execute(&mut *transaction)).await?;
+            }
+            bounded(transaction.commit()).await?;
+            counter!(RELAYED_EVENTS).increment(appended.len() as u64);
+            relayed += appended.len() as u64;
+            ended?;
+        }
+    }
+
+    /// Appends a batch until the log is away; the ids of those that are in the log.
+    async fn append_all(&self, batch: &[(Id, String)]) -> (Vec<Id>, Result<(), AppendError>) {
+        let mut appended = Vec::with_capacity(batch.len());
+        for (id, text) in batch {
+            let envelope = match from_text(text) {
+                Ok(envelope) => envelope,
+                Err(error) => {
+                    error!(id, %error, "an event in the outbox can't be read; it stays there");
+                    continue;
+                }
+            };
+            match self.append_one(&envelope).await {
+                Ok(()) => appended.push(*id),
+                // Logged where it was refused. It stays, and what is behind it goes on.
+                Err(AppendError::Refused(_)) => {}
+                Err(away) => {
+                    mark_not_appended(&self.state.read_models, &envelope.event).await;
+                    return (appended, Err(away));
+                }
+            }
+        }
+        (appended, Ok(()))
+    }
+
+    async fn append_one(&self, envelope: &Envelope) -> Result<(), AppendError> {
+        let read_models = &self.state.read_models;
+        unmark_not_appended(read_models, &envelope.event).await;
+        append(self.state.log.as_ref(), &read_models.freshness, envelope).await.map(drop)
+    }
+
+    const fn pool(&self) -> &MySqlPool {
+        &self.state.mysql
+    }
+}
+
+async fn select(
+    connection: &mut MySqlConnection,
+    after: Id,
+    created_until_ms: i64,
+) -> Result<Vec<(Id, String)>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT CAST(id AS UNSIGNED), event FROM outbox WHERE id > ? AND created_ms <= ? ORDER BY id LIMIT ? FOR UPDATE SKIP LOCKED",
+    )
+    .bind(after)
+    .bind(created_until_ms)
+    .bind(BATCH)
+    .fetch_all(connection)
+    .await
+}
+
+/// Makes readers of an event wait for it, and be told that they don't see it, though its position is not known yet.
+async fn mark_not_appended(read_models: &ReadModels, event: &Event) {
+    let position = Position { stream: event.stream().name(), partition: 0, next_offset: NOT_APPENDED };
+    if let Err(error) = read_models.freshness.record(&scopes(event), position).await {
+        note_unmarked(&error);
+    }
+}
+
+/// Takes that back, right before the event is appended and marked where it is.
+async fn unmark_not_appended(read_models: &ReadModels, event: &Event) {
+    let field = partition_field(event.stream().name(), 0);
+    for scope in scopes(event) {
+        let key = read_models.keys.recent_writes(&scope.to_string());
+        let command = cmd("ZREM").arg(key).arg(&field).take();
+        if let Err(error) = read_models.views.query::<i64>(&command).await {
+            note_unmarked(&error);
+        }
+    }
+}

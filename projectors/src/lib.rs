@@ -43,7 +43,7 @@ pub async fn run(
     let mysql = mysql::open(stores.mysql_url.reveal(), MYSQL_CONNECTIONS)
         .context("failed to read the MySQL address")?;
     let target = Target { keys: Keys::new(&stores.namespace, stores.shards), redis, mysql };
-    sink::claim_shard_count(&target, stores.shards, &shutdown).await?;
+    sink::prepare(&target, stores.shards, &shutdown).await?;
 
     let settings = Arc::new(Settings {
         brokers: stores.kafka_brokers.clone(),

@@ -5,13 +5,13 @@ mod redis;
 
 use std::time::Duration;
 
-use ::redis::{RedisError, cmd};
+use ::redis::{RedisError, RedisResult, cmd};
 use anyhow::{Context, ensure};
 use sqlx::MySqlPool;
 use thiserror::Error;
 use tracing::warn;
 use vidlog_events::Stream;
-use vidlog_schemas::{Keys, keys::partition_field};
+use vidlog_schemas::{Keys, MIGRATOR, keys::partition_field};
 use vidlog_service_kit::{redis::Redis, shutdown::Shutdown};
 
 pub use self::redis::RedisWrites;
@@ -168,17 +168,16 @@ impl Sink {
     }
 }
 
-/// Fixes the number of shards of a namespace, or finds out that it was created with another. Waits while Redis is
-/// away.
-pub async fn claim_shard_count(target: &Target, shards: u16, shutdown: &Shutdown) -> anyhow::Result<()> {
-    let key = target.keys.shard_count();
-    let claim = [cmd("SETNX").arg(&key).arg(shards).take(), cmd("GET").arg(&key).take()];
+/// Makes the stores ready for views: brings the tables up to date, and fixes the number of shards of the namespace, or
+/// finds out that it was created with another. Waits while a store is away; gives up when shutdown is given.
+pub async fn prepare(target: &Target, shards: u16, shutdown: &Shutdown) -> anyhow::Result<()> {
     while !shutdown.is_given() {
-        match target.redis.all(&claim).await {
-            Ok(answers) => {
-                let last = answers.into_iter().next_back().unwrap_or(::redis::Value::Nil);
-                let created: u16 =
-                    ::redis::from_redis_value(last).context("failed to read the shard count")?;
+        let prepared = async {
+            MIGRATOR.run(&target.mysql).await.context("MySQL is not ready")?;
+            created_shards(target, shards).await.context("Redis is not ready")
+        };
+        match prepared.await {
+            Ok(created) => {
                 ensure!(
                     created == shards,
                     "this namespace has {created} shards in Redis, but {shards} are configured; \
@@ -186,9 +185,16 @@ pub async fn claim_shard_count(target: &Target, shards: u16, shutdown: &Shutdown
                 );
                 return Ok(());
             }
-            Err(error) => warn!(%error, "redis is away; waiting for it"),
+            Err(error) => warn!(error = format!("{error:#}"), "waiting for the stores"),
         }
         _ = tokio::time::timeout(START_RETRY, shutdown.wait()).await;
     }
     Ok(())
+}
+
+/// The number of shards that the namespace was created with: ours, if it is new.
+async fn created_shards(target: &Target, shards: u16) -> RedisResult<u16> {
+    let key = target.keys.shard_count();
+    let _: bool = target.redis.query(cmd("SETNX").arg(&key).arg(shards)).await?;
+    target.redis.query(cmd("GET").arg(&key)).await
 }

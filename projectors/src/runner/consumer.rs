@@ -227,7 +227,7 @@ impl Poller {
             });
         match sought {
             Ok(()) => {
-                info!(projection = self.projection.name(), partition = partition.field(), next, "restarted")
+                info!(projection = self.projection.name(), partition = partition.field(), next, "restarted");
             }
             Err(error) => {
                 warn!(projection = self.projection.name(), %error, "failed to seek; joining the group again");

@@ -1,1 +1,109 @@
-//! Placeholder.
+//! All of vidlog in one process behind one address: both APIs, every projection and the media worker. What
+//! `make run` starts, and what the end-to-end tests speak to.
+
+mod docs;
+
+use anyhow::Context;
+use axum::Router;
+use clap::Parser;
+use tokio::net::TcpListener;
+use tracing::info;
+use vidlog_command_api::{CommandApi, Settings, config::CommandConfig};
+use vidlog_contract::{ApiError, config::ApiConfig};
+use vidlog_projectors::projections;
+use vidlog_query_api::{QueryConfig, QueryState};
+use vidlog_service_kit::{
+    clock::Clock,
+    config::{Ops, Stores},
+    ops::{self, Readiness},
+    serve::serve,
+    shutdown::Shutdown,
+    telemetry::Metrics,
+};
+
+pub use docs::openapi;
+
+/// All of vidlog in one process.
+#[derive(Debug, Parser)]
+#[command(name = "standalone", version)]
+pub struct Cli {
+    /// Address of the API.
+    #[arg(long, env = "VIDLOG_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: String,
+    /// What both sides of the API have alike.
+    #[command(flatten)]
+    pub api: ApiConfig,
+    /// The command side.
+    #[command(flatten)]
+    pub command: CommandConfig,
+    /// The query side.
+    #[command(flatten)]
+    pub query: QueryConfig,
+    /// Where the log and the stores are.
+    #[command(flatten)]
+    pub stores: Stores,
+    /// The ops port and the logs.
+    #[command(flatten)]
+    pub ops: Ops,
+}
+
+/// The sockets of a process.
+pub struct Listeners {
+    /// The API's.
+    pub api: TcpListener,
+    /// The ops port's.
+    pub ops: TcpListener,
+}
+
+/// Runs until shutdown is given: first nothing new is taken, then what was taken is finished.
+pub async fn run(
+    cli: Cli,
+    listeners: Listeners,
+    metrics: Metrics,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let address = listeners.api.local_addr().context("failed to learn the API's address")?;
+    let media_base = cli.api.public_base(&address.to_string());
+    let readiness = Readiness::new();
+    let command = start_command_side(&cli, &media_base, &readiness).await?;
+    let query = QueryState::open(&cli.stores, &cli.api, &cli.query, &media_base, Clock::system())?;
+    let ops = ops::router(readiness.clone(), metrics, shutdown.clone());
+    info!(%address, "standalone answers");
+
+    let served = tokio::try_join!(
+        serve(listeners.api, router(&command, query), shutdown.clone()),
+        serve(listeners.ops, ops, shutdown.clone()),
+        or_stop_all(
+            vidlog_projectors::run(&cli.stores, &projections::ALL, readiness.clone(), shutdown.clone()),
+            &shutdown
+        ),
+    );
+    command.stop().await;
+    served.map(drop)
+}
+
+async fn start_command_side(cli: &Cli, media_base: &str, readiness: &Readiness) -> anyhow::Result<CommandApi> {
+    let settings = Settings {
+        command: cli.command.clone(),
+        api: cli.api.clone(),
+        stores: cli.stores.clone(),
+        media_base: media_base.to_owned(),
+        clock: Clock::system(),
+    };
+    vidlog_command_api::start(&settings, readiness).await
+}
+
+fn router(command: &CommandApi, query: QueryState) -> Router {
+    command
+        .routes()
+        .merge(vidlog_query_api::routes(query))
+        .merge(docs::router())
+        .fallback(async || ApiError::no_such_path())
+}
+
+/// A part that ends, ends the process: whoever started it can start it again.
+async fn or_stop_all(part: impl Future<Output = anyhow::Result<()>>, shutdown: &Shutdown) -> anyhow::Result<()> {
+    let ended = part.await;
+    shutdown.give();
+    ended
+}

@@ -1,0 +1,24 @@
+//! Starts all of vidlog in this process.
+
+use std::net::SocketAddr;
+
+use clap::Parser;
+use tokio::net::TcpListener;
+use vidlog_service_kit::{serve::bind, shutdown::Shutdown, telemetry};
+use vidlog_standalone::{Cli, Listeners, run};
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let metrics = telemetry::start(&cli.ops)?;
+    let shutdown = Shutdown::on_signal()?;
+    let listeners = Listeners { api: bind(&cli.listen).await?, ops: bind(&cli.ops.ops_listen).await? };
+    // For whoever asked for port 0.
+    println!("api http://{}", address(&listeners.api)?);
+    println!("ops http://{}", address(&listeners.ops)?);
+    run(cli, listeners, metrics, shutdown).await
+}
+
+fn address(listener: &TcpListener) -> std::io::Result<SocketAddr> {
+    listener.local_addr()
+}

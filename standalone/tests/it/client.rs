@@ -1,0 +1,174 @@
+//! The mobile client's calls.
+
+use reqwest::{RequestBuilder, multipart};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::app::{App, mp4, until};
+
+/// A user of the app.
+pub(crate) struct User<'a> {
+    pub(crate) app: &'a App,
+    pub(crate) id: i64,
+    pub(crate) name: String,
+    pub(crate) token: String,
+}
+
+type Params<'a> = &'a [(&'a str, &'a str)];
+
+impl App {
+    pub(crate) async fn get(&self, path: &str, params: Params<'_>) -> Value {
+        answer(self.http.get(self.url(path)).query(params)).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, params: Params<'_>) -> Value {
+        answer(self.http.post(self.url(path)).query(params)).await
+    }
+
+    /// Registers a user of a new name.
+    pub(crate) async fn register(&self, name: &str) -> User<'_> {
+        let name = format!("{name}-{}", &Uuid::new_v4().simple().to_string()[..12]);
+        let answer = ok(self.post("/douyin/user/register/", &[("username", &name), ("password", "secret")]).await);
+        User { app: self, id: id(&answer["user_id"]), name, token: text(&answer["token"]).to_owned() }
+    }
+}
+
+impl User<'_> {
+    pub(crate) fn id_text(&self) -> String {
+        self.id.to_string()
+    }
+
+    /// A GET with the token.
+    pub(crate) async fn get(&self, path: &str, params: Params<'_>) -> Value {
+        self.app.get(path, &[params, &[("token", &self.token)]].concat()).await
+    }
+
+    /// A POST with the token.
+    pub(crate) async fn post(&self, path: &str, params: Params<'_>) -> Value {
+        self.app.post(path, &[params, &[("token", &self.token)]].concat()).await
+    }
+
+    pub(crate) async fn like(&self, video: i64) -> Value {
+        self.favorite(video, "1").await
+    }
+
+    pub(crate) async fn unlike(&self, video: i64) -> Value {
+        self.favorite(video, "2").await
+    }
+
+    pub(crate) async fn follow(&self, user: i64) -> Value {
+        self.relation(user, "1").await
+    }
+
+    pub(crate) async fn unfollow(&self, user: i64) -> Value {
+        self.relation(user, "2").await
+    }
+
+    pub(crate) async fn comment(&self, video: i64, comment: &str) -> Value {
+        let params = [("video_id", &*video.to_string()), ("action_type", "1"), ("comment_text", comment)];
+        self.post("/douyin/comment/action/", &params).await
+    }
+
+    pub(crate) async fn delete_comment(&self, video: i64, comment: i64) -> Value {
+        let (video, comment) = (video.to_string(), comment.to_string());
+        let params = [("video_id", &*video), ("action_type", "2"), ("comment_id", &comment)];
+        self.post("/douyin/comment/action/", &params).await
+    }
+
+    pub(crate) async fn message(&self, to: i64, content: &str) -> Value {
+        let params = [("to_user_id", &*to.to_string()), ("action_type", "1"), ("content", content)];
+        self.post("/douyin/message/action/", &params).await
+    }
+
+    pub(crate) async fn chat(&self, with: i64, pre_msg_time: &str) -> Vec<Value> {
+        let params = [("to_user_id", &*with.to_string()), ("pre_msg_time", pre_msg_time)];
+        list(&ok(self.get("/douyin/message/chat/", &params).await), "message_list")
+    }
+
+    /// A list about a user, as this user sees it.
+    pub(crate) async fn list_of(&self, path: &str, user: i64, name: &str) -> Vec<Value> {
+        list(&ok(self.get(path, &[("user_id", &user.to_string())]).await), name)
+    }
+
+    /// The card of a user, as this user sees it.
+    pub(crate) async fn card(&self, user: i64) -> Value {
+        ok(self.get("/douyin/user/", &[("user_id", &user.to_string())]).await)["user"].clone()
+    }
+
+    pub(crate) async fn works(&self) -> Vec<Value> {
+        self.list_of("/douyin/publish/list/", self.id, "video_list").await
+    }
+
+    pub(crate) async fn upload(&self, title: &str, bytes: &[u8]) -> Value {
+        let form = multipart::Form::new()
+            .part("data", multipart::Part::bytes(bytes.to_vec()).file_name("video.mp4"))
+            .text("token", self.token.clone())
+            .text("title", title.to_owned());
+        answer(self.app.http.post(self.app.url("/douyin/publish/action/")).multipart(form)).await
+    }
+
+    /// Uploads a real video and waits until everyone can see it; returns its id.
+    pub(crate) async fn publish(&self, title: &str) -> i64 {
+        ok(self.upload(title, mp4()).await);
+        let works = self.works().await;
+        let video = id(&works[0]["id"]);
+        assert_eq!(works[0]["title"], title, "the owner sees the upload at once");
+        until("the video is published", async || {
+            self.works().await.iter().any(|work| work["id"] == video && work["state"] == "published")
+        })
+        .await;
+        video
+    }
+
+    async fn favorite(&self, video: i64, action: &str) -> Value {
+        let params = [("video_id", &*video.to_string()), ("action_type", action)];
+        self.post("/douyin/favorite/action/", &params).await
+    }
+
+    async fn relation(&self, user: i64, action: &str) -> Value {
+        let params = [("to_user_id", &*user.to_string()), ("action_type", action)];
+        self.post("/douyin/relation/action/", &params).await
+    }
+}
+
+/// A business answer: HTTP 200 and JSON.
+pub(crate) async fn answer(request: RequestBuilder) -> Value {
+    let response = request.send().await.unwrap();
+    assert_eq!(response.headers()["content-type"], "application/json");
+    let status = response.status();
+    let body: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+    assert_eq!(status, 200, "{body}");
+    assert!(body["status_code"].is_number() && body["status_msg"].is_string(), "{body}");
+    body
+}
+
+/// The answer, which has to be a success.
+pub(crate) fn ok(answer: Value) -> Value {
+    assert_eq!(answer["status_code"], 0, "{answer}");
+    answer
+}
+
+/// The code of an answer that has to be a failure with a message.
+pub(crate) fn failure(answer: &Value) -> i64 {
+    assert_ne!(answer["status_code"], 0, "{answer}");
+    assert!(!text(&answer["status_msg"]).is_empty());
+    id(&answer["status_code"])
+}
+
+pub(crate) fn id(value: &Value) -> i64 {
+    value.as_i64().unwrap_or_else(|| panic!("{value} is not a number"))
+}
+
+pub(crate) fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("{value} is not a text"))
+}
+
+/// A list of an answer: never null.
+pub(crate) fn list(answer: &Value, name: &str) -> Vec<Value> {
+    answer[name].as_array().unwrap_or_else(|| panic!("{name} of {answer} is not a list")).clone()
+}
+
+/// A field of every item.
+pub(crate) fn ids(items: &[Value]) -> Vec<i64> {
+    items.iter().map(|item| id(&item["id"])).collect()
+}

@@ -1,0 +1,131 @@
+//! Counts are exact, whatever happens at once and whoever dies.
+
+use std::collections::BTreeSet;
+
+use futures::{StreamExt, stream};
+use serde_json::json;
+
+use crate::{
+    app::{App, until},
+    client::{User, id, ids, list, ok},
+};
+
+/// Calls at once: more than any phone, fewer than the server turns away.
+const AT_ONCE: usize = 64;
+
+#[tokio::test]
+async fn parallel_likes_of_one_user_are_one_like() {
+    let app = App::start().await;
+    let ada = app.register("ada").await;
+    let video = ada.publish("liked").await;
+    let bob = app.register("bob").await;
+    let likes = stream::iter(0..64).map(|_| bob.like(video)).buffer_unordered(AT_ONCE);
+    likes.for_each(async |answer| _ = ok(answer)).await;
+    assert_eq!(favorite_count(&bob, video).await, 1);
+    assert_eq!(bob.card(ada.id).await["total_favorited"], 1);
+
+    // Contradictory ones, then a last word.
+    let caller = &bob;
+    let changes = stream::iter(0..64).map(|turn| async move {
+        if turn % 2 == 0 { caller.like(video).await } else { caller.unlike(video).await }
+    });
+    changes.buffer_unordered(AT_ONCE).for_each(async |answer| _ = ok(answer)).await;
+    ok(bob.unlike(video).await);
+    ok(bob.unlike(video).await);
+    assert_eq!(bob.card(ada.id).await["total_favorited"], 0);
+    assert_eq!(favorite_count(&bob, video).await, 0);
+    app.assert_views_equal_the_log().await;
+}
+
+#[tokio::test]
+async fn a_thousand_likes_of_a_thousand_users_are_a_thousand() {
+    let app = App::start().await;
+    let ada = app.register("ada").await;
+    let video = ada.publish("popular").await;
+    let likes = stream::iter(1..=1000).map(|user| {
+        let user = app.stranger(user);
+        async move { ok(user.like(video).await) }
+    });
+    likes.buffer_unordered(AT_ONCE).for_each(async |_| ()).await;
+    assert_eq!(ada.card(ada.id).await["total_favorited"], 1000);
+    assert_eq!(favorite_count(&ada, video).await, 1000);
+
+    let follows = stream::iter(1..=300).map(|user| {
+        let user = app.stranger(user);
+        async move {
+            ok(user.follow(ada.id).await);
+            ok(user.follow(ada.id).await);
+            if user.id % 3 == 0 {
+                ok(user.unfollow(ada.id).await);
+            }
+        }
+    });
+    follows.buffer_unordered(AT_ONCE).for_each(async |()| ()).await;
+    assert_eq!(ada.card(ada.id).await["follower_count"], 200);
+    app.assert_views_equal_the_log().await;
+}
+
+#[tokio::test]
+async fn after_a_kill_every_answered_write_is_there_once() {
+    let mut app = App::start().await;
+    let video = app.register("ada").await.publish("survivor").await;
+    let mut liked = BTreeSet::new();
+    for round in 0..3 {
+        // Some of these calls are cut off by the kill; only those that were answered have to be there.
+        let first = round * 1000 + 1;
+        let running = &app;
+        let calls = stream::iter(first..first + 1000).map(|user| {
+            let user = running.stranger(user);
+            async move {
+                let params = [("video_id", &*video.to_string()), ("action_type", "1"), ("token", &user.token)];
+                let sent = running.http.post(running.url("/douyin/favorite/action/")).query(&params).send().await;
+                sent.is_ok_and(|answer| answer.status() == 200).then_some(user.id)
+            }
+        });
+        let answered: Vec<i64> =
+            calls.buffer_unordered(AT_ONCE).filter_map(async |user| user).take(100).collect().await;
+        liked.extend(answered);
+        app.kill_and_restart().await;
+    }
+    let report = app.assert_views_equal_the_log().await;
+    assert!(report.records >= liked.len());
+    for user in liked {
+        let stranger = app.stranger(user);
+        let card = ok(stranger.get("/douyin/feed/", &[]).await);
+        assert_eq!(list(&card, "video_list")[0]["is_favorite"], true, "user {user}");
+    }
+}
+
+#[tokio::test]
+async fn the_feed_shows_every_video_once_while_others_are_published() {
+    let app = App::start().await;
+    let ada = app.register("ada").await;
+    let uploads = stream::iter(0..36).map(async |_| ok(ada.upload("one of many", crate::app::mp4()).await));
+    uploads.buffer_unordered(8).for_each(async |_| ()).await;
+    until("all are published", async || {
+        ada.works().await.iter().filter(|work| work["state"] == "published").count() == 36
+    })
+    .await;
+
+    let first = ok(app.get("/douyin/feed/", &[]).await);
+    let mut seen = ids(&list(&first, "video_list"));
+    assert_eq!(seen.len(), 30);
+    let late = ada.publish("too late for this reader").await;
+    let second = ok(app.get("/douyin/feed/", &[("latest_time", &id(&first["next_time"]).to_string())]).await);
+    seen.extend(ids(&list(&second, "video_list")));
+    assert!(!seen.contains(&late));
+    let distinct: BTreeSet<_> = seen.iter().collect();
+    assert_eq!((seen.len(), distinct.len()), (36, 36));
+
+    // After the end the client wraps round, to the newest.
+    let end = ok(app.get("/douyin/feed/", &[("latest_time", &id(&second["next_time"]).to_string())]).await);
+    assert_eq!(end["video_list"], json!([]));
+    let again = ok(app.get("/douyin/feed/", &[("latest_time", &id(&end["next_time"]).to_string())]).await);
+    assert_eq!(list(&again, "video_list")[0]["id"], late);
+}
+
+async fn favorite_count(reader: &User<'_>, video: i64) -> i64 {
+    let feed = ok(reader.get("/douyin/feed/", &[]).await);
+    let videos = list(&feed, "video_list");
+    id(&videos.iter().find(|shown| shown["id"] == video).unwrap()["favorite_count"])
+}

@@ -1,0 +1,198 @@
+//! A store that goes away and comes back: every answer is a right one or an error at once, and nothing is lost.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    task::{AbortHandle, JoinHandle},
+};
+
+use crate::{
+    app::{App, Detours, until},
+    client::{User, id, ok, text},
+};
+
+/// The app gives up after this.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A TCP proxy that can be cut: then it drops its connections and refuses new ones.
+struct Proxy {
+    port: u16,
+    target: String,
+    listener: Mutex<Option<JoinHandle<()>>>,
+    connections: Arc<Mutex<Vec<AbortHandle>>>,
+}
+
+impl Proxy {
+    async fn to(target: &str, listen: &str) -> Self {
+        let listener = TcpListener::bind(listen).await.unwrap();
+        let proxy = Self {
+            port: listener.local_addr().unwrap().port(),
+            target: target.to_owned(),
+            listener: Mutex::default(),
+            connections: Arc::default(),
+        };
+        proxy.accept(listener);
+        proxy
+    }
+
+    fn accept(&self, listener: TcpListener) {
+        let (target, connections) = (self.target.clone(), self.connections.clone());
+        let accepting = tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let target = target.clone();
+                let piped = tokio::spawn(async move {
+                    let mut server = TcpStream::connect(target).await.unwrap();
+                    _ = copy_bidirectional(&mut client, &mut server).await;
+                });
+                connections.lock().unwrap().push(piped.abort_handle());
+            }
+        });
+        *self.listener.lock().unwrap() = Some(accepting);
+    }
+
+    async fn cut(&self) {
+        let listener = self.listener.lock().unwrap().take().unwrap();
+        listener.abort();
+        _ = listener.await;
+        for connection in self.connections.lock().unwrap().drain(..) {
+            connection.abort();
+        }
+    }
+
+    async fn mend(&self) {
+        self.accept(TcpListener::bind(("127.0.0.1", self.port)).await.unwrap());
+    }
+}
+
+/// Calls and returns HTTP status and body; the answer has to come while the client still waits.
+async fn promptly(user: &User<'_>, path: &str, params: &[(&str, &str)]) -> (u16, Value) {
+    let begun = Instant::now();
+    let all = [params, &[("token", &*user.token)]].concat();
+    let url = user.app.url(path);
+    let request = if path.contains("action") { user.app.http.post(url) } else { user.app.http.get(url) };
+    let response = request.query(&all).send().await.unwrap();
+    let status = response.status().as_u16();
+    let body: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+    assert!(begun.elapsed() < CLIENT_PATIENCE, "{path} took {:?}", begun.elapsed());
+    assert!(body["status_code"].is_number() && body["status_msg"].is_string(), "{body}");
+    for internal in ["127.0.0.1", "sqlx", "Redis", "MySQL", "rdkafka", "refused"] {
+        assert!(!body.to_string().contains(internal) || status == 200, "{path} leaks {internal}: {body}");
+    }
+    (status, body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_kafka_no_write_succeeds_and_reads_go_on() {
+    let broker = std::env::var("VIDLOG_KAFKA_FAULT_ADDRESS").unwrap();
+    let advertised = std::env::var("VIDLOG_KAFKA_FAULT_PROXY").unwrap();
+    let proxy = Proxy::to(&broker, &advertised).await;
+    let app = App::start_with(Detours { kafka: Some(advertised), ..Detours::default() }).await;
+    let ada = app.register("ada").await;
+    let video = ada.publish("durable").await.to_string();
+
+    proxy.cut().await;
+    let like = [("video_id", &*video), ("action_type", "1")];
+    let (status, body) = promptly(&ada, "/douyin/favorite/action/", &like).await;
+    assert_eq!(status, 503, "{body}");
+    assert_eq!(promptly(&ada, "/douyin/feed/", &[]).await.0, 200);
+
+    proxy.mend().await;
+    until("writes succeed again", async || promptly(&ada, "/douyin/favorite/action/", &like).await.0 == 200).await;
+    assert_eq!(ada.card(ada.id).await["total_favorited"], 1);
+    app.assert_views_equal_the_log().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_mysql_answers_and_writes_are_kept() {
+    let redis = url::Url::parse(&std::env::var("VIDLOG_REDIS_URL").unwrap()).unwrap();
+    let proxy = Proxy::to(&format!("127.0.0.1:{}", redis.port().unwrap()), "127.0.0.1:0").await;
+    let detour = Some(format!("redis://127.0.0.1:{}/", proxy.port));
+    let app = App::start_with(Detours { redis: detour, ..Detours::default() }).await;
+    let (ada, bob) = (app.register("ada").await, app.register("bob").await);
+    let video = ada.publish("still there").await;
+    ok(bob.like(video).await);
+    ok(bob.follow(ada.id).await);
+
+    proxy.cut().await;
+    let (ada_id, bob_id) = (ada.id_text(), bob.id_text());
+    until("reads come from MySQL", async || promptly(&bob, "/douyin/feed/", &[]).await.0 == 200).await;
+    let (_, feed) = promptly(&bob, "/douyin/feed/", &[]).await;
+    assert_eq!(feed["video_list"][0]["favorite_count"], 1);
+    assert_eq!(feed["video_list"][0]["is_favorite"], true);
+    for (path, user, list) in [
+        ("/douyin/publish/list/", &ada_id, "video_list"),
+        ("/douyin/favorite/list/", &bob_id, "video_list"),
+        ("/douyin/relation/follow/list/", &bob_id, "user_list"),
+        ("/douyin/relation/follower/list/", &ada_id, "user_list"),
+    ] {
+        let (status, body) = promptly(&bob, path, &[("user_id", user)]).await;
+        assert_eq!((status, body[list].as_array().map(Vec::len)), (200, Some(1)), "{path}: {body}");
+    }
+    let (status, body) = promptly(&bob, "/douyin/user/", &[("user_id", &ada_id)]).await;
+    assert_eq!((status, id(&body["user"]["total_favorited"]), id(&body["user"]["follower_count"])), (200, 1, 1));
+    // A write is taken or refused at once; what was taken is there later.
+    let follow = [("to_user_id", &*bob_id), ("action_type", "1")];
+    let taken = promptly(&ada, "/douyin/relation/action/", &follow).await.0 == 200;
+
+    proxy.mend().await;
+    until("Redis serves again", async || {
+        let (status, body) = promptly(&bob, "/douyin/user/", &[("user_id", &bob_id)]).await;
+        status == 200 && body["user"]["follower_count"] == i64::from(taken)
+    })
+    .await;
+    app.assert_views_equal_the_log().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_mysql_redis_answers_what_it_can() {
+    let app_port = std::env::var("VIDLOG_MYSQL_URL").unwrap();
+    let mysql = url::Url::parse(&app_port).unwrap();
+    let proxy = Proxy::to(&format!("127.0.0.1:{}", mysql.port().unwrap()), "127.0.0.1:0").await;
+    let app = App::start_with(Detours { mysql_port: Some(proxy.port), ..Detours::default() }).await;
+    let (ada, bob) = (app.register("ada").await, app.register("bob").await);
+    let video = ada.publish("in memory").await;
+
+    proxy.cut().await;
+    let video_id = video.to_string();
+    let like = [("video_id", &*video_id), ("action_type", "1")];
+    assert_eq!(promptly(&bob, "/douyin/favorite/action/", &like).await.0, 200);
+    let (status, feed) = promptly(&bob, "/douyin/feed/", &[]).await;
+    assert_eq!((status, id(&feed["video_list"][0]["favorite_count"])), (200, 1));
+    for path in ["/douyin/comment/list/", "/douyin/message/chat/"] {
+        let params = [("video_id", &*video_id), ("to_user_id", &*ada.id_text())];
+        assert_eq!(promptly(&bob, path, &params).await.0, 503, "{path}");
+    }
+    let begun = Instant::now();
+    let login = app.http.post(app.url("/douyin/user/login/")).query(&[("username", &*ada.name), ("password", "secret")]);
+    let response = login.send().await.unwrap();
+    assert!(begun.elapsed() < CLIENT_PATIENCE);
+    assert_eq!(response.status(), 503);
+    let body: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+    assert_eq!((id(&body["user_id"]), text(&body["token"])), (0, ""));
+
+    proxy.mend().await;
+    until("comments are read again", async || {
+        promptly(&bob, "/douyin/comment/list/", &[("video_id", &video_id)]).await.0 == 200
+    })
+    .await;
+    app.assert_views_equal_the_log().await;
+}
+
+#[tokio::test]
+async fn a_process_that_is_asked_to_stop_drains() {
+    let app = App::start().await;
+    let ada = app.register("ada").await;
+    ok(ada.get("/douyin/user/", &[]).await);
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(app.http.get(app.ops_url(path)).send().await.unwrap().status(), 200);
+    }
+    let metrics = app.http.get(app.ops_url("/metrics")).send().await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("projector_records_total{projection=\"users-table\"} 1"), "{metrics}");
+    assert_eq!(app.terminate().await, Some(0));
+}

@@ -13,7 +13,8 @@ macro_rules! id {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(try_from = "i64", into = "i64")]
-        pub struct $name(#[schemars(range(min = 1, max = 9_007_199_254_740_991_i64))] i64);
+        #[schemars(extend("minimum" = 1, "maximum" = MAX_ID))]
+        pub struct $name(i64);
 
         impl $name {
             /// The id, if it is in 1..=[`MAX_ID`].

@@ -33,7 +33,20 @@ use crate::{
 const MYSQL_CONNECTIONS: u32 = 16;
 
 /// Runs projections until shutdown is given, each by itself: one that can't go on does not stop the others.
-pub async fn run(
+pub fn run<'a>(
+    stores: &'a Stores,
+    projections: &'a [Projection],
+    readiness: Readiness,
+    shutdown: Shutdown,
+) -> impl Future<Output = anyhow::Result<()>> + 'a {
+    // At once, not when it is first polled: whoever asks before that must not be told that all is ready.
+    for projection in projections {
+        readiness.not_ready(projection.name(), "joining its consumer group");
+    }
+    run_all(stores, projections, readiness, shutdown)
+}
+
+async fn run_all(
     stores: &Stores,
     projections: &[Projection],
     readiness: Readiness,
@@ -52,7 +65,6 @@ pub async fn run(
     });
     let mut running = JoinSet::new();
     for projection in projections {
-        readiness.not_ready(projection.name(), "joining its consumer group");
         let runner = Runner::new(*projection, target.clone(), settings.clone(), readiness.clone());
         running.spawn(runner.run(shutdown.clone()));
     }

@@ -12,7 +12,7 @@ use thiserror::Error;
 use tracing::warn;
 use vidlog_events::Stream;
 use vidlog_schemas::{Keys, MIGRATOR, keys::partition_field};
-use vidlog_service_kit::{redis::Redis, shutdown::Shutdown};
+use vidlog_service_kit::{mysql::migrate, redis::Redis, shutdown::Shutdown};
 
 pub use self::redis::RedisWrites;
 use crate::{
@@ -173,7 +173,7 @@ impl Sink {
 pub async fn prepare(target: &Target, shards: u16, shutdown: &Shutdown) -> anyhow::Result<()> {
     while !shutdown.is_given() {
         let prepared = async {
-            MIGRATOR.run(&target.mysql).await.context("MySQL is not ready")?;
+            migrate(&target.mysql, &MIGRATOR).await.context("MySQL is not ready")?;
             created_shards(target, shards).await.context("Redis is not ready")
         };
         match prepared.await {

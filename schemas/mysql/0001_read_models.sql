@@ -2,7 +2,7 @@
 -- Text is compared byte by byte (utf8mb4_bin) and kept as it was typed. Times are milliseconds since 1970, UTC.
 
 -- How far each projection is: written in the transaction that writes the rows.
-CREATE TABLE checkpoints (
+CREATE TABLE IF NOT EXISTS checkpoints (
     projection  VARCHAR(64) NOT NULL,
     stream      VARCHAR(32) NOT NULL,
     partition_no INT NOT NULL,
@@ -10,14 +10,14 @@ CREATE TABLE checkpoints (
     PRIMARY KEY (projection, stream, partition_no)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
-CREATE TABLE users (
+CREATE TABLE IF NOT EXISTS users (
     user_id       BIGINT NOT NULL PRIMARY KEY,
     name          VARCHAR(64) NOT NULL,
     registered_ms BIGINT NOT NULL
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
 -- state: 0 processing, 1 published, 2 rejected.
-CREATE TABLE videos (
+CREATE TABLE IF NOT EXISTS videos (
     video_id     BIGINT NOT NULL PRIMARY KEY,
     author_id    BIGINT NOT NULL,
     title        VARCHAR(255) NOT NULL,
@@ -31,7 +31,7 @@ CREATE TABLE videos (
     KEY feed (state, published_ms)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
-CREATE TABLE comments (
+CREATE TABLE IF NOT EXISTS comments (
     video_id   BIGINT NOT NULL,
     comment_id BIGINT NOT NULL,
     user_id    BIGINT NOT NULL,
@@ -42,7 +42,7 @@ CREATE TABLE comments (
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
 -- One row a conversation: its newest message, from which the next create_ms follows.
-CREATE TABLE conversations (
+CREATE TABLE IF NOT EXISTS conversations (
     low_id          BIGINT NOT NULL,
     high_id         BIGINT NOT NULL,
     last_message_id BIGINT NOT NULL,
@@ -52,7 +52,7 @@ CREATE TABLE conversations (
     PRIMARY KEY (low_id, high_id)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
-CREATE TABLE messages (
+CREATE TABLE IF NOT EXISTS messages (
     low_id       BIGINT NOT NULL,
     high_id      BIGINT NOT NULL,
     create_ms    BIGINT NOT NULL,
@@ -64,7 +64,7 @@ CREATE TABLE messages (
     UNIQUE KEY message (message_id)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
-CREATE TABLE likes (
+CREATE TABLE IF NOT EXISTS likes (
     video_id  BIGINT NOT NULL,
     user_id   BIGINT NOT NULL,
     author_id BIGINT NOT NULL,
@@ -74,7 +74,7 @@ CREATE TABLE likes (
     KEY by_author (author_id)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
-CREATE TABLE follows (
+CREATE TABLE IF NOT EXISTS follows (
     follower_id BIGINT NOT NULL,
     followee_id BIGINT NOT NULL,
     followed_ms BIGINT NOT NULL,

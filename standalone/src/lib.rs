@@ -8,7 +8,11 @@ use axum::Router;
 use clap::Parser;
 use tokio::net::TcpListener;
 use tracing::info;
-use vidlog_command_api::{CommandApi, Settings, config::CommandConfig};
+use vidlog_command_api::{
+    CommandApi, Settings,
+    config::CommandConfig,
+    media::{self, Media, MediaConfig},
+};
 use vidlog_contract::{ApiError, config::ApiConfig};
 use vidlog_projectors::projections;
 use vidlog_query_api::{QueryConfig, QueryState};
@@ -36,6 +40,9 @@ pub struct Cli {
     /// The command side.
     #[command(flatten)]
     pub command: CommandConfig,
+    /// The media worker.
+    #[command(flatten)]
+    pub media: MediaConfig,
     /// The query side.
     #[command(flatten)]
     pub query: QueryConfig,
@@ -56,12 +63,7 @@ pub struct Listeners {
 }
 
 /// Runs until shutdown is given: first nothing new is taken, then what was taken is finished.
-pub async fn run(
-    cli: Cli,
-    listeners: Listeners,
-    metrics: Metrics,
-    shutdown: Shutdown,
-) -> anyhow::Result<()> {
+pub async fn run(cli: Cli, listeners: Listeners, metrics: Metrics, shutdown: Shutdown) -> anyhow::Result<()> {
     let address = listeners.api.local_addr().context("failed to learn the API's address")?;
     let media_base = cli.api.public_base(&address.to_string());
     let readiness = Readiness::new();
@@ -70,19 +72,25 @@ pub async fn run(
     let ops = ops::router(readiness.clone(), metrics, shutdown.clone());
     info!(%address, "standalone answers");
 
+    let projections =
+        vidlog_projectors::run(&cli.stores, &projections::ALL, readiness.clone(), shutdown.clone());
+    let media =
+        media::run(cli.media, &cli.stores, Media::of(&command.state), readiness.clone(), shutdown.clone());
     let served = tokio::try_join!(
         serve(listeners.api, router(&command, query), shutdown.clone()),
         serve(listeners.ops, ops, shutdown.clone()),
-        or_stop_all(
-            vidlog_projectors::run(&cli.stores, &projections::ALL, readiness.clone(), shutdown.clone()),
-            &shutdown
-        ),
+        or_stop_all(projections, &shutdown),
+        or_stop_all(media, &shutdown),
     );
     command.stop().await;
     served.map(drop)
 }
 
-async fn start_command_side(cli: &Cli, media_base: &str, readiness: &Readiness) -> anyhow::Result<CommandApi> {
+async fn start_command_side(
+    cli: &Cli,
+    media_base: &str,
+    readiness: &Readiness,
+) -> anyhow::Result<CommandApi> {
     let settings = Settings {
         command: cli.command.clone(),
         api: cli.api.clone(),
@@ -102,7 +110,10 @@ fn router(command: &CommandApi, query: QueryState) -> Router {
 }
 
 /// A part that ends, ends the process: whoever started it can start it again.
-async fn or_stop_all(part: impl Future<Output = anyhow::Result<()>>, shutdown: &Shutdown) -> anyhow::Result<()> {
+async fn or_stop_all(
+    part: impl Future<Output = anyhow::Result<()>>,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
     let ended = part.await;
     shutdown.give();
     ended

@@ -28,7 +28,8 @@ impl App {
     /// Registers a user of a new name.
     pub(crate) async fn register(&self, name: &str) -> User<'_> {
         let name = format!("{name}-{}", &Uuid::new_v4().simple().to_string()[..12]);
-        let answer = ok(self.post("/douyin/user/register/", &[("username", &name), ("password", "secret")]).await);
+        let answer =
+            ok(self.post("/douyin/user/register/", &[("username", &name), ("password", "secret")]).await);
         User { app: self, id: id(&answer["user_id"]), name, token: text(&answer["token"]).to_owned() }
     }
 }

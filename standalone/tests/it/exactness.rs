@@ -77,8 +77,10 @@ async fn after_a_kill_every_answered_write_is_there_once() {
         let calls = stream::iter(first..first + 1000).map(|user| {
             let user = running.stranger(user);
             async move {
-                let params = [("video_id", &*video.to_string()), ("action_type", "1"), ("token", &user.token)];
-                let sent = running.http.post(running.url("/douyin/favorite/action/")).query(&params).send().await;
+                let params =
+                    [("video_id", &*video.to_string()), ("action_type", "1"), ("token", &user.token)];
+                let sent =
+                    running.http.post(running.url("/douyin/favorite/action/")).query(&params).send().await;
                 sent.is_ok_and(|answer| answer.status() == 200).then_some(user.id)
             }
         });

@@ -103,7 +103,8 @@ async fn without_kafka_no_write_succeeds_and_reads_go_on() {
     assert_eq!(promptly(&ada, "/douyin/feed/", &[]).await.0, 200);
 
     proxy.mend().await;
-    until("writes succeed again", async || promptly(&ada, "/douyin/favorite/action/", &like).await.0 == 200).await;
+    until("writes succeed again", async || promptly(&ada, "/douyin/favorite/action/", &like).await.0 == 200)
+        .await;
     assert_eq!(ada.card(ada.id).await["total_favorited"], 1);
     app.assert_views_equal_the_log().await;
 }
@@ -135,7 +136,10 @@ async fn without_redis_mysql_answers_and_writes_are_kept() {
         assert_eq!((status, body[list].as_array().map(Vec::len)), (200, Some(1)), "{path}: {body}");
     }
     let (status, body) = promptly(&bob, "/douyin/user/", &[("user_id", &ada_id)]).await;
-    assert_eq!((status, id(&body["user"]["total_favorited"]), id(&body["user"]["follower_count"])), (200, 1, 1));
+    assert_eq!(
+        (status, id(&body["user"]["total_favorited"]), id(&body["user"]["follower_count"])),
+        (200, 1, 1)
+    );
     // A write is taken or refused at once; what was taken is there later.
     let follow = [("to_user_id", &*bob_id), ("action_type", "1")];
     let taken = promptly(&ada, "/douyin/relation/action/", &follow).await.0 == 200;
@@ -169,7 +173,10 @@ async fn without_mysql_redis_answers_what_it_can() {
         assert_eq!(promptly(&bob, path, &params).await.0, 503, "{path}");
     }
     let begun = Instant::now();
-    let login = app.http.post(app.url("/douyin/user/login/")).query(&[("username", &*ada.name), ("password", "secret")]);
+    let login = app
+        .http
+        .post(app.url("/douyin/user/login/"))
+        .query(&[("username", &*ada.name), ("password", "secret")]);
     let response = login.send().await.unwrap();
     assert!(begun.elapsed() < CLIENT_PATIENCE);
     assert_eq!(response.status(), 503);
@@ -190,7 +197,9 @@ async fn a_process_that_is_asked_to_stop_drains() {
     let ada = app.register("ada").await;
     ok(ada.get("/douyin/user/", &[]).await);
     for path in ["/livez", "/readyz"] {
-        assert_eq!(app.http.get(app.ops_url(path)).send().await.unwrap().status(), 200);
+        let answer = app.http.get(app.ops_url(path)).send().await.unwrap();
+        let (status, body) = (answer.status(), answer.text().await.unwrap());
+        assert_eq!(status, 200, "{path}: {body}");
     }
     let metrics = app.http.get(app.ops_url("/metrics")).send().await.unwrap().text().await.unwrap();
     assert!(metrics.contains("projector_records_total{projection=\"users-table\"} 1"), "{metrics}");

@@ -12,7 +12,10 @@ fn the_committed_document_is_what_the_code_says() {
         std::fs::write(&file, &generated).unwrap();
     }
     let committed = std::fs::read_to_string(&file).unwrap_or_default();
-    assert!(committed == generated, "schemas/openapi.json is not what the code says; run the tests with UPDATE_SCHEMAS=1");
+    assert!(
+        committed == generated,
+        "schemas/openapi.json is not what the code says; run the tests with UPDATE_SCHEMAS=1"
+    );
 }
 
 #[tokio::test]

@@ -41,7 +41,10 @@ async fn two_users_meet() {
     assert_eq!((text(&comment["content"]), &comment["user"]["id"]), ("lovely 🎬 <b>", &json!(bob.id)));
     assert_eq!(comment["user"]["name"], bob.name);
     let answer = ok(ada.comment(video, "thanks").await);
-    let comments = list(&ok(app.get("/douyin/comment/list/", &[("video_id", &video.to_string())]).await), "comment_list");
+    let comments = list(
+        &ok(app.get("/douyin/comment/list/", &[("video_id", &video.to_string())]).await),
+        "comment_list",
+    );
     assert_eq!(ids(&comments), [id(&answer["comment"]["id"]), id(&comment["id"])], "newest first");
     ok(ada.delete_comment(video, id(&comment["id"])).await);
     let feed = ok(ada.get("/douyin/feed/", &[]).await);
@@ -54,7 +57,10 @@ async fn two_users_meet() {
     ok(ada.follow(bob.id).await);
     assert_eq!(ids(&bob.list_of("/douyin/relation/follow/list/", bob.id, "user_list").await), [ada.id]);
     let card = bob.card(ada.id).await;
-    assert_eq!((&card["is_follow"], &card["follow_count"], &card["follower_count"]), (&json!(true), &json!(1), &json!(1)));
+    assert_eq!(
+        (&card["is_follow"], &card["follow_count"], &card["follower_count"]),
+        (&json!(true), &json!(1), &json!(1))
+    );
 
     // They chat.
     ok(bob.message(ada.id, "hello Ada").await);
@@ -70,7 +76,10 @@ async fn two_users_meet() {
     ok(bob.unlike(video).await);
     ok(bob.unfollow(ada.id).await);
     let card = ada.card(ada.id).await;
-    assert_eq!((&card["total_favorited"], &card["follower_count"], &card["work_count"]), (&json!(0), &json!(0), &json!(1)));
+    assert_eq!(
+        (&card["total_favorited"], &card["follower_count"], &card["work_count"]),
+        (&json!(0), &json!(0), &json!(1))
+    );
     app.assert_views_equal_the_log().await;
 }
 
@@ -83,14 +92,19 @@ async fn an_account_is_one_name_and_one_password() {
     };
     let answer = ok(login(&ada.name, "secret").await);
     assert_eq!(answer["user_id"], ada.id);
-    assert_eq!(app.get("/douyin/user/", &[("token", text(&answer["token"]))]).await["user"]["name"], ada.name);
+    assert_eq!(
+        app.get("/douyin/user/", &[("token", text(&answer["token"]))]).await["user"]["name"],
+        ada.name
+    );
 
     let wrong_password = login(&ada.name, "secret2").await;
     let wrong_name = login("nobody", "secret").await;
     assert_eq!(wrong_password, wrong_name, "it does not tell which of them was wrong");
     assert_eq!((&wrong_name["user_id"], &wrong_name["token"]), (&json!(0), &json!("")));
 
-    let taken = app.post("/douyin/user/register/", &[("username", &ada.name.to_uppercase()), ("password", "other")]).await;
+    let taken = app
+        .post("/douyin/user/register/", &[("username", &ada.name.to_uppercase()), ("password", "other")])
+        .await;
     assert_eq!((&taken["user_id"], &taken["token"]), (&json!(0), &json!("")));
     failure(&taken);
 }

@@ -16,7 +16,7 @@ async fn main() -> anyhow::Result<()> {
     // For whoever asked for port 0.
     println!("api http://{}", address(&listeners.api)?);
     println!("ops http://{}", address(&listeners.ops)?);
-    run(cli, listeners, metrics, shutdown).await
+    Box::pin(run(cli, listeners, metrics, shutdown)).await
 }
 
 fn address(listener: &TcpListener) -> std::io::Result<SocketAddr> {

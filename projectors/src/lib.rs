@@ -32,7 +32,8 @@ use crate::{
 /// MySQL connections of a process: partitions take turns on them.
 const MYSQL_CONNECTIONS: u32 = 16;
 
-/// Runs projections until shutdown is given, each by itself: one that can't go on does not stop the others.
+/// Runs projections until shutdown is given, each by itself. A store, a broker or a record that one of them can't go on
+/// with holds up only that one; what can't be set up at all is an error.
 pub fn run<'a>(
     stores: &'a Stores,
     projections: &'a [Projection],

@@ -48,10 +48,11 @@ impl Runner {
         Self { projection, sink: Sink::new(projection, target), settings, readiness }
     }
 
-    /// Runs until shutdown is given and all that was begun is written.
+    /// Runs until shutdown is given and all that was begun is written; a broker that does not answer any more is not
+    /// waited for.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let name = self.projection.name();
-        let consumer = consumer::Poller::new(self, shutdown, tokio::runtime::Handle::current())
+        let consumer = consumer::Poller::new(self, shutdown.clone(), tokio::runtime::Handle::current())
             .with_context(|| format!("failed to set up the consumer of projection {name}"))?;
         // Polling blocks, and calls back into this process when partitions come and go: it has a thread of its own.
         let (ended, end) = tokio::sync::oneshot::channel();
@@ -59,6 +60,9 @@ impl Runner {
             .name(format!("projection-{name}"))
             .spawn(move || _ = ended.send(consumer.run()))
             .with_context(|| format!("failed to start the thread of projection {name}"))?;
-        end.await.with_context(|| format!("the thread of projection {name} panicked"))?
+        match shutdown.drain(name, end).await {
+            Some(ended) => ended.with_context(|| format!("the thread of projection {name} panicked"))?,
+            None => Ok(()),
+        }
     }
 }

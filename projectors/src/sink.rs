@@ -63,6 +63,11 @@ impl Position {
         self.parts.iter().copied().min().unwrap_or(0)
     }
 
+    /// How far the furthest part is.
+    pub fn highest(&self) -> i64 {
+        self.parts.iter().copied().max().unwrap_or(0)
+    }
+
     /// Whether any part is behind where another position says it was: then the store lost writes.
     pub fn is_behind(&self, earlier: &Self) -> bool {
         self.parts.iter().zip(&earlier.parts).any(|(now, then)| now < then)

@@ -47,7 +47,9 @@ pub async fn migrate(pool: &MySqlPool, migrator: &Migrator) -> Result<(), Migrat
         return Err(sqlx::Error::PoolTimedOut.into());
     }
     let migrated = run(&mut connection, migrator).await;
-    sqlx::query("SELECT RELEASE_LOCK(CONCAT('migrate-', SHA1(DATABASE())))").execute(&mut *connection).await?;
+    sqlx::query("SELECT RELEASE_LOCK(CONCAT('migrate-', SHA1(DATABASE())))")
+        .execute(&mut *connection)
+        .await?;
     migrated
 }
 

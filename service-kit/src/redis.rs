@@ -3,14 +3,17 @@
 use std::time::Duration;
 
 use redis::{
-    Client, Cmd, FromRedisValue, Pipeline, RedisError, RedisResult, Value,
+    Client, Cmd, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError, RedisResult, Value,
     aio::{ConnectionManager, ConnectionManagerConfig},
+    io::tcp::TcpSettings,
 };
 
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long an answer may take: longer than any script of ours, shorter than a request's time.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long sent bytes may stay unacknowledged before the connection counts as dead.
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A handle to Redis. Clones share the connection.
 #[derive(Clone)]
@@ -28,7 +31,10 @@ impl Redis {
             .set_number_of_retries(1)
             .set_min_delay(Duration::from_millis(20))
             .set_max_delay(Duration::from_millis(200));
-        let connection = ConnectionManager::new_lazy_with_config(Client::open(url)?, config)?;
+        // A peer that vanished without a word is noticed by what is not acknowledged.
+        let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(UNACKNOWLEDGED_TIMEOUT);
+        let info = url.into_connection_info()?.set_tcp_settings(tcp);
+        let connection = ConnectionManager::new_lazy_with_config(Client::open(info)?, config)?;
         Ok(Self { connection })
     }
 

@@ -153,11 +153,12 @@ impl Model {
                 });
             }
             CommentEvent::CommentDeleted(event) => {
-                if let Some(comment) = self.comments.get_mut(&(event.video_id.get(), event.comment_id.get()))
-                {
-                    comment.deleted = true;
-                    comment.text.clear();
-                }
+                // A deletion is final, even of a comment that was not there yet.
+                let never_posted = Comment { user: 0, text: String::new(), posted_ms: 0, deleted: true };
+                let id = (event.video_id.get(), event.comment_id.get());
+                let comment = self.comments.entry(id).or_insert(never_posted);
+                comment.deleted = true;
+                comment.text.clear();
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The table `comments`. A deleted comment stays as a row without text, so that a repeated event can't revive it.
+//! The table `comments`. A deleted comment stays as a row without text, whether it was there before or not: deletion is
+//! final, and a repeated event can't revive it.
 
 use futures::{FutureExt, future::BoxFuture};
 use sqlx::{MySqlConnection, QueryBuilder};
@@ -14,10 +15,12 @@ pub(super) fn apply<'a>(
     write(connection, project(records)).boxed()
 }
 
-/// What a batch comes to: first the posted, then the deleted, as a deletion is final.
+/// What a batch comes to.
 #[derive(Default)]
 struct Writes {
-    posted: Vec<CommentRow>,
+    /// Those that were posted, and those that were deleted before they were, in order: the first of an id counts.
+    rows: Vec<CommentRow>,
+    /// Videos and comments.
     deleted: Vec<(i64, i64)>,
 }
 
@@ -28,7 +31,7 @@ fn project(records: &[Record]) -> Writes {
             continue;
         };
         match event {
-            CommentEvent::CommentPosted(posted) => writes.posted.push(CommentRow {
+            CommentEvent::CommentPosted(posted) => writes.rows.push(CommentRow {
                 comment_id: posted.comment_id.get(),
                 video_id: posted.video_id.get(),
                 user_id: posted.user_id.get(),
@@ -37,7 +40,16 @@ fn project(records: &[Record]) -> Writes {
                 deleted: false,
             }),
             CommentEvent::CommentDeleted(deleted) => {
-                writes.deleted.push((deleted.video_id.get(), deleted.comment_id.get()));
+                let (video_id, comment_id) = (deleted.video_id.get(), deleted.comment_id.get());
+                writes.deleted.push((video_id, comment_id));
+                writes.rows.push(CommentRow {
+                    comment_id,
+                    video_id,
+                    user_id: 0,
+                    text: String::new(),
+                    posted_ms: 0,
+                    deleted: true,
+                });
             }
         }
     }
@@ -45,11 +57,11 @@ fn project(records: &[Record]) -> Writes {
 }
 
 async fn write(connection: &mut MySqlConnection, writes: Writes) -> sqlx::Result<()> {
-    if !writes.posted.is_empty() {
+    if !writes.rows.is_empty() {
         QueryBuilder::new(
             "INSERT IGNORE INTO comments (video_id, comment_id, user_id, text, posted_ms, deleted) ",
         )
-        .push_values(writes.posted, |mut values, row| {
+        .push_values(writes.rows, |mut values, row| {
             values
                 .push_bind(row.video_id)
                 .push_bind(row.comment_id)

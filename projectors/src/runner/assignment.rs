@@ -5,20 +5,13 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     panic::AssertUnwindSafe,
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
-        mpsc::Sender,
-    },
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc::Sender},
+    time::{Duration, Instant},
 };
 
-use futures::FutureExt;
+use futures::{FutureExt, future::join_all};
 use metrics::counter;
-use rdkafka::{
-    Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer, ConsumerContext},
-};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use tokio::{
     runtime::Handle,
     sync::mpsc,
@@ -33,20 +26,17 @@ use vidlog_service_kit::ops::Readiness;
 use super::partition::{Confirmed, Delivery, Request, Worker};
 use crate::{
     metrics::REWINDS,
-    sink::{Partition, Position, Sink, SinkError},
+    sink::{Partition, Position, Sink},
 };
 
 /// Records that wait for a partition's task. More would only be memory: the broker keeps them as well.
 const QUEUE: usize = 2000;
-/// How long the store may take to say where it stands, with attempts in between. Longer, and the group would take
-/// the thread for dead.
-const START_TIMEOUT: Duration = Duration::from_mins(1);
-/// Between those attempts.
-const START_RETRY: Duration = Duration::from_millis(200);
-/// How long a task may take to end. Then it is cut off: its store refuses what comes too late.
+/// How long the store may take to say where it stands. It is asked on the poller's thread, which has to go on polling.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two attempts to start a partition.
+const START_RETRY: Duration = Duration::from_millis(500);
+/// How long tasks may take to end. Then they are cut off: their store refuses what comes too late.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the broker may take to say where a partition ends.
-const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 /// A task that panicked is started again after this.
 const PANIC_PAUSE: Duration = Duration::from_secs(1);
 
@@ -65,14 +55,22 @@ pub(super) struct Assignment {
     readiness: Readiness,
     requests: Sender<Request>,
     runtime: Handle,
-    active: Mutex<BTreeMap<Partition, Active>>,
-    failed_start: AtomicBool,
+    partitions: Mutex<BTreeMap<Partition, State>>,
     hint: OnceLock<Arc<dyn Fn(Partition, i64) + Send + Sync>>,
 }
 
-/// A partition with its task.
+/// How it is with an assigned partition.
+enum State {
+    /// It has no task. It is paused, and its task is to be started then.
+    Waiting(Instant),
+    /// It has a task.
+    Running(Active),
+}
+
+/// A partition's task.
 struct Active {
     queue: mpsc::Sender<Delivery>,
+    /// What did not fit into the queue. While there is any the partition is paused.
     held: VecDeque<Delivery>,
     confirmed: Confirmed,
     stop: CancellationToken,
@@ -87,16 +85,8 @@ impl Assignment {
         requests: Sender<Request>,
         runtime: Handle,
     ) -> Self {
-        Self {
-            name,
-            sink,
-            readiness,
-            requests,
-            runtime,
-            active: Mutex::default(),
-            failed_start: AtomicBool::new(false),
-            hint: OnceLock::new(),
-        }
+        let (partitions, hint) = (Mutex::default(), OnceLock::new());
+        Self { name, sink, readiness, requests, runtime, partitions, hint }
     }
 
     /// Stores applied positions with the consumer, which commits them: a hint for lag tools.
@@ -115,80 +105,92 @@ impl Assignment {
         _ = self.hint.set(Arc::new(hint));
     }
 
-    /// Starts the tasks of partitions; returns them with the offsets to read from.
-    pub(super) fn start<C: ConsumerContext>(
-        &self,
-        consumer: &BaseConsumer<C>,
-        topics: &Topics,
-        partitions: &[Partition],
-    ) -> TopicPartitionList {
-        let mut assigned = TopicPartitionList::new();
-        let Some(positions) = self.stored_positions(partitions) else {
-            self.fail_start();
-            return assigned;
-        };
-        for (partition, position) in partitions.iter().zip(positions) {
-            let (topic, next) = (topics.name(partition.stream), position.lowest());
-            if self.is_beyond_the_log(consumer, &topic, *partition, next) {
-                continue;
-            }
-            if let Err(error) = assigned.add_partition_offset(&topic, partition.number, Offset::Offset(next))
-            {
-                error!(projection = self.name, %error, next, "the store's position is not an offset");
-                continue;
-            }
-            self.spawn(*partition, position);
-        }
-        info!(projection = self.name, partitions = assigned.count(), "partitions assigned");
+    /// Takes partitions; their tasks are to be started.
+    pub(super) fn take(&self, partitions: &[Partition]) {
+        let now = Instant::now();
+        self.partitions().extend(partitions.iter().map(|partition| (*partition, State::Waiting(now))));
+        info!(projection = self.name, partitions = partitions.len(), "partitions assigned");
         self.readiness.ready(self.name);
-        assigned
     }
 
-    /// Stops the tasks of partitions, and waits for them.
-    pub(super) fn stop(&self, partitions: &[Partition]) {
-        let stopped: Vec<_> =
-            partitions.iter().filter_map(|partition| self.active().remove(partition)).collect();
-        for active in &stopped {
-            active.stop.cancel();
+    /// Gives partitions up: stops their tasks, and waits for them.
+    pub(super) fn give_up(&self, partitions: &[Partition]) {
+        let given: Vec<_> =
+            partitions.iter().filter_map(|partition| self.partitions().remove(partition)).collect();
+        self.stop(given);
+        for partition in partitions {
+            self.readiness.ready(&self.part(*partition));
         }
-        self.runtime.block_on(async {
-            for mut active in stopped {
-                if timeout(STOP_TIMEOUT, &mut active.task).await.is_err() {
-                    warn!(projection = self.name, "a partition's task did not stop in time; cutting it off");
-                    active.task.abort();
-                }
+    }
+
+    /// Gives up all.
+    pub(super) fn give_up_all(&self) {
+        let all: Vec<_> = self.partitions().keys().copied().collect();
+        self.give_up(&all);
+    }
+
+    /// The partitions whose tasks are to be started now.
+    pub(super) fn due(&self) -> Vec<Partition> {
+        let now = Instant::now();
+        let is_due = |state: &State| matches!(state, State::Waiting(at) if *at <= now);
+        self.partitions().iter().filter(|(_, state)| is_due(state)).map(|(partition, _)| *partition).collect()
+    }
+
+    /// Where the store stands in partitions; `None` if it does not say so in time.
+    pub(super) fn stored(&self, partitions: &[Partition]) -> Option<Vec<Position>> {
+        let asked = async { timeout(ASK_TIMEOUT, self.sink.positions(partitions)).await };
+        match self.runtime.block_on(asked) {
+            Ok(Ok(positions)) => Some(positions),
+            Ok(Err(error)) => {
+                warn!(projection = self.name, %error, "waiting for the store");
+                None
             }
-        });
-    }
-
-    /// Stops every task.
-    pub(super) fn stop_all(&self) {
-        let all: Vec<_> = self.active().keys().copied().collect();
-        self.stop(&all);
-    }
-
-    /// Starts a partition's task anew; returns the offset to read from, if the partition is still here.
-    pub(super) fn restart(&self, partition: Partition) -> Option<i64> {
-        if !self.active().contains_key(&partition) {
-            return None;
+            Err(_) => {
+                warn!(projection = self.name, "waiting for the store, which does not answer");
+                None
+            }
         }
-        counter!(REWINDS, "projection" => self.name).increment(1);
-        self.stop(&[partition]);
-        let Some(position) =
-            self.stored_positions(&[partition]).and_then(|positions| positions.into_iter().next())
-        else {
-            self.fail_start();
-            return None;
+    }
+
+    /// Starts a partition's task, of which the records from the position's lowest part on will come.
+    pub(super) fn start(&self, partition: Partition, position: Position) {
+        let active = self.spawn(partition, position);
+        self.partitions().insert(partition, State::Running(active));
+        self.readiness.ready(&self.part(partition));
+    }
+
+    /// Puts off a start, and says why, in words for an operator.
+    pub(super) fn put_off(&self, partition: Partition, why: &str) {
+        self.readiness.not_ready(&self.part(partition), why);
+        self.partitions().insert(partition, State::Waiting(Instant::now() + START_RETRY));
+    }
+
+    /// Stops a partition's task, if the partition is still here, so that it is started again where the store stands.
+    /// True if it had one.
+    pub(super) fn restart(&self, partition: Partition) -> bool {
+        let state = match self.partitions().get_mut(&partition) {
+            Some(state @ State::Running(_)) => std::mem::replace(state, State::Waiting(Instant::now())),
+            Some(State::Waiting(_)) | None => return false,
         };
-        let next = position.lowest();
-        self.spawn(partition, position);
-        Some(next)
+        counter!(REWINDS, "projection" => self.name).increment(1);
+        self.stop(vec![state]);
+        true
+    }
+
+    /// The partitions that have a task.
+    pub(super) fn running(&self) -> Vec<Partition> {
+        let running = |state: &State| matches!(state, State::Running(_));
+        self.partitions()
+            .iter()
+            .filter(|(_, state)| running(state))
+            .map(|(partition, _)| *partition)
+            .collect()
     }
 
     /// Hands a record to its task.
     pub(super) fn route(&self, partition: Partition, delivery: Delivery) -> Routed {
-        let mut active = self.active();
-        let Some(active) = active.get_mut(&partition) else {
+        let mut partitions = self.partitions();
+        let Some(State::Running(active)) = partitions.get_mut(&partition) else {
             return Routed::Done;
         };
         if !active.held.is_empty() {
@@ -204,12 +206,15 @@ impl Assignment {
         }
     }
 
-    /// Hands over what was held; true if nothing is held any more.
+    /// Hands over what was held; true if there was something, and all of it went: resume the partition.
     pub(super) fn flush_held(&self, partition: Partition) -> bool {
-        let mut active = self.active();
-        let Some(active) = active.get_mut(&partition) else {
-            return true;
+        let mut partitions = self.partitions();
+        let Some(State::Running(active)) = partitions.get_mut(&partition) else {
+            return false;
         };
+        if active.held.is_empty() {
+            return false;
+        }
         while let Some(delivery) = active.held.pop_front() {
             if let Err(mpsc::error::TrySendError::Full(delivery)) = active.queue.try_send(delivery) {
                 active.held.push_front(delivery);
@@ -219,97 +224,64 @@ impl Assignment {
         true
     }
 
-    /// Asks the store whether it still has what was written to it: a Redis that failed over, was flushed or restored
-    /// has not. Partitions that it lost writes of are started again.
-    pub(super) fn verify(&self) {
+    /// The partitions of which the store no longer has what was written to it: a Redis that failed over, was flushed
+    /// or restored.
+    pub(super) fn lost(&self) -> Vec<Partition> {
         let confirmed: Vec<(Partition, Position)> = self
-            .active()
+            .partitions()
             .iter()
-            .map(|(partition, active)| {
-                (*partition, active.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clone())
+            .filter_map(|(partition, state)| match state {
+                State::Waiting(_) => None,
+                State::Running(active) => Some((
+                    *partition,
+                    active.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+                )),
             })
             .collect();
         let partitions: Vec<_> = confirmed.iter().map(|(partition, _)| *partition).collect();
-        // A store that is away is the tasks' business.
-        let Ok(stored) = self.runtime.block_on(self.sink.positions(&partitions)) else {
-            return;
-        };
-        for ((partition, confirmed), stored) in confirmed.into_iter().zip(stored) {
-            if stored.is_behind(&confirmed) {
-                warn!(
-                    projection = self.name,
-                    partition = partition.field(),
-                    stored = stored.lowest(),
-                    "the store lost writes; reading them again from its position"
-                );
-                _ = self.requests.send(Request::Restart(partition));
-            }
+        let stored = self.stored(&partitions).unwrap_or_default();
+        let lost =
+            confirmed.into_iter().zip(stored).filter(|((_, confirmed), stored)| stored.is_behind(confirmed));
+        lost.map(|((partition, _), stored)| {
+            warn!(
+                projection = self.name,
+                partition = partition.field(),
+                stored = stored.lowest(),
+                "the store lost writes; reading them again from its position"
+            );
+            partition
+        })
+        .collect()
+    }
+
+    fn partitions(&self) -> MutexGuard<'_, BTreeMap<Partition, State>> {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A partition's name as a part of the readiness.
+    fn part(&self, partition: Partition) -> String {
+        format!("{}/{}", self.name, partition.field())
+    }
+
+    fn stop(&self, states: Vec<State>) {
+        let running = states.into_iter().filter_map(|state| match state {
+            State::Waiting(_) => None,
+            State::Running(active) => Some(active),
+        });
+        let mut tasks = Vec::new();
+        for active in running {
+            active.stop.cancel();
+            tasks.push(active.task);
         }
-    }
-
-    /// Notes that partitions could not be started.
-    pub(super) fn fail_start(&self) {
-        self.readiness.not_ready(self.name, "the store does not say where the view stands");
-        self.failed_start.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether partitions could not be started since this was last asked.
-    pub(super) fn take_failed_start(&self) -> bool {
-        self.failed_start.swap(false, Ordering::SeqCst)
-    }
-
-    fn active(&self) -> MutexGuard<'_, BTreeMap<Partition, Active>> {
-        self.active.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn stored_positions(&self, partitions: &[Partition]) -> Option<Vec<Position>> {
-        let ask = async {
-            loop {
-                match self.sink.positions(partitions).await {
-                    Ok(positions) => return positions,
-                    Err(SinkError::Retry(error)) => {
-                        warn!(projection = self.name, error, "waiting for the store");
-                    }
-                    Err(error @ SinkError::Behind { .. }) => {
-                        warn!(projection = self.name, %error, "asking again");
-                    }
-                }
-                sleep(START_RETRY).await;
+        self.runtime.block_on(async {
+            if timeout(STOP_TIMEOUT, join_all(&mut tasks)).await.is_err() {
+                warn!(projection = self.name, "tasks of partitions did not stop in time; cutting them off");
+                tasks.iter().for_each(JoinHandle::abort);
             }
-        };
-        self.runtime.block_on(async { timeout(START_TIMEOUT, ask).await.ok() })
+        });
     }
 
-    /// A view that is further than the log was folded from another log: going on would lose what comes next.
-    fn is_beyond_the_log<C: ConsumerContext>(
-        &self,
-        consumer: &BaseConsumer<C>,
-        topic: &str,
-        partition: Partition,
-        next: i64,
-    ) -> bool {
-        // A broker that does not answer now is asked by the consumer itself later.
-        let Ok((_, end)) = consumer.fetch_watermarks(topic, partition.number, BROKER_TIMEOUT) else {
-            return false;
-        };
-        if next <= end {
-            return false;
-        }
-        error!(
-            projection = self.name,
-            topic,
-            partition = partition.number,
-            position = next,
-            log_end = end,
-            "the view is further than the log: is this another cluster, or was the log cut? The partition stays \
-             untouched until the log or the view is restored"
-        );
-        let why = format!("{topic}[{}] ends at {end}, but the view stands at {next}", partition.number);
-        self.readiness.not_ready(&format!("{}/{}", self.name, partition.field()), why);
-        true
-    }
-
-    fn spawn(&self, partition: Partition, position: Position) {
+    fn spawn(&self, partition: Partition, position: Position) -> Active {
         let (queue, records) = mpsc::channel(QUEUE);
         let confirmed = Arc::new(Mutex::new(position.clone()));
         let stop = CancellationToken::new();
@@ -338,6 +310,6 @@ impl Assignment {
                 _ = requests.send(Request::Restart(partition));
             }
         });
-        self.active().insert(partition, Active { queue, held: VecDeque::new(), confirmed, stop, task });
+        Active { queue, held: VecDeque::new(), confirmed, stop, task }
     }
 }

@@ -1,14 +1,13 @@
 //! The thread that polls Kafka for one projection and hands records to its partitions' tasks.
 
 use std::{
-    collections::HashSet,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use rdkafka::{
-    ClientConfig, ClientContext, Message, TopicPartitionList,
+    ClientConfig, ClientContext, Message, Offset, TopicPartitionList,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::{KafkaError, RDKafkaErrorCode},
@@ -25,7 +24,11 @@ use super::{
     assignment::{Assignment, Routed},
     partition::{Delivery, Request},
 };
-use crate::{Record, projection::Projection, sink::Partition};
+use crate::{
+    Record,
+    projection::Projection,
+    sink::{Partition, Position},
+};
 
 /// The longest that a request of a partition's task waits for the thread.
 const POLL: Duration = Duration::from_millis(20);
@@ -33,7 +36,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// when nothing new comes.
 const VERIFY_EVERY: Duration = Duration::from_secs(2);
 /// How long a seek or a question to the broker may take.
-const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
+const BROKER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two looks for topics that are not there yet.
 const TOPICS_RETRY: Duration = Duration::from_secs(1);
 
@@ -43,7 +46,6 @@ pub(super) struct Poller {
     projection: Projection,
     settings: Arc<Settings>,
     requests: mpsc::Receiver<Request>,
-    paused: HashSet<Partition>,
     shutdown: Shutdown,
 }
 
@@ -80,16 +82,20 @@ impl ConsumerContext for Context {
         partitions: &mut TopicPartitionList,
     ) {
         let named = named(&self.topics, partitions);
-        if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            let assigned = self.assignment.start(consumer, &self.topics, &named);
-            if let Err(error) = consumer.incremental_assign(&assigned) {
-                error!(%error, "failed to take the assigned partitions");
-            }
+        let done = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.assignment.take(&named);
+            // Every partition is taken and paused; the poller seeks to where the store stands, and resumes.
+            partitions
+                .set_all_offsets(Offset::Offset(0))
+                .and_then(|()| consumer.incremental_assign(partitions))
+                .and_then(|()| consumer.pause(partitions))
         } else {
-            self.assignment.stop(&named);
-            if let Err(error) = consumer.incremental_unassign(partitions) {
-                error!(%error, "failed to give up the revoked partitions");
-            }
+            self.assignment.give_up(&named);
+            // The client would remember a pause, and the partition come back with it.
+            consumer.resume(partitions).and_then(|()| consumer.incremental_unassign(partitions))
+        };
+        if let Err(error) = done {
+            error!(%error, "failed to follow a rebalance of the consumer group");
         }
     }
 }
@@ -116,17 +122,17 @@ impl Poller {
             .set("session.timeout.ms", "10000")
             .set("heartbeat.interval.ms", "2000")
             .set("fetch.wait.max.ms", "100")
-            .set("queued.max.messages.kbytes", "8192")
+            .set("queued.max.messages.kbytes", "2048")
             .set("reconnect.backoff.max.ms", "1000")
             .set("log_level", "4")
             .create_with_context(context)?;
         let consumer = Arc::new(consumer);
         consumer.context().assignment.set_hints(&consumer, &settings.topics);
-        Ok(Self { consumer, projection, settings, requests, paused: HashSet::new(), shutdown })
+        Ok(Self { consumer, projection, settings, requests, shutdown })
     }
 
     /// Polls until shutdown is given and the partitions' tasks have ended.
-    pub(super) fn run(mut self) -> anyhow::Result<()> {
+    pub(super) fn run(self) -> anyhow::Result<()> {
         let name = self.projection.name();
         if !self.wait_for_topics() {
             return Ok(());
@@ -135,24 +141,18 @@ impl Poller {
         let mut verify_at = Instant::now() + VERIFY_EVERY;
         while !self.shutdown.is_given() {
             match self.consumer.poll(POLL) {
-                Some(Ok(message)) => route(&self.consumer, &mut self.paused, &message),
-                Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::PartitionEOF))) | None => {}
-                Some(Err(error)) => {
-                    warn!(projection = name, %error, "the log can't be read now; trying again");
-                }
+                Some(Ok(message)) => self.route(&message),
+                Some(Err(error)) => self.endure(&error),
+                None => {}
             }
-            self.serve_requests()?;
+            self.serve_requests();
+            self.start_due();
             if Instant::now() >= verify_at {
-                self.assignment().verify();
+                self.assignment().lost().into_iter().for_each(|partition| self.restart(partition));
                 verify_at = Instant::now() + VERIFY_EVERY;
             }
-            if self.assignment().take_failed_start() {
-                // Leaving and joining again makes the group assign the partitions once more.
-                self.consumer.unsubscribe();
-                self.subscribe()?;
-            }
         }
-        self.assignment().stop_all();
+        self.assignment().give_up_all();
         info!(projection = name, "stopped");
         Ok(())
     }
@@ -192,47 +192,106 @@ impl Poller {
         })
     }
 
-    fn serve_requests(&mut self) -> anyhow::Result<()> {
+    fn serve_requests(&self) {
         while let Ok(request) = self.requests.try_recv() {
             match request {
                 Request::Resume(partition) => {
-                    if self.paused.contains(&partition) && self.assignment().flush_held(partition) {
-                        self.paused.remove(&partition);
-                        self.consumer
-                            .resume(&self.list(partition))
-                            .context("failed to resume a partition")?;
+                    if self.assignment().flush_held(partition)
+                        && let Err(error) = self.consumer.resume(&self.list(partition))
+                    {
+                        error!(projection = self.projection.name(), %error, "failed to resume a partition");
+                        self.restart(partition);
                     }
                 }
                 Request::Restart(partition) => self.restart(partition),
             }
         }
-        Ok(())
     }
 
-    /// Starts a partition's task again where the store stands.
-    fn restart(&mut self, partition: Partition) {
-        let Some(next) = self.assignment().restart(partition) else {
+    /// Stops a partition's task; it is started again where the store stands.
+    fn restart(&self, partition: Partition) {
+        if self.assignment().restart(partition)
+            && let Err(error) = self.consumer.pause(&self.list(partition))
+        {
+            // Then records come that no task takes, until the partition is sought again.
+            debug!(projection = self.projection.name(), %error, "failed to pause a partition");
+        }
+    }
+
+    /// Starts the tasks of partitions that have none, where the store stands.
+    fn start_due(&self) {
+        let due = self.assignment().due();
+        if due.is_empty() {
+            return;
+        }
+        let Some(positions) = self.assignment().stored(&due) else {
+            for partition in due {
+                self.assignment().put_off(partition, "the store does not say where the view stands");
+            }
             return;
         };
-        let topic = self.settings.topics.name(partition.stream);
-        let sought = self
-            .consumer
-            .seek(&topic, partition.number, rdkafka::Offset::Offset(next), BROKER_TIMEOUT)
-            .and_then(|()| {
-                if self.paused.remove(&partition) {
-                    self.consumer.resume(&self.list(partition))
-                } else {
-                    Ok(())
+        for (partition, position) in due.into_iter().zip(positions) {
+            let topic = self.settings.topics.name(partition.stream);
+            match self.seek(&topic, partition, &position) {
+                Ok(()) => {
+                    self.assignment().start(partition, position);
+                    if let Err(error) = self.consumer.resume(&self.list(partition)) {
+                        error!(projection = self.projection.name(), %error, "failed to resume a partition");
+                        self.restart(partition);
+                    }
                 }
-            });
-        match sought {
-            Ok(()) => {
-                info!(projection = self.projection.name(), partition = partition.field(), next, "restarted");
+                Err(why) => {
+                    warn!(
+                        projection = self.projection.name(),
+                        partition = partition.field(),
+                        why,
+                        "can't start yet"
+                    );
+                    self.assignment().put_off(partition, &why);
+                }
             }
-            Err(error) => {
-                warn!(projection = self.projection.name(), %error, "failed to seek; joining the group again");
-                self.assignment().fail_start();
-            }
+        }
+    }
+
+    /// Has the consumer read a partition from where the store stands; says why if it can't.
+    fn seek(&self, topic: &str, partition: Partition, position: &Position) -> Result<(), String> {
+        let (_, end) =
+            self.consumer.fetch_watermarks(topic, partition.number, BROKER_TIMEOUT).map_err(|error| {
+                format!("the broker does not say where {topic}[{}] ends: {error}", partition.number)
+            })?;
+        // Any part that is further than the log was folded from another log, and would ignore what comes next.
+        if position.highest() > end {
+            return Err(format!(
+                "{topic}[{}] ends at {end}, but the view stands at {}: is this another cluster, or was the log cut? \
+                 The view stays as it is until the log or the view is restored",
+                partition.number,
+                position.highest()
+            ));
+        }
+        self.consumer
+            .seek(topic, partition.number, Offset::Offset(position.lowest()), BROKER_TIMEOUT)
+            .map_err(|error| format!("{topic}[{}] can't be read yet: {error}", partition.number))
+    }
+
+    /// Hands a record to its partition's task. If the task's queue is full the record is held and the partition paused.
+    fn route(&self, message: &BorrowedMessage<'_>) {
+        let Some(stream) = self.settings.topics.stream(message.topic()) else {
+            return;
+        };
+        let partition = Partition { stream, number: message.partition() };
+        if let Routed::Held = self.assignment().route(partition, read(stream, message))
+            && let Err(error) = self.consumer.pause(&self.list(partition))
+        {
+            error!(projection = self.projection.name(), %error, "failed to pause a partition; its records are held");
+        }
+    }
+
+    /// Goes on after an error of the consumer, which tries again by itself where that can help.
+    fn endure(&self, error: &KafkaError) {
+        warn!(projection = self.projection.name(), %error, "the log can't be read now; trying again");
+        if matches!(error, KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) {
+            // The log does not have what comes next: starting again finds out which partition it is, and says so.
+            self.assignment().running().into_iter().for_each(|partition| self.restart(partition));
         }
     }
 
@@ -240,25 +299,6 @@ impl Poller {
         let mut list = TopicPartitionList::new();
         list.add_partition(&self.settings.topics.name(partition.stream), partition.number);
         list
-    }
-}
-
-/// Hands a record to its partition's task. If the task's queue is full the record is held and the partition paused.
-fn route(consumer: &BaseConsumer<Context>, paused: &mut HashSet<Partition>, message: &BorrowedMessage<'_>) {
-    let context = consumer.context();
-    let Some(stream) = context.topics.stream(message.topic()) else {
-        return;
-    };
-    let partition = Partition { stream, number: message.partition() };
-    if let Routed::Held = context.assignment.route(partition, read(stream, message)) {
-        let mut list = TopicPartitionList::new();
-        list.add_partition(message.topic(), message.partition());
-        match consumer.pause(&list) {
-            Ok(()) => _ = paused.insert(partition),
-            Err(error) => {
-                error!(%error, "failed to pause a partition; its records are held in memory");
-            }
-        }
     }
 }
 

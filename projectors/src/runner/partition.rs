@@ -28,6 +28,11 @@ const IDLE: Duration = Duration::from_millis(500);
 /// Between attempts to write to a store that does not take it: doubled from the first to the last.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
+/// How long the store may take for a batch. One that it takes longer for is written again, which is harmless.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long telling readers may take: a Redis that hangs must not hold up views in MySQL.
+const PUBLISH_TIMEOUT: Duration = Duration::from_millis(250);
+
 /// A record as the poller hands it over.
 pub(super) enum Delivery {
     /// An event.
@@ -144,7 +149,8 @@ impl Worker {
         let begun = Instant::now();
         let mut pause = RETRY.0;
         loop {
-            match self.sink.apply(self.partition, &mut self.position, records, next).await {
+            let written = self.sink.apply(self.partition, &mut self.position, records, next);
+            match bounded(written).await {
                 Ok(()) => break,
                 Err(error) => self.recover(error, &mut pause).await?,
             }
@@ -159,7 +165,7 @@ impl Worker {
     async fn settle(&mut self, next: i64) -> Result<(), Ended> {
         let mut pause = RETRY.0;
         loop {
-            match self.sink.settle(self.partition, &mut self.position, next).await {
+            match bounded(self.sink.settle(self.partition, &mut self.position, next)).await {
                 Ok(()) => break,
                 Err(error) => self.recover(error, &mut pause).await?,
             }
@@ -192,12 +198,14 @@ impl Worker {
 
     /// A reader may wait for this; that it failed is not worth more than another try after the next batch.
     async fn publish(&self, next: i64) -> Result<(), SinkError> {
-        self.sink.publish_progress(self.partition, next).await
+        timeout(PUBLISH_TIMEOUT, self.sink.publish_progress(self.partition, next))
+            .await
+            .unwrap_or_else(|_| Err(SinkError::Retry("Redis does not answer".to_owned())))
     }
 
     /// Settles before the partition goes, so that the next owner reads nothing twice; if it fails it reads twice.
     async fn finish(&mut self, next: i64) -> Ended {
-        if self.sink.settle(self.partition, &mut self.position, next).await.is_ok() {
+        if bounded(self.sink.settle(self.partition, &mut self.position, next)).await.is_ok() {
             info!(projection = self.name, partition = self.partition.field(), next, "stopped");
         }
         Ended::Stopped
@@ -217,7 +225,6 @@ impl Worker {
         self.readiness.not_ready(&format!("{}/{partition}", self.name), why);
         gauge!(BLOCKED, "projection" => self.name).increment(1);
         self.stop.cancelled().await;
-        self.readiness.ready(&format!("{}/{partition}", self.name));
         gauge!(BLOCKED, "projection" => self.name).decrement(1);
         Ended::Stopped
     }
@@ -225,6 +232,12 @@ impl Worker {
     fn confirm(&self) {
         self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.position);
     }
+}
+
+async fn bounded(write: impl Future<Output = Result<(), SinkError>>) -> Result<(), SinkError> {
+    timeout(WRITE_TIMEOUT, write)
+        .await
+        .unwrap_or_else(|_| Err(SinkError::Retry(format!("no answer in {} s", WRITE_TIMEOUT.as_secs()))))
 }
 
 /// The records before the first that can't be decoded, and that one.

@@ -23,7 +23,29 @@ pub(super) async fn positions(
     if partitions.is_empty() {
         return Ok(Vec::new());
     }
-    // The rows have to be there before a transaction can lock one.
+    let stored: Vec<(String, i32, i64)> =
+        sqlx::query_as("SELECT stream, partition_no, next_offset FROM checkpoints WHERE projection = ?")
+            .bind(projection.name())
+            .fetch_all(pool)
+            .await?;
+    let stored_next = |partition: &Partition| {
+        let found = stored
+            .iter()
+            .find(|(stream, number, _)| stream == partition.stream.name() && *number == partition.number);
+        found.map(|(_, _, next)| *next)
+    };
+    let missing: Vec<_> = partitions.iter().filter(|partition| stored_next(partition).is_none()).collect();
+    if !missing.is_empty() {
+        create(pool, projection, missing).await?;
+    }
+    Ok(partitions
+        .iter()
+        .map(|partition| Position { parts: vec![stored_next(partition).unwrap_or(0)] })
+        .collect())
+}
+
+/// Creates checkpoints: a row has to be there before a transaction can lock it.
+async fn create(pool: &MySqlPool, projection: &Projection, partitions: Vec<&Partition>) -> sqlx::Result<()> {
     QueryBuilder::new("INSERT IGNORE INTO checkpoints (projection, stream, partition_no, next_offset) ")
         .push_values(partitions, |mut values, partition| {
             values
@@ -35,18 +57,7 @@ pub(super) async fn positions(
         .build()
         .execute(pool)
         .await?;
-    let stored: Vec<(String, i32, i64)> =
-        sqlx::query_as("SELECT stream, partition_no, next_offset FROM checkpoints WHERE projection = ?")
-            .bind(projection.name())
-            .fetch_all(pool)
-            .await?;
-    let position = |partition: &Partition| {
-        let found = stored
-            .iter()
-            .find(|(stream, number, _)| stream == partition.stream.name() && *number == partition.number);
-        Position { parts: vec![found.map_or(0, |(_, _, next)| *next)] }
-    };
-    Ok(partitions.iter().map(position).collect())
+    Ok(())
 }
 
 impl View<'_> {

@@ -9,6 +9,10 @@ use proptest::{
     strategy::{Strategy, ValueTree},
     test_runner::TestRunner,
 };
+use rdkafka::{
+    ClientConfig,
+    consumer::{BaseConsumer, Consumer},
+};
 use redis::cmd;
 use tokio::time::{sleep, timeout};
 use vidlog_events::{Envelope, Stream};
@@ -85,18 +89,36 @@ async fn a_killed_projector_leaves_exact_views() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_instances_share_the_partitions_and_one_may_die() {
+async fn instances_come_and_go_in_the_middle_of_a_long_lag() {
     let world = World::new().await;
-    let events = made_up(3000);
-    let (first, second) = events.split_at(events.len() / 2);
-    let survivor = Process::start(&world);
-    let other = Process::start(&world);
-    world.append(first).await;
+    // More than a partition's queue holds, in one partition: it is paused and resumed, and changes hands meanwhile.
+    let lag: Vec<_> =
+        (0..12_000).map(|user| envelope(liked(1, user % 4000 + 1), 1_700_000_000_000 + user)).collect();
+    world.append(&lag).await;
+    let first = Process::start(&world);
+    until("the first folds", async || folded(&world).await > 0).await;
+    let second = Process::start(&world);
+    until("they share the groups", async || members(&world, "likes") == 2).await;
+    first.kill();
+    world.append(&made_up(1000)).await;
     world.assert_views_equal_the_log().await;
-    other.kill();
-    world.append(second).await;
+    drop(second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_whose_store_is_away_at_the_start_begins_when_it_is_back() {
+    let world = World::new().await;
+    world.append(&made_up(300)).await;
+    sqlx::query("RENAME TABLE checkpoints TO elsewhere").execute(&world.target.mysql).await.unwrap();
+    let running = Running::start(&world);
+    let told = async || {
+        running.readiness.missing().is_some_and(|missing| missing.contains("the store does not say"))
+    };
+    until("it is told", told).await;
+    sqlx::query("RENAME TABLE elsewhere TO checkpoints").execute(&world.target.mysql).await.unwrap();
     world.assert_views_equal_the_log().await;
-    drop(survivor);
+    until("all is well", async || running.readiness.missing().is_none()).await;
+    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -192,6 +214,15 @@ impl Running {
         self.shutdown.give();
         timeout(BOUND, self.task).await.expect("the projections stop in time").unwrap().unwrap();
     }
+}
+
+/// Instances in a projection's consumer group.
+fn members(world: &World, projection: &str) -> usize {
+    let group = format!("{}.{projection}", world.stores.namespace);
+    let consumer: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", &world.stores.kafka_brokers).create().unwrap();
+    let groups = consumer.fetch_group_list(Some(&group), BOUND).unwrap();
+    groups.groups().first().map_or(0, |group| group.members().len())
 }
 
 /// Records that the views of likes and of messages have passed.

@@ -202,6 +202,6 @@ async fn a_process_that_is_asked_to_stop_drains() {
         assert_eq!(status, 200, "{path}: {body}");
     }
     let metrics = app.http.get(app.ops_url("/metrics")).send().await.unwrap().text().await.unwrap();
-    assert!(metrics.contains("projector_records_total{projection=\"users-table\"} 1"), "{metrics}");
+    assert!(metrics.contains("projector_records_total{projection=\"user-cards\"} 1"), "{metrics}");
     assert_eq!(app.terminate().await, Some(0));
 }

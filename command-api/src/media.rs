@@ -5,6 +5,7 @@
 //! it is. So an upload can be worked on again after any crash, or by two workers at once, and there is one outcome.
 
 mod ffmpeg;
+mod folder;
 mod job;
 mod offsets;
 pub mod outcomes;
@@ -17,8 +18,9 @@ use std::{num::NonZeroUsize, sync::Arc, thread::available_parallelism, time::Dur
 use clap::Args;
 use object_store::ObjectStore;
 use sqlx::MySqlPool;
+use tokio::task::spawn_blocking;
 use vidlog_read_models::Freshness;
-use vidlog_service_kit::{clock::Clock, config::Stores, ops::Readiness, shutdown::Shutdown};
+use vidlog_service_kit::{clock::Clock, config::Log, ops::Readiness, shutdown::Shutdown};
 
 use crate::{publisher::EventLog, state::CommandState};
 
@@ -37,6 +39,15 @@ impl MediaConfig {
             NonZeroUsize::get,
         )
     }
+}
+
+/// Where uploads are announced.
+#[derive(Clone, Copy, Debug)]
+pub struct Uploads<'a> {
+    /// Where the log is.
+    pub log: &'a Log,
+    /// Prefix of the topic and of the consumer group.
+    pub namespace: &'a str,
 }
 
 /// What the media worker works with. Clones share all of it.
@@ -79,7 +90,8 @@ pub struct Limits {
     pub patience: Duration,
     /// How often an upload may bring ffmpeg down, or let it run out of time, before that counts as the upload's fault.
     pub crashes: u32,
-    /// How often an upload is looked for that is not in the store.
+    /// How often an upload is looked for that is not in the store, before it counts as lost. By default that takes an
+    /// hour: it may be the wrong store, and a rejection is for ever.
     pub searches: u32,
     /// The pause after the first failure. It doubles with each, up to half a minute.
     pub first_pause: Duration,
@@ -91,7 +103,7 @@ impl Default for Limits {
             longest: Duration::from_mins(15),
             patience: Duration::from_mins(1),
             crashes: 3,
-            searches: 12,
+            searches: 120,
             first_pause: Duration::from_secs(1),
         }
     }
@@ -100,14 +112,19 @@ impl Default for Limits {
 /// Works on uploads until shutdown is given. What was not finished by then is done again by whoever comes next.
 ///
 /// It fails if its tools are not installed.
-pub async fn run(
+pub fn run(
     config: MediaConfig,
-    stores: &Stores,
+    uploads: Uploads<'_>,
     media: Media,
     readiness: Readiness,
     shutdown: Shutdown,
-) -> anyhow::Result<()> {
-    ffmpeg::check_tools().await?;
-    let settler = job::Settler::new(media, config.concurrency());
-    worker::Worker::new(stores, settler, readiness, shutdown)?.run().await
+) -> impl Future<Output = anyhow::Result<()>> {
+    // At once, not when it is first polled: whoever asks before that must not be told that all is ready.
+    readiness.not_ready(worker::PART, "not started yet");
+    async move {
+        ffmpeg::check_tools().await?;
+        spawn_blocking(folder::remove_abandoned).await?;
+        let settler = job::Settler::new(media, config.concurrency());
+        worker::Worker::new(uploads, settler, readiness, shutdown)?.run().await
+    }
 }

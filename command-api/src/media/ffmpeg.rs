@@ -44,6 +44,9 @@ const CONFINED: [&str; 12] = [
     "10",
 ];
 
+/// Nothing is told but errors.
+const QUIET: [&str; 3] = ["-hide_banner", "-loglevel", "error"];
+
 /// What is kept of a process's answer; that of ffprobe has a few hundred bytes.
 const MAX_OUTPUT: usize = 256 * 1024;
 /// What is kept of the end of its complaints.
@@ -96,7 +99,7 @@ pub(super) async fn run<A: AsRef<OsStr>>(
     patience: Duration,
 ) -> Result<Vec<u8>, ToolError> {
     let hindered = |error: std::io::Error| ToolError::Hindered { tool, what: error.to_string() };
-    let mut child = command(tool, arguments, folder).spawn().map_err(hindered)?;
+    let mut child = command(tool, folder).args(QUIET).args(arguments).spawn().map_err(hindered)?;
     let ended = timeout(patience, output_of(&mut child)).await;
     let Ok(ended) = ended else {
         // Dropping it would kill it as well; this also waits for its end.
@@ -104,11 +107,8 @@ pub(super) async fn run<A: AsRef<OsStr>>(
         return Err(ToolError::Crashed { tool, what: format!("took longer than {} s", patience.as_secs()) });
     };
     let (status, output, complaints) = ended.map_err(hindered)?;
-    if status.success() {
-        return Ok(output);
-    }
     let complaints = String::from_utf8_lossy(&complaints);
-    let error = classify(tool, status, &complaints);
+    let Err(error) = judge(tool, status, &complaints) else { return Ok(output) };
     match &error {
         ToolError::Refused { .. } => debug!(tool, %status, %complaints, "a media tool refused an upload"),
         ToolError::Crashed { .. } | ToolError::Hindered { .. } => {
@@ -118,18 +118,12 @@ pub(super) async fn run<A: AsRef<OsStr>>(
     Err(error)
 }
 
-fn command<A: AsRef<OsStr>>(
-    tool: &str,
-    arguments: impl IntoIterator<Item = A>,
-    folder: &Path,
-) -> Command {
+fn command(tool: &str, folder: &Path) -> Command {
     let [first, confined @ ..] = CONFINED;
     let mut command = Command::new(first);
     command
         .args(confined)
         .arg(tool)
-        .args(["-hide_banner", "-loglevel", "error"])
-        .args(arguments)
         .current_dir(folder)
         .env_clear()
         .env("PATH", env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/bin:/bin")))
@@ -158,10 +152,7 @@ async fn read_tail(pipe: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<
     read(pipe, |kept| drop(kept.drain(..kept.len().saturating_sub(MAX_COMPLAINTS)))).await
 }
 
-async fn read(
-    pipe: Option<impl AsyncRead + Unpin>,
-    cut: impl Fn(&mut Vec<u8>),
-) -> std::io::Result<Vec<u8>> {
+async fn read(pipe: Option<impl AsyncRead + Unpin>, cut: impl Fn(&mut Vec<u8>)) -> std::io::Result<Vec<u8>> {
     let mut kept = Vec::new();
     let Some(mut pipe) = pipe else { return Ok(kept) };
     let mut buffer = [0; 4096];
@@ -175,20 +166,24 @@ async fn read(
     }
 }
 
-fn classify(tool: &'static str, status: ExitStatus, complaints: &str) -> ToolError {
+/// What the end of a process says. A tool may call it a success to have stopped where it ran out of memory.
+fn judge(tool: &'static str, status: ExitStatus, complaints: &str) -> Result<(), ToolError> {
+    let crashed = |what: String| Err(ToolError::Crashed { tool, what });
+    let hindered = |what: &str| Err(ToolError::Hindered { tool, what: what.to_owned() });
     if let Some(signal) = status.signal() {
-        return ToolError::Crashed { tool, what: format!("was killed by signal {signal}") };
+        return crashed(format!("was killed by signal {signal}"));
     }
     if complaints.contains("No space left on device") {
-        return ToolError::Hindered { tool, what: "no space left on device".to_owned() };
+        return hindered("no space left on device");
     }
     if complaints.contains("Cannot allocate memory") {
-        return ToolError::Crashed { tool, what: "ran out of memory".to_owned() };
+        return crashed("ran out of memory".to_owned());
     }
     match status.code() {
-        // Those of env, nice, prlimit and setpriv for a program that can't be started.
-        Some(126 | 127) => ToolError::Hindered { tool, what: complaints.trim().to_owned() },
-        _ => ToolError::Refused { tool },
+        Some(0) => Ok(()),
+        // Those of nice, prlimit and setpriv for a program that can't be started.
+        Some(126 | 127) => hindered(complaints.trim()),
+        _ => Err(ToolError::Refused { tool }),
     }
 }
 
@@ -213,33 +208,38 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_tool_that_takes_too_much_memory_is_stopped() {
-        let greedy = "-f lavfi -i color=size=30000x30000:rate=1,format=rgba64 -t 5 -f null -";
-        let error = ffmpeg(greedy, Duration::from_secs(60)).await.unwrap_err();
-        assert!(matches!(error, ToolError::Crashed { .. }), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_tool_sees_nothing_of_the_services_environment() {
-        // SAFETY of the test: cargo sets this variable for every test process.
-        assert!(env::var_os("CARGO_MANIFEST_DIR").is_some());
-        let output = command("env", [] as [&str; 0], &env::temp_dir());
-        let names: Vec<_> = output.as_std().get_envs().map(|(name, _)| name.to_owned()).collect();
+    async fn a_tool_is_confined() {
+        let tell = async |tool, argument: &str| {
+            let output = command(tool, &env::temp_dir()).arg(argument).output().await.unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let limits = tell("cat", "/proc/self/limits").await;
+        let limit =
+            |name| limits.lines().find(|line| line.starts_with(name)).unwrap().split_whitespace().rev();
+        assert_eq!(limit("Max address space").nth(1), Some("3221225472"));
+        assert_eq!(limit("Max file size").nth(1), Some("1073741824"));
+        let status = tell("cat", "/proc/self/status").await;
+        assert!(status.contains("NoNewPrivs:\t1"));
+        let variables = tell("env", "--").await;
+        let names: Vec<_> = variables.lines().filter_map(|line| line.split('=').next()).collect();
         assert_eq!(names, ["LC_ALL", "PATH"]);
     }
 
     #[tokio::test]
     async fn what_is_not_installed_is_a_hindrance() {
-        let error = run("ffmpeg-of-nowhere", ["-version"], &env::temp_dir(), CHECK_TIMEOUT).await.unwrap_err();
+        let error =
+            run("ffmpeg-of-nowhere", ["-version"], &env::temp_dir(), CHECK_TIMEOUT).await.unwrap_err();
         assert!(matches!(error, ToolError::Hindered { .. }), "{error}");
     }
 
     #[test]
     fn a_full_disk_is_not_the_uploads_fault() {
-        let failed = ExitStatus::from_raw(1 << 8);
-        let error = classify("ffmpeg", failed, "av_interleaved_write_frame(): No space left on device");
-        assert!(matches!(error, ToolError::Hindered { .. }));
-        assert!(matches!(classify("ffmpeg", failed, "Invalid data"), ToolError::Refused { .. }));
-        assert!(matches!(classify("ffmpeg", ExitStatus::from_raw(9), ""), ToolError::Crashed { .. }));
+        let judged = |status, complaints| judge("ffmpeg", ExitStatus::from_raw(status), complaints);
+        let full = judged(1 << 8, "av_interleaved_write_frame(): No space left on device");
+        assert!(matches!(full, Err(ToolError::Hindered { .. })));
+        assert!(matches!(judged(1 << 8, "Invalid data"), Err(ToolError::Refused { .. })));
+        assert!(matches!(judged(9, ""), Err(ToolError::Crashed { .. })));
+        assert!(matches!(judged(0, "Cannot allocate memory"), Err(ToolError::Crashed { .. })));
+        assert!(judged(0, "").is_ok());
     }
 }

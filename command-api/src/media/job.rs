@@ -17,13 +17,14 @@ use vidlog_events::{VideoId, VideoUploaded};
 use super::{
     Limits, Media,
     ffmpeg::{ORIGINAL, ToolError},
+    folder,
     outcomes::{Outcome, OutcomeError, Outcomes, Upload, Verdict},
     probe::Reason,
     transcode::{self, Rendition, Unmade},
 };
 use crate::{
     append::append,
-    commands::publish::{cover_key, originals, play_key},
+    commands::publish::{ORIGINALS, cover_key, play_key},
     metrics::{MEDIA_FAULTS, MEDIA_OUTCOMES, MEDIA_SECONDS},
     publisher::AppendError,
     storage::{CopyError, fetch_file, store_file},
@@ -127,15 +128,17 @@ impl Settler {
         failures: u32,
         stop: &CancellationToken,
     ) -> Result<Settled, Fault> {
-        let outcome = match bounded(self.outcomes.find(upload.video.video_id)).await? {
-            Some(outcome) => outcome,
-            None => {
-                let Some(judged) = stop.run_until_cancelled(self.judge(&upload.video)).await else {
-                    return Ok(Settled::Stopped);
-                };
-                let verdict = give_up_after(failures, judged)?;
-                bounded(self.outcomes.decide(upload, verdict, self.media.clock.now_ms())).await?
-            }
+        let known = bounded(self.outcomes.find(upload.video.video_id)).await?;
+        let outcome = if let Some(outcome) = known {
+            outcome
+        } else {
+            // Everything up to the decision can be left at any point, and done again.
+            let judging = Box::pin(self.judge(&upload.video));
+            let Some(judged) = stop.run_until_cancelled(judging).await else {
+                return Ok(Settled::Stopped);
+            };
+            let verdict = give_up_after(failures, judged)?;
+            bounded(self.outcomes.decide(upload, verdict, self.media.clock.now_ms())).await?
         };
         self.announce(upload.video.video_id, &outcome).await?;
         Ok(Settled::Yes)
@@ -163,7 +166,7 @@ impl Settler {
             return Err(Fault::Away("the worker is closed".to_owned()));
         };
         let started = Instant::now();
-        let folder = tempfile::Builder::new().prefix("vidlog-media-").tempdir()?;
+        let folder = folder::make()?;
         self.fetch(video, &folder.path().join(ORIGINAL)).await?;
         let verdict = match transcode::render(folder.path(), self.media.limits).await {
             Ok(rendition) => self.store(video, &rendition).await?,
@@ -196,7 +199,7 @@ impl Settler {
 /// An original that is not there is lost, unless none is: then this is not the store that uploads go to, and nothing
 /// may be concluded from it.
 async fn lost(objects: &dyn ObjectStore, limits: Limits) -> Fault {
-    match objects.list(Some(&originals())).next().await {
+    match objects.list(Some(&Path::from(ORIGINALS))).next().await {
         Some(Ok(_)) => Fault::Suspect {
             what: "the original is not in the object store".to_owned(),
             tries: limits.searches,
@@ -204,7 +207,8 @@ async fn lost(objects: &dyn ObjectStore, limits: Limits) -> Fault {
         },
         Some(Err(error)) => Fault::Away(error.to_string()),
         None => Fault::Away(
-            "the object store has no originals at all; is it the one that the command API writes to?".to_owned(),
+            "the object store has no originals at all; is it the one that the command API writes to?"
+                .to_owned(),
         ),
     }
 }
@@ -240,4 +244,33 @@ async fn bounded<T>(question: impl Future<Output = Result<T, OutcomeError>>) -> 
 
 fn key(text: &str) -> Result<Path, Fault> {
     Path::parse(text).map_err(|error| Fault::Away(format!("{text:?} is no object key: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn crash() -> Result<Verdict, Fault> {
+        let error = ToolError::Crashed { tool: "ffmpeg", what: "was killed by signal 9".to_owned() };
+        Err(rejected(Unmade::Failed(error), Limits::default()).unwrap_err())
+    }
+
+    fn is_suspect(judged: &Result<Verdict, Fault>) -> bool {
+        matches!(judged, Err(Fault::Suspect { .. }))
+    }
+
+    #[test]
+    fn what_brings_the_tools_down_is_tried_a_few_times_and_then_rejected() {
+        assert!(is_suspect(&give_up_after(0, crash())));
+        assert!(is_suspect(&give_up_after(1, crash())));
+        let verdict = give_up_after(2, crash()).unwrap();
+        assert_eq!(verdict, Verdict::Reject { reason: Reason::Unworkable.for_author() });
+    }
+
+    #[test]
+    fn what_the_machine_lacks_is_never_held_against_an_upload() {
+        let error = ToolError::Hindered { tool: "ffmpeg", what: "no space left on device".to_owned() };
+        let fault = rejected(Unmade::Failed(error), Limits::default()).unwrap_err();
+        assert!(matches!(give_up_after(u32::MAX - 1, Err(fault)), Err(Fault::Away(_))));
+    }
 }

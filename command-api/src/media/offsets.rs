@@ -43,7 +43,9 @@ mod tests {
 
     fn begun(offsets: &[i64]) -> Offsets {
         let mut tracked = Offsets::default();
-        offsets.iter().for_each(|offset| tracked.begin(*offset));
+        for offset in offsets {
+            tracked.begin(*offset);
+        }
         tracked
     }
 

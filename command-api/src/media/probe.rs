@@ -40,16 +40,20 @@ impl Reason {
     /// In words for the author.
     pub(super) fn for_author(self) -> String {
         match self {
-            Self::NotAVideo => "This file can't be read as a video. It may be incomplete, or of a kind that is not \
+            Self::NotAVideo => {
+                "This file can't be read as a video. It may be incomplete, or of a kind that is not \
                                 supported; MP4, MOV, MKV, WebM, AVI, FLV, MPEG and WMV are."
-                .to_owned(),
+                    .to_owned()
+            }
             Self::NoPicture => "This file has sound, but no picture.".to_owned(),
             Self::Sides => format!(
                 "The picture is too small or too large: each side must have {} to {} pixels.",
                 SIDES.start(),
                 SIDES.end()
             ),
-            Self::TooLong(minutes) => format!("The video is too long: it may have at most {minutes} minutes."),
+            Self::TooLong(minutes) => {
+                format!("The video is too long: it may have at most {minutes} minutes.")
+            }
             Self::Damaged => "The video is damaged or incomplete: it can't be read to its end.".to_owned(),
             Self::Unworkable => {
                 "The video could not be processed. Save it in another format and upload it again.".to_owned()
@@ -168,7 +172,8 @@ struct Answer {
 
 #[derive(Deserialize)]
 struct Format {
-    format_name: String,
+    #[serde(rename = "format_name")]
+    names: String,
     duration: Option<String>,
     bit_rate: Option<String>,
 }
@@ -217,7 +222,7 @@ fn read(answer: &[u8]) -> Option<Facts> {
     let first = |codec_type| streams.iter().find(|stream| stream.is(codec_type));
     let duration = format.duration.and_then(|seconds| seconds.parse().ok());
     Some(Facts {
-        container: format.format_name,
+        container: format.names,
         duration: duration.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
         bit_rate: format.bit_rate.and_then(|bits| bits.parse().ok()),
         video: first("video").map(Stream::video),
@@ -260,8 +265,8 @@ mod tests {
         facts.plan(LONGEST)
     }
 
-    fn plan_of_video(change: impl FnOnce(&mut Video)) -> Result<Plan, Reason> {
-        plan(|facts| facts.video.iter_mut().for_each(|video| change(video)))
+    fn plan_of_video(change: impl Fn(&mut Video)) -> Result<Plan, Reason> {
+        plan(|facts| facts.video.iter_mut().for_each(&change))
     }
 
     #[test]

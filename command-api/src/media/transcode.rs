@@ -20,7 +20,7 @@ const MAX_ERROR_RATE: &str = "0.1";
 /// How much shorter than it says a video may be: half a second, or a fiftieth.
 const SHORTFALL: (Duration, u32) = (Duration::from_millis(500), 50);
 /// How long making a cover may take.
-const COVER_TIMEOUT: Duration = Duration::from_secs(60);
+const COVER_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// What is published of a video.
 #[derive(Debug)]
@@ -158,4 +158,151 @@ fn scale() -> String {
 
 fn words(text: &str) -> Vec<String> {
     text.split(' ').map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A folder with an original that ffmpeg makes.
+    async fn made(arguments: &str) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let arguments = words(arguments).into_iter().chain(["-y".to_owned(), ORIGINAL.to_owned()]);
+        ffmpeg::run("ffmpeg", arguments, folder.path(), COVER_TIMEOUT).await.unwrap();
+        folder
+    }
+
+    async fn rewritten(folder: TempDir, change: impl FnOnce(&mut Vec<u8>)) -> TempDir {
+        let path = folder.path().join(ORIGINAL);
+        let mut content = tokio::fs::read(&path).await.unwrap();
+        change(&mut content);
+        tokio::fs::write(&path, content).await.unwrap();
+        folder
+    }
+
+    async fn written(content: &[u8]) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        tokio::fs::write(folder.path().join(ORIGINAL), content).await.unwrap();
+        folder
+    }
+
+    /// Renders it, and tells the width and height of the result.
+    async fn sides(folder: &TempDir) -> (u64, u64) {
+        let rendition = render(folder.path(), Limits::default()).await.unwrap();
+        let cover = tokio::fs::read(rendition.cover).await.unwrap();
+        assert_eq!(cover[..3], [0xff, 0xd8, 0xff], "the cover is a JPEG");
+        let video = tokio::fs::read(rendition.video).await.unwrap();
+        let at = |name: &[u8]| video.windows(4).position(|window| window == name);
+        assert!(at(b"moov") < at(b"mdat"), "it can be played while it is loaded");
+        stream(folder, "width,height,codec_name,pix_fmt").await
+    }
+
+    async fn stream(folder: &TempDir, entries: &str) -> (u64, u64) {
+        let entries = format!("stream={entries}");
+        let arguments = ["-select_streams", "v", "-show_entries", entries.as_str(), "-of", "json", VIDEO];
+        let answer = ffmpeg::run("ffprobe", arguments, folder.path(), COVER_TIMEOUT).await.unwrap();
+        let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+        let stream = &answer["streams"][0];
+        assert_eq!((&stream["codec_name"], &stream["pix_fmt"]), (&"h264".into(), &"yuv420p".into()));
+        (stream["width"].as_u64().unwrap(), stream["height"].as_u64().unwrap())
+    }
+
+    async fn reason(folder: &TempDir) -> Reason {
+        let limits = Limits { longest: Duration::from_secs(5), ..Limits::default() };
+        match render(folder.path(), limits).await {
+            Err(Unmade::Rejected(reason)) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const MP4: &str = "-codec:v libx264 -preset ultrafast -pix_fmt yuv420p -codec:a aac -f mp4";
+
+    #[tokio::test]
+    async fn what_is_playable_is_taken_over_as_it_is() {
+        let folder = made(&format!(
+            "-f lavfi -i testsrc=size=320x240:rate=10 -f lavfi -i sine -t 2 -metadata location=+48.1+11.5/ {MP4}"
+        ))
+        .await;
+        assert_eq!(sides(&folder).await, (320, 240));
+        let copied = tokio::fs::read(folder.path().join(VIDEO)).await.unwrap();
+        assert!(
+            !copied.windows(5).any(|window| window == b"+48.1"),
+            "where it was taken is nobody's business"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_too_large_is_made_smaller() {
+        let folder = made(&format!(
+            "-f lavfi -i testsrc=size=2562x1443:rate=5 -t 1 {}",
+            MP4.replace("yuv420p", "yuv444p")
+        ))
+        .await;
+        assert_eq!(sides(&folder).await, (1918, 1080));
+    }
+
+    #[tokio::test]
+    async fn a_video_that_was_filmed_upright_stays_upright() {
+        let folder = made("-f lavfi -i testsrc=size=320x240:rate=5 -t 1 -codec:v mpeg4 -f mp4").await;
+        let turned = words("-i file:original -codec copy -metadata:s:v:0 rotate=90 -f mp4 -y turned");
+        ffmpeg::run("ffmpeg", turned, folder.path(), COVER_TIMEOUT).await.unwrap();
+        tokio::fs::rename(folder.path().join("turned"), folder.path().join(ORIGINAL)).await.unwrap();
+        assert_eq!(sides(&folder).await, (240, 320));
+    }
+
+    #[tokio::test]
+    async fn other_formats_without_sound_and_shorter_than_a_second_are_fine() {
+        for format in [
+            "-codec:v mpeg4 -f avi",
+            "-codec:v libvpx -f webm",
+            "-codec:v mpeg2video -f mpegts",
+            "-codec:v flv1 -f flv",
+        ] {
+            let folder = made(&format!("-f lavfi -i testsrc=size=64x48:rate=25 -t 0.4 {format}")).await;
+            assert_eq!(sides(&folder).await, (64, 48), "{format}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_video_is_rejected() {
+        let png = made("-f lavfi -i testsrc=size=64x48 -frames:v 1 -codec:v png -f image2pipe").await;
+        assert_eq!(reason(&png).await, Reason::NotAVideo);
+        let playlist = "#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:10,\n/etc/passwd\n#EXT-X-ENDLIST\n";
+        let concat = "ffconcat version 1.0\nfile /etc/passwd\n";
+        for content in ["Just a text.", playlist, concat, ""] {
+            assert_eq!(reason(&written(content.as_bytes()).await).await, Reason::NotAVideo);
+        }
+        let sound = made("-f lavfi -i sine -t 1 -codec:a aac -f mp4").await;
+        assert_eq!(reason(&sound).await, Reason::NoPicture);
+    }
+
+    #[tokio::test]
+    async fn what_is_damaged_is_rejected() {
+        let faststart = format!("-f lavfi -i testsrc=size=320x240:rate=25 -t 4 -movflags +faststart {MP4}");
+        let truncated =
+            rewritten(made(&faststart).await, |content| content.truncate(content.len() * 2 / 3)).await;
+        assert_eq!(reason(&truncated).await, Reason::Damaged);
+        let headless = format!("-f lavfi -i testsrc=size=320x240:rate=25 -t 4 {MP4}");
+        let truncated =
+            rewritten(made(&headless).await, |content| content.truncate(content.len() * 2 / 3)).await;
+        assert_eq!(reason(&truncated).await, Reason::NotAVideo);
+        let scribbled = rewritten(made(&faststart).await, |content| {
+            let data = content.windows(4).position(|window| window == b"mdat").unwrap();
+            content[data + 4..].fill(0x5a);
+        });
+        assert_eq!(reason(&scribbled.await).await, Reason::Damaged);
+    }
+
+    #[tokio::test]
+    async fn what_is_too_long_or_too_large_is_rejected() {
+        let long = format!("-f lavfi -i testsrc=size=64x48:rate=5 -t 6 {MP4}");
+        assert_eq!(reason(&made(&long).await).await, Reason::TooLong(0));
+        // This one does not say how long it is.
+        let endless = "-f lavfi -i testsrc=size=64x48:rate=5 -t 8 -codec:v libvpx -f webm -live 1";
+        assert_eq!(reason(&made(endless).await).await, Reason::TooLong(0));
+        let wide = "-f lavfi -i testsrc=size=4098x64:rate=5 -t 1 -codec:v mpeg4 -f avi";
+        assert_eq!(reason(&made(wide).await).await, Reason::Sides);
+    }
 }

@@ -19,9 +19,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use vidlog_events::{DecodeError, Stream, Topics, decode};
-use vidlog_service_kit::{config::Stores, ops::Readiness, shutdown::Shutdown};
+use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 use super::{
+    Uploads,
     job::{Settled, Settler},
     offsets::Offsets,
     outcomes::Upload,
@@ -36,7 +37,7 @@ const TOPIC_RETRY: Duration = Duration::from_secs(1);
 /// How long a question to the broker may take.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The part of the readiness that this is.
-const PART: &str = "media-worker";
+pub(super) const PART: &str = "media-worker";
 
 /// Consumes the uploads.
 pub(super) struct Worker {
@@ -120,9 +121,16 @@ impl ConsumerContext for Group {
     fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         let numbers = |list: &TopicPartitionList| list.to_topic_map().into_keys().map(|(_, number)| number);
         match rebalance {
-            Rebalance::Assign(list) => numbers(list)
-                .for_each(|partition| self.assignment.give(partition, self.shutdown.token().child_token())),
-            Rebalance::Revoke(list) => numbers(list).for_each(|partition| self.assignment.take_away(partition)),
+            Rebalance::Assign(list) => {
+                for partition in numbers(list) {
+                    self.assignment.give(partition, self.shutdown.token().child_token());
+                }
+            }
+            Rebalance::Revoke(list) => {
+                for partition in numbers(list) {
+                    self.assignment.take_away(partition);
+                }
+            }
             Rebalance::Error(error) => warn!(%error, "failed to share the uploads with other workers"),
         }
     }
@@ -131,7 +139,7 @@ impl ConsumerContext for Group {
 impl Worker {
     /// A worker on the uploads of a namespace.
     pub(super) fn new(
-        stores: &Stores,
+        uploads: Uploads<'_>,
         settler: Settler,
         readiness: Readiness,
         shutdown: Shutdown,
@@ -139,11 +147,11 @@ impl Worker {
         readiness.not_ready(PART, "waiting for the topic of uploads");
         let assignment = Assignment::default();
         let group = Group { assignment: assignment.clone(), shutdown: shutdown.clone() };
-        let consumer = settings(stores).create_with_context(group).context("failed to make a consumer")?;
+        let consumer = settings(uploads).create_with_context(group).context("failed to make a consumer")?;
         Ok(Self {
             consumer: Arc::new(consumer),
             assignment,
-            topic: Topics::new(&stores.namespace).name(Stream::Videos),
+            topic: Topics::new(uploads.namespace).name(Stream::Videos),
             settler,
             begun: JoinSet::new(),
             paused: HashSet::new(),
@@ -207,7 +215,7 @@ impl Worker {
         let settler = self.settler.clone();
         self.begun.spawn(async move { (partition, offset, settler.settle(&upload, &stop).await) });
         if self.begun.len() >= MAX_BEGUN && self.paused.insert(partition) {
-            self.apply("pause", |consumer, list| consumer.pause(list), [partition]);
+            self.apply("pause", Consumer::pause, [partition]);
         }
     }
 
@@ -217,7 +225,7 @@ impl Worker {
         }
         if self.begun.len() <= MAX_BEGUN / 2 && !self.paused.is_empty() {
             let paused = std::mem::take(&mut self.paused);
-            self.apply("resume", |consumer, list| consumer.resume(list), paused);
+            self.apply("resume", Consumer::resume, paused);
         }
     }
 
@@ -246,11 +254,11 @@ impl Worker {
     }
 }
 
-fn settings(stores: &Stores) -> ClientConfig {
+fn settings(uploads: Uploads<'_>) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
-        .set("bootstrap.servers", &stores.kafka_brokers)
-        .set("group.id", format!("{}.media-worker", stores.namespace))
+        .set("bootstrap.servers", &uploads.log.kafka_brokers)
+        .set("group.id", format!("{}.media-worker", uploads.namespace))
         .set("client.id", "vidlog-media-worker")
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("auto.offset.reset", "earliest")

@@ -1,0 +1,83 @@
+//! The media worker as a process of its own.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Parser;
+use vidlog_command_api::{
+    media::{self, Limits, Media, MediaConfig, Uploads},
+    publisher::KafkaLog,
+};
+use vidlog_events::Topics;
+use vidlog_read_models::{MediaUrls, ReadModels};
+use vidlog_schemas::Keys;
+use vidlog_service_kit::{
+    clock::Clock,
+    config::{Log, Stores, Telemetry},
+    mysql, objects,
+    ops::{self, Readiness},
+    redis::Redis,
+    serve::{bind, serve},
+    shutdown::Shutdown,
+    telemetry,
+};
+
+/// Connections to MySQL: uploads take turns on them.
+const MYSQL_CONNECTIONS: u32 = 8;
+
+/// Makes a playable file and a cover of every upload, and appends the outcome to the log.
+#[derive(Debug, Parser)]
+#[command(name = "media-worker", version)]
+struct Cli {
+    /// Address of `/livez`, `/readyz` and `/metrics`. Not for the public.
+    #[arg(long, env = "VIDLOG_OPS_LISTEN", default_value = "127.0.0.1:18085")]
+    ops_listen: String,
+    #[command(flatten)]
+    media: MediaConfig,
+    /// Where media are: the same as the command API's.
+    #[arg(long, env = "VIDLOG_OBJECT_STORE")]
+    object_store: String,
+    #[command(flatten)]
+    log: Log,
+    #[command(flatten)]
+    stores: Stores,
+    #[command(flatten)]
+    telemetry: Telemetry,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let metrics = telemetry::start(&cli.telemetry)?;
+    let shutdown = Shutdown::on_signal().context("failed to listen for signals")?;
+    let readiness = Readiness::new();
+    let ops = ops::router(readiness.clone(), metrics, shutdown.clone());
+    let ops = tokio::spawn(serve(bind(&cli.ops_listen).await?, ops, shutdown.clone()));
+    let log = KafkaLog::open(&cli.log.kafka_brokers, Topics::new(&cli.stores.namespace))
+        .context("failed to set the Kafka producer up")?;
+    let media = open(&cli, log.clone())?;
+    let uploads = Uploads { log: &cli.log, namespace: &cli.stores.namespace };
+    let ran = media::run(cli.media, uploads, media, readiness, shutdown.clone()).await;
+    shutdown.give();
+    log.flush().await;
+    ops.await.context("the ops server panicked")??;
+    ran
+}
+
+fn open(cli: &Cli, log: KafkaLog) -> anyhow::Result<Media> {
+    let stores = &cli.stores;
+    let redis = Redis::open(stores.redis_url.reveal()).context("failed to read the address of Redis")?;
+    let mysql = mysql::open(stores.mysql_url.reveal(), MYSQL_CONNECTIONS)
+        .context("failed to read the address of MySQL")?;
+    let keys = Keys::new(&stores.namespace, stores.shards);
+    // No address of media is made here.
+    let read_models = ReadModels::new(keys, redis, mysql.clone(), MediaUrls::new(""));
+    Ok(Media {
+        log: Arc::new(log),
+        objects: objects::open(&cli.object_store)?,
+        mysql,
+        freshness: read_models.freshness,
+        clock: Clock::system(),
+        limits: Limits::default(),
+    })
+}

@@ -1,0 +1,354 @@
+//! The media worker.
+
+use std::{collections::HashSet, path::Path as FilePath, time::Duration};
+
+use metrics_exporter_prometheus::PrometheusBuilder;
+use object_store::{ObjectStoreExt, path::Path};
+use rdkafka::{
+    ClientConfig, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    producer::{FutureProducer, FutureRecord},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{process::Command, task::JoinHandle};
+use uuid::Uuid;
+use vidlog_command_api::{
+    commands::publish::original_key,
+    media::{
+        self, Limits, Media, MediaConfig, Uploads,
+        outcomes::{Outcomes, Upload, Verdict},
+    },
+};
+use vidlog_events::{
+    Envelope, Event, Personal, Stream, UserId, VideoEvent, VideoId, VideoPublished, VideoUploaded,
+};
+use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
+
+use crate::support::{Api, World, until};
+
+/// A worker that runs until the test asks it to stop.
+struct Worker {
+    shutdown: Shutdown,
+    running: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Worker {
+    fn start(world: &World, api: &Api) -> Self {
+        let limits = Limits { searches: 2, first_pause: Duration::from_millis(20), ..Limits::default() };
+        let media = Media { limits, ..Media::of(&api.state) };
+        let (log, namespace) = (world.kafka(), world.stores.namespace.clone());
+        let shutdown = Shutdown::new();
+        let stop = shutdown.clone();
+        let running = tokio::spawn(async move {
+            let uploads = Uploads { log: &log, namespace: &namespace };
+            media::run(MediaConfig::default(), uploads, media, Readiness::new(), stop).await
+        });
+        Self { shutdown, running }
+    }
+
+    async fn stop(self) {
+        self.shutdown.give();
+        self.running.await.unwrap().unwrap();
+    }
+}
+
+fn upload(id: i64) -> Envelope {
+    let video_id = VideoId::new(id).unwrap();
+    let event = VideoUploaded {
+        video_id,
+        author_id: UserId::new(7).unwrap(),
+        title: Personal::new("a title".to_owned()),
+        original_key: original_key(video_id, Uuid::new_v4()),
+    };
+    Envelope {
+        id: Uuid::now_v7(),
+        source: "test".to_owned(),
+        time_ms: 1_700_000_000_000,
+        traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
+        correlation_id: Some("a request".to_owned()),
+        causation_id: None,
+        event: Event::Video(VideoEvent::VideoUploaded(event)),
+    }
+}
+
+fn original_of(envelope: &Envelope) -> Path {
+    match &envelope.event {
+        Event::Video(VideoEvent::VideoUploaded(uploaded)) => Path::from(uploaded.original_key.as_str()),
+        event => panic!("{event:?}"),
+    }
+}
+
+/// Stores an original and appends its event.
+async fn uploaded(api: &Api, id: i64, content: Vec<u8>) -> Envelope {
+    let envelope = upload(id);
+    api.state.objects.put(&original_of(&envelope), content.into()).await.unwrap();
+    api.state.log.append(&envelope).await.unwrap();
+    envelope
+}
+
+/// The outcomes in the log, with all repetitions.
+async fn outcomes(world: &World) -> Vec<Envelope> {
+    let is_outcome =
+        |envelope: &Envelope| !matches!(envelope.event, Event::Video(VideoEvent::VideoUploaded(_)));
+    let logged = world.log.read(Stream::Videos).await.into_iter().map(|logged| logged.envelope);
+    logged.filter(is_outcome).collect()
+}
+
+async fn until_settled(world: &World, count: usize) -> Vec<Envelope> {
+    until("all uploads are settled", async || world_outcomes(world).await >= count).await;
+    outcomes(world).await
+}
+
+async fn world_outcomes(world: &World) -> usize {
+    let settled: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM media_outcomes WHERE appended")
+        .fetch_one(&world.mysql)
+        .await
+        .unwrap();
+    usize::try_from(settled).unwrap()
+}
+
+fn reason(envelope: &Envelope) -> (i64, &str) {
+    match &envelope.event {
+        Event::Video(VideoEvent::VideoRejected(rejected)) => (rejected.video_id.get(), &rejected.reason),
+        event => panic!("{event:?}"),
+    }
+}
+
+fn published(envelope: &Envelope) -> &VideoPublished {
+    match &envelope.event {
+        Event::Video(VideoEvent::VideoPublished(published)) => published,
+        event => panic!("{event:?}"),
+    }
+}
+
+/// What ffmpeg makes.
+async fn made(arguments: &str) -> Vec<u8> {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("made");
+    let status = Command::new("ffmpeg")
+        .args(["-loglevel", "error", "-nostdin"])
+        .args(arguments.split(' '))
+        .arg(&file)
+        .status()
+        .await
+        .unwrap();
+    assert!(status.success());
+    tokio::fs::read(file).await.unwrap()
+}
+
+/// A video of two seconds.
+async fn video() -> Vec<u8> {
+    made("-f lavfi -i testsrc=size=320x240:rate=25 -f lavfi -i sine -t 2 -codec:v mpeg4 -codec:a mp3 -f avi")
+        .await
+}
+
+async fn probe(file: &FilePath) -> Value {
+    let output = Command::new("ffprobe")
+        .args(["-loglevel", "error", "-show_streams", "-show_format", "-of", "json"])
+        .arg(file)
+        .output()
+        .await
+        .unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// How many records of a namespace's uploads are committed, and how many there are.
+fn committed(world: &World) -> (i64, i64) {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &world.log.brokers)
+        .set("group.id", format!("{}.media-worker", world.stores.namespace))
+        .create()
+        .unwrap();
+    let topic = world.log.topics.name(Stream::Videos);
+    let patience = Duration::from_secs(10);
+    let (mut list, mut ends) = (TopicPartitionList::new(), 0);
+    for partition in 0..crate::support::PARTITIONS {
+        list.add_partition(&topic, partition);
+        ends += consumer.fetch_watermarks(&topic, partition, patience).unwrap().1;
+    }
+    let committed = consumer.committed_offsets(list, patience).unwrap();
+    let offset = |offset| if let Offset::Offset(offset) = offset { offset } else { 0 };
+    (committed.elements().iter().map(|element| offset(element.offset())).sum(), ends)
+}
+
+#[tokio::test]
+async fn a_video_is_published_playable_and_with_a_cover() {
+    let (world, api) = World::with_api().await;
+    let upload = uploaded(&api, 9, video().await).await;
+    let worker = Worker::start(&world, &api);
+    let outcomes = until_settled(&world, 1).await;
+    let (envelope, published) = (&outcomes[0], published(&outcomes[0]));
+    assert_eq!((published.video_id.get(), published.author_id.get()), (9, 7));
+    assert_eq!(envelope.causation_id, Some(upload.id.to_string()));
+    assert_eq!(
+        (&envelope.correlation_id, &envelope.traceparent),
+        (&upload.correlation_id, &upload.traceparent)
+    );
+    assert_eq!(world.marks("user:7").await, world.marks("video:9").await);
+    assert_eq!(world.marks("video:9").await.len(), 1);
+
+    let folder = TempDir::new().unwrap();
+    for key in [&published.play_key, &published.cover_key] {
+        let object = api.state.objects.get(&Path::from(key.as_str())).await.unwrap();
+        let name = key.rsplit_once('.').unwrap().1;
+        tokio::fs::write(folder.path().join(name), object.bytes().await.unwrap()).await.unwrap();
+    }
+    let facts = probe(&folder.path().join("mp4")).await;
+    let codecs: Vec<_> = [0, 1].map(|stream| facts["streams"][stream]["codec_name"].as_str().unwrap()).into();
+    assert_eq!(codecs, ["h264", "aac"]);
+    let seconds: f64 = facts["format"]["duration"].as_str().unwrap().parse().unwrap();
+    assert!((1.9..2.2).contains(&seconds), "{seconds}");
+    assert_eq!(probe(&folder.path().join("jpg")).await["streams"][0]["codec_name"], "mjpeg");
+
+    until("all of it is committed", async || matches!(committed(&world), (2, 2))).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_no_video_is_rejected_with_a_reason_and_nothing_leaks() {
+    let (world, api) = World::with_api().await;
+    let playlist = "#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:10,\n/etc/passwd\n#EXT-X-ENDLIST\n";
+    let mut truncated = made("-f lavfi -i testsrc=size=320x240:rate=25 -t 2 -codec:v mpeg4 -f mp4").await;
+    truncated.truncate(truncated.len() / 2);
+    let picture = made("-f lavfi -i testsrc=size=64x48 -frames:v 1 -codec:v png -f image2pipe").await;
+    let contents = [b"Just a text.".to_vec(), playlist.into(), truncated, picture];
+    for (id, content) in (1..).zip(contents) {
+        uploaded(&api, id, content).await;
+    }
+    let worker = Worker::start(&world, &api);
+    let outcomes = until_settled(&world, 4).await;
+    assert_eq!(outcomes.len(), 4);
+    for envelope in &outcomes {
+        let (_, reason) = reason(envelope);
+        assert!(reason.starts_with("This file can't be read as a video."), "{reason}");
+        assert!(!reason.contains('/') && !reason.contains("root"), "{reason}");
+    }
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn an_outcome_that_was_stored_before_a_crash_is_appended_as_it_is() {
+    let (world, api) = World::with_api().await;
+    let store = Outcomes::new(world.mysql.clone());
+    let verdict =
+        Verdict::Publish { play_key: "videos/a.mp4".to_owned(), cover_key: "covers/a.jpg".to_owned() };
+    let mut stored = Vec::new();
+    for id in [1, 2] {
+        let upload = Upload::of(uploaded(&api, id, b"not looked at".to_vec()).await).unwrap();
+        stored.push(store.decide(&upload, verdict.clone(), 1_700_000_000_000).await.unwrap().envelope);
+    }
+    // The second was appended too before the crash, and that was noted.
+    api.state.log.append(&stored[1]).await.unwrap();
+    store.mark_appended(VideoId::new(2).unwrap()).await.unwrap();
+    let worker = Worker::start(&world, &api);
+    until("all of it is committed", async || matches!(committed(&world), (4, 4))).await;
+    let mut outcomes = outcomes(&world).await;
+    outcomes.sort_by_key(|envelope| published(envelope).video_id);
+    assert_eq!(outcomes, stored);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_decides_later_finds_what_was_decided() {
+    let (world, _api) = World::with_api().await;
+    let upload = Upload::of(upload(9)).unwrap();
+    let decisions = (0..16).map(|number| {
+        let (store, upload) = (Outcomes::new(world.mysql.clone()), upload.clone());
+        let verdict = match number % 2 {
+            0 => Verdict::Publish { play_key: format!("videos/{number}"), cover_key: "c".to_owned() },
+            _ => Verdict::Reject { reason: number.to_string() },
+        };
+        async move { store.decide(&upload, verdict, 1_700_000_000_000 + number).await.unwrap().envelope }
+    });
+    let decided = futures::future::join_all(decisions).await;
+    assert!(decided.iter().all(|envelope| *envelope == decided[0]));
+}
+
+#[tokio::test]
+async fn no_two_videos_share_a_publish_time() {
+    let (world, api) = World::with_api().await;
+    let now_ms = 1_700_000_000_000;
+    let decide = |id: i64| {
+        let store = Outcomes::new(api.state.mysql.clone());
+        let upload = Upload::of(upload(id)).unwrap();
+        let verdict = Verdict::Publish { play_key: "v".to_owned(), cover_key: "c".to_owned() };
+        // The clocks of workers differ, and this one stands still.
+        async move {
+            let outcome = store.decide(&upload, verdict, now_ms - id % 3).await.unwrap();
+            published(&outcome.envelope).published_ms
+        }
+    };
+    let times = futures::future::join_all((1..=200).map(decide)).await;
+    assert_eq!(times.iter().collect::<HashSet<_>>().len(), 200);
+    assert!(times.iter().all(|time| (now_ms - 2..now_ms + 200).contains(time)));
+    assert_eq!(world.count("media_outcomes").await, 200);
+    assert_eq!(decide(201).await, times.iter().max().unwrap() + 1);
+}
+
+#[tokio::test]
+async fn an_upload_waits_for_a_store_that_is_not_the_right_one() {
+    let (world, api) = World::with_api().await;
+    let envelope = upload(9);
+    api.state.log.append(&envelope).await.unwrap();
+    let worker = Worker::start(&world, &api);
+    let recorder = PrometheusBuilder::new().build_recorder();
+    {
+        let _counted = metrics::set_default_local_recorder(&recorder);
+        let failed = async || recorder.handle().render().contains("vidlog_media_faults_total 4");
+        until("it was tried more often than a lost upload is", failed).await;
+    }
+    worker.stop().await;
+    assert_eq!((committed(&world).0, world.count("media_outcomes").await), (0, 0));
+
+    api.state.objects.put(&original_of(&envelope), video().await.into()).await.unwrap();
+    let worker = Worker::start(&world, &api);
+    assert_eq!(published(&until_settled(&world, 1).await[0]).video_id.get(), 9);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn an_upload_that_was_lost_is_rejected_after_a_search() {
+    let (world, api) = World::with_api().await;
+    api.state.log.append(&upload(9)).await.unwrap();
+    api.state.objects.put(&Path::from("originals/another"), "content".into()).await.unwrap();
+    let worker = Worker::start(&world, &api);
+    let outcomes = until_settled(&world, 1).await;
+    let expected = "The upload was lost on our side. Please upload the video again.";
+    assert_eq!(reason(&outcomes[0]), (9, expected));
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_does_not_stop_the_worker() {
+    let (world, api) = World::with_api().await;
+    let producer: FutureProducer =
+        ClientConfig::new().set("bootstrap.servers", &world.log.brokers).create().unwrap();
+    let topic = world.log.topics.name(Stream::Videos);
+    for partition in 0..crate::support::PARTITIONS {
+        let record = FutureRecord::to(&topic).partition(partition).key("9").payload("{");
+        producer.send(record, Duration::from_secs(5)).await.unwrap();
+    }
+    uploaded(&api, 9, b"Just a text.".to_vec()).await;
+    let worker = Worker::start(&world, &api);
+    until("all of it is committed", async || matches!(committed(&world), (5, 5))).await;
+    assert_eq!(world_outcomes(&world).await, 1);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn two_workers_share_the_uploads_and_each_is_settled_once() {
+    let (world, api) = World::with_api().await;
+    for id in 1..=12 {
+        uploaded(&api, id, format!("text {id}").into_bytes()).await;
+    }
+    let workers = [Worker::start(&world, &api), Worker::start(&world, &api)];
+    until("all of it is committed", async || matches!(committed(&world), (24, 24))).await;
+    let mut ids: Vec<_> = outcomes(&world).await.iter().map(|envelope| reason(envelope).0).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids, (1..=12).collect::<Vec<_>>());
+    for worker in workers {
+        worker.stop().await;
+    }
+}

@@ -7,6 +7,7 @@ pub mod comment;
 pub mod follow;
 pub mod like;
 pub mod message;
+pub mod publish;
 
 use thiserror::Error;
 use vidlog_read_models::{Fresh, VideoFact};

@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser};
 use vidlog_contract::{config::ApiConfig, limits};
-use vidlog_service_kit::config::{Ops, Stores};
+use vidlog_service_kit::config::{Log, Stores, Telemetry};
 
 use crate::topics::Layout;
 
@@ -13,18 +13,24 @@ pub struct Cli {
     /// Where the client finds it.
     #[arg(long, env = "VIDLOG_LISTEN", default_value = "127.0.0.1:18080")]
     pub listen: String,
+    /// Address of `/livez`, `/readyz` and `/metrics`. Not for the public.
+    #[arg(long, env = "VIDLOG_OPS_LISTEN", default_value = "127.0.0.1:18082")]
+    pub ops_listen: String,
     /// What it has to itself.
     #[command(flatten)]
     pub command: CommandConfig,
     /// What it shares with its neighbours.
     #[command(flatten)]
     pub api: ApiConfig,
-    /// Where the log and the stores are.
+    /// Where the log is.
+    #[command(flatten)]
+    pub log: Log,
+    /// Where the stores are.
     #[command(flatten)]
     pub stores: Stores,
-    /// The ops port and the logs.
+    /// What is logged.
     #[command(flatten)]
-    pub ops: Ops,
+    pub telemetry: Telemetry,
 }
 
 /// Settings that the command side has to itself.
@@ -42,6 +48,9 @@ pub struct CommandConfig {
     /// The largest upload, in bytes.
     #[arg(long, env = "VIDLOG_MAX_UPLOAD_BYTES", default_value_t = limits::UPLOAD_BYTES)]
     pub max_upload_bytes: u64,
+    /// Uploads that are received at once; each takes up to 15 MB of memory.
+    #[arg(long, env = "VIDLOG_MAX_UPLOADS", default_value_t = 64)]
+    pub max_uploads: usize,
 }
 
 impl CommandConfig {

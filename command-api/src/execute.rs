@@ -22,14 +22,29 @@ use crate::{
 const TIME_LIMIT: Duration = Duration::from_millis(4900);
 
 /// Watches a command and bounds its time. What it has appended when its time is over stays appended.
-pub async fn watched<T>(
+///
+/// The work is boxed: it waits for several stores, and its future is too large to be moved about.
+pub fn watched<T>(
+    command: &'static str,
+    work: impl Future<Output = Result<T, ApiError>>,
+) -> impl Future<Output = Result<T, ApiError>> {
+    counted(command, within_time(Box::pin(work)))
+}
+
+/// Bounds the time of a command.
+pub(crate) async fn within_time<T>(work: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+    timeout(TIME_LIMIT, work).await.unwrap_or_else(|_| {
+        Err(ApiError::unavailable("this took too long, and may be done or not; look in a moment"))
+    })
+}
+
+/// Watches a command.
+pub(crate) async fn counted<T>(
     command: &'static str,
     work: impl Future<Output = Result<T, ApiError>>,
 ) -> Result<T, ApiError> {
     let began = Instant::now();
-    let result = timeout(TIME_LIMIT, work).await.unwrap_or_else(|_| {
-        Err(ApiError::unavailable("this took too long, and may be done or not; look in a moment"))
-    });
+    let result = work.await;
     let outcome = match &result {
         Ok(_) => "ok".to_owned(),
         Err(error) => format!("{:?}", error.code),

@@ -3,7 +3,7 @@
 use axum::http::HeaderMap;
 use vidlog_contract::{ApiError, objects::User};
 use vidlog_read_models::{
-    Fresh, Need, Position, ReadError, ReadModels, Scope, Source, VideoFact, freshness::POSITION_HEADER,
+    Fresh, Need, Position, ReadError, ReadModels, Scope, Source, VideoFact, freshness::named_positions,
 };
 use vidlog_schemas::projections::{self, Projection};
 
@@ -23,14 +23,7 @@ impl<'a> Facts<'a> {
         caller: i64,
         headers: &HeaderMap,
     ) -> Result<Self, ApiError> {
-        let extra = match headers.get(POSITION_HEADER) {
-            None => Vec::new(),
-            Some(header) => {
-                let text = header.to_str().map_err(|_| ApiError::invalid("Vidlog-Position is not text"))?;
-                Position::parse_list(text).map_err(|error| ApiError::invalid(error.to_string()))?
-            }
-        };
-        Ok(Self { read_models, caller, extra })
+        Ok(Self { read_models, caller, extra: named_positions(headers)? })
     }
 
     /// A video.

@@ -49,74 +49,78 @@ pub enum NoId {
 #[derive(Clone, Debug)]
 pub struct IdGenerator {
     clock: Clock,
-    current: Arc<Mutex<Option<Current>>>,
+    made: Arc<Mutex<Made>>,
 }
 
-/// A lease in use.
+/// How far ids have come.
 #[derive(Clone, Copy, Debug)]
-struct Current {
-    lease: Lease,
+struct Made {
     /// The millisecond of the latest id: never goes back, and runs ahead of a clock that does.
     last_ms: i64,
     sequence: i64,
+    lease: Option<Lease>,
 }
 
 impl IdGenerator {
     /// A generator that has no lease yet.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, current: Arc::default() }
+        let made = Made { last_ms: 0, sequence: MAX_SEQUENCE, lease: None };
+        Self { clock, made: Arc::new(Mutex::new(made)) }
     }
 
-    /// The next id, above all before it from this generator under one lease.
+    /// The next id, above all before it from this generator.
     pub fn next(&self) -> Result<i64, NoId> {
         let now_ms = self.clock.now_ms();
-        self.with(|current| match current {
-            None => Err(NoId::NoLease),
-            Some(current) => current.next(now_ms),
-        })
+        self.with(|made| made.next(now_ms))
     }
 
     /// Begins a lease.
     pub fn begin(&self, lease: Lease) {
-        self.with(|current| {
-            *current = Some(Current { lease, last_ms: lease.from_ms - 1, sequence: MAX_SEQUENCE });
+        self.with(|made| {
+            // The rest of the last millisecond is left out: ids of another node number would not rise in it.
+            *made = Made {
+                last_ms: made.last_ms.max(lease.from_ms - 1),
+                sequence: MAX_SEQUENCE,
+                lease: Some(lease),
+            };
         });
     }
 
     /// Makes the lease longer.
     pub fn extend(&self, expires_ms: i64) {
-        self.with(|current| {
-            if let Some(current) = current {
-                current.lease.expires_ms = current.lease.expires_ms.max(expires_ms);
+        self.with(|made| {
+            if let Some(lease) = &mut made.lease {
+                lease.expires_ms = lease.expires_ms.max(expires_ms);
             }
         });
     }
 
     /// Ends the lease, with the first millisecond that its next holder may use. There are no ids afterwards.
     pub fn end(&self) -> Option<i64> {
-        self.with(Option::take).map(|current| current.last_ms + 1)
+        self.with(|made| made.lease.take().map(|_| made.last_ms + 1))
     }
 
     /// The time as ids have it: the clock's, unless ids are ahead of it.
     pub(crate) fn now_ms(&self) -> i64 {
         let now_ms = self.clock.now_ms();
-        self.with(|current| current.map_or(now_ms, |current| current.last_ms.max(now_ms)))
+        self.with(|made| made.last_ms.max(now_ms))
     }
 
     /// Whether there would be an id now.
     pub(crate) fn is_ready(&self) -> bool {
         let now_ms = self.now_ms();
-        self.with(|current| current.is_some_and(|current| now_ms < current.lease.expires_ms))
+        self.with(|made| made.lease.is_some_and(|lease| now_ms < lease.expires_ms))
     }
 
-    fn with<T>(&self, change: impl FnOnce(&mut Option<Current>) -> T) -> T {
+    fn with<T>(&self, change: impl FnOnce(&mut Made) -> T) -> T {
         // What is behind the lock is whole after any panic: each change is one assignment.
-        change(&mut self.current.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.made.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl Current {
+impl Made {
     fn next(&mut self, now_ms: i64) -> Result<i64, NoId> {
+        let lease = self.lease.ok_or(NoId::NoLease)?;
         let (ms, sequence) = if now_ms > self.last_ms {
             (now_ms, 0)
         } else if self.sequence < MAX_SEQUENCE {
@@ -124,14 +128,14 @@ impl Current {
         } else {
             (self.last_ms + 1, 0)
         };
-        if ms >= self.lease.expires_ms {
+        if ms >= lease.expires_ms {
             return Err(NoId::Expired);
         }
         if !(EPOCH_MS + 1..END_MS).contains(&ms) {
             return Err(NoId::ImpossibleTime);
         }
         (self.last_ms, self.sequence) = (ms, sequence);
-        let node = i64::from(self.lease.node);
+        let node = i64::from(lease.node);
         Ok((((ms - EPOCH_MS) << NODE_BITS | node) << SEQUENCE_BITS) | sequence)
     }
 }
@@ -188,7 +192,9 @@ mod tests {
         ids.extend(NOW + 3);
         take(&ids, 64);
         assert_eq!(ids.next(), Err(NoId::Expired));
-        assert!(!ids.is_ready() || ids.now_ms() < NOW + 3);
+        assert!(ids.is_ready());
+        clock.set(NOW + 3);
+        assert!(!ids.is_ready());
     }
 
     #[test]
@@ -208,6 +214,17 @@ mod tests {
         assert_eq!(ids.end(), Some(NOW + 2));
         assert_eq!(ids.next(), Err(NoId::NoLease));
         assert_eq!(ids.end(), None);
+    }
+
+    #[test]
+    fn ids_rise_from_lease_to_lease() {
+        let clock = Clock::fixed(NOW);
+        let ids = generator(&clock, lease(9, 0, NOW + 10));
+        let before = take(&ids, 100).pop();
+        ids.end();
+        clock.set(NOW - 5);
+        ids.begin(lease(1, 0, NOW + 10));
+        assert!(before < take(&ids, 1).pop());
     }
 
     #[test]

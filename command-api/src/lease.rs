@@ -6,21 +6,22 @@
 use std::time::Duration;
 
 use sqlx::MySqlPool;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::sleep;
 use tracing::{info, warn};
 use uuid::Uuid;
 use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
-use crate::ids::{IdGenerator, Lease, NODES};
+use crate::{
+    ids::{IdGenerator, Lease, NODES},
+    mysql::bounded,
+};
 
 /// How long a lease lasts without renewal: how long ids are still there when MySQL is away, and how long the number
 /// of a dead instance is not used.
 const LEASE_MS: i64 = 30_000;
 const RENEW_EVERY: Duration = Duration::from_secs(10);
-/// Between two attempts to get a lease.
-const CLAIM_RETRY: Duration = Duration::from_secs(1);
-/// How long giving the number back may take at shutdown.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two attempts at something that failed.
+const RETRY: Duration = Duration::from_secs(1);
 /// The part of the readiness that this is.
 const PART: &str = "ids";
 
@@ -66,7 +67,7 @@ impl LeaseKeeper {
 
     async fn claim_in_the_end(&self) -> Held {
         loop {
-            match claim(&self.pool, self.ids.now_ms()).await {
+            match bounded(claim(&self.pool, self.ids.now_ms())).await {
                 Ok(Some(held)) => return held,
                 Ok(None) => self.readiness.not_ready(PART, "all node numbers are leased to other instances"),
                 Err(error) => {
@@ -74,23 +75,23 @@ impl LeaseKeeper {
                     self.readiness.not_ready(PART, "MySQL is away");
                 }
             }
-            sleep(CLAIM_RETRY).await;
+            sleep(RETRY).await;
         }
     }
 
     async fn renew_until_lost(&self, held: &Held) {
-        let mut tick = interval(RENEW_EVERY);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tick.tick().await;
+        let mut pause = RENEW_EVERY;
         loop {
-            tick.tick().await;
-            match renew(&self.pool, held, self.ids.now_ms() + LEASE_MS).await {
+            sleep(pause).await;
+            pause = RENEW_EVERY;
+            match bounded(renew(&self.pool, held, self.ids.now_ms() + LEASE_MS)).await {
                 Ok(Some(expires_ms)) => {
                     self.ids.extend(expires_ms);
                     self.readiness.ready(PART);
                 }
                 Ok(None) => return,
                 Err(error) => {
+                    pause = RETRY;
                     warn!(%error, "failed to renew the lease of the node number; trying again");
                     if !self.ids.is_ready() {
                         self.readiness.not_ready(PART, "the lease can't be renewed: MySQL is away");
@@ -104,9 +105,8 @@ impl LeaseKeeper {
         let Some(next_ms) = self.ids.end() else {
             return;
         };
-        let released = tokio::time::timeout(RELEASE_TIMEOUT, release(&self.pool, held, next_ms));
-        if !matches!(released.await, Ok(Ok(()))) {
-            info!(node = held.lease.node, "the node number was not given back; it expires by itself");
+        if let Err(error) = bounded(release(&self.pool, held, next_ms)).await {
+            info!(node = held.lease.node, %error, "the node number was not given back; it expires by itself");
         }
     }
 }

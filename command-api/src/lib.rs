@@ -13,6 +13,7 @@ mod facts;
 pub mod idempotency;
 pub mod ids;
 pub mod lease;
+pub mod media;
 mod metrics;
 mod mysql;
 mod openapi;
@@ -25,6 +26,7 @@ mod router;
 mod routes;
 mod start;
 pub mod state;
+mod storage;
 pub mod stored;
 pub mod topics;
 

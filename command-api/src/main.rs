@@ -14,20 +14,21 @@ use vidlog_service_kit::{
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let metrics = telemetry::start(&cli.ops)?;
+    let metrics = telemetry::start(&cli.telemetry)?;
     let shutdown = Shutdown::on_signal()?;
-    let (listener, ops_listener) = (bind(&cli.listen).await?, bind(&cli.ops.ops_listen).await?);
+    let (listener, ops_listener) = (bind(&cli.listen).await?, bind(&cli.ops_listen).await?);
     let settings = Settings {
         media_base: cli.api.public_base(&cli.listen),
         command: cli.command,
         api: cli.api,
+        log: cli.log,
         stores: cli.stores,
         clock: Clock::system(),
     };
     let readiness = Readiness::new();
     let api = start(&settings, &readiness).await?;
     let ops = ops::router(readiness, metrics, shutdown.clone());
-    info!(listen = cli.listen, ops_listen = cli.ops.ops_listen, "command-api answers");
+    info!(listen = cli.listen, ops_listen = cli.ops_listen, "command-api answers");
     let served =
         tokio::try_join!(serve(listener, api.router(), shutdown.clone()), serve(ops_listener, ops, shutdown));
     api.stop().await;

@@ -2,20 +2,18 @@
 
 use utoipa::OpenApi;
 
-use crate::routes::{comment, favorite, login, message, register, relation};
+use crate::routes::{comment, favorite, login, message, publish, register, relation};
 
 #[derive(OpenApi)]
-#[openapi(
-    info(title = "vidlog, command side", description = "Every POST of the client contract."),
-    paths(
-        register::register,
-        login::login,
-        favorite::action,
-        comment::action,
-        relation::action,
-        message::action,
-    )
-)]
+#[openapi(paths(
+    register::register,
+    login::login,
+    publish::action,
+    favorite::action,
+    comment::action,
+    relation::action,
+    message::action,
+))]
 struct Document;
 
 /// The endpoints of the command side, as `OpenAPI` describes them.

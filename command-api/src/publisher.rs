@@ -2,7 +2,13 @@
 //!
 //! A command is answered with success only after [`EventLog::append`] said where its event is.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::{FutureExt, future::BoxFuture};
 use metrics::histogram;
@@ -15,7 +21,7 @@ use rdkafka::{
 };
 use thiserror::Error;
 use tokio::time::Instant;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 use vidlog_events::{EncodedRecord, Envelope, Stream, Topics};
 
 use crate::metrics::APPEND_SECONDS;
@@ -65,37 +71,38 @@ pub trait EventLog: Send + Sync {
 /// The log in Kafka. Clones share the producer.
 #[derive(Clone)]
 pub struct KafkaLog {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: ClientConfig,
+    topics: Topics,
+    current: RwLock<Current>,
+    /// Whether the latest append failed: that is logged once, not once an event.
+    is_away: AtomicBool,
+}
+
+/// The producer in use. One that has met a fatal error is replaced, because it never appends again.
+#[derive(Clone)]
+struct Current {
+    generation: u64,
     producer: FutureProducer<Logging>,
-    topics: Arc<Topics>,
 }
 
 impl KafkaLog {
     /// A log on some brokers (`host:port`, comma separated). It connects by itself, also when they come up later.
     pub fn open(brokers: &str, topics: Topics) -> Result<Self, KafkaError> {
-        let producer = ClientConfig::new()
-            .set("bootstrap.servers", brokers)
-            .set("client.id", "vidlog-command-api")
-            .set("acks", "all")
-            .set("enable.idempotence", "true")
-            .set("linger.ms", "1")
-            .set("compression.type", "lz4")
-            // As Java's clients do it, so that their producers would find the same partition.
-            .set("partitioner", "murmur2_random")
-            .set("delivery.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string())
-            .set("message.max.bytes", MAX_RECORD_BYTES.to_string())
-            .set("queue.buffering.max.messages", MAX_IN_FLIGHT.to_string())
-            .set("queue.buffering.max.kbytes", MAX_IN_FLIGHT_KB.to_string())
-            .set("socket.keepalive.enable", "true")
-            .set("reconnect.backoff.max.ms", "1000")
-            .set_log_level(RDKafkaLogLevel::Warning)
-            .create_with_context(Logging)?;
-        Ok(Self { producer, topics: Arc::new(topics) })
+        let config = producer_config(brokers);
+        let producer = config.create_with_context(Logging)?;
+        let current = RwLock::new(Current { generation: 0, producer });
+        let shared = Shared { config, topics, current, is_away: AtomicBool::new(false) };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Waits until everything that was handed over is acknowledged or has failed, for at most the time in which
     /// an append fails by itself.
     pub async fn flush(&self) {
-        let producer = self.producer.clone();
+        let producer = self.current().producer;
         let flushed = tokio::task::spawn_blocking(move || producer.flush(DELIVERY_TIMEOUT)).await;
         match flushed {
             Ok(Ok(())) => {}
@@ -105,17 +112,60 @@ impl KafkaLog {
     }
 
     async fn send(&self, record: EncodedRecord) -> Result<Appended, AppendError> {
-        let topic = self.topics.name(record.stream);
+        let topic = self.shared.topics.name(record.stream);
         let message = FutureRecord::to(&topic)
             .key(&record.key)
             .payload(&record.value)
             .timestamp(record.timestamp_ms)
             .headers(headers(&record));
-        match self.producer.send(message, Duration::ZERO).await {
+        let current = self.current();
+        match current.producer.send(message, Duration::ZERO).await {
             Ok(delivery) => {
                 Ok(Appended { stream: record.stream, partition: delivery.partition, offset: delivery.offset })
             }
-            Err((error, _)) => Err(classify(&error)),
+            Err((error, _)) => {
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
+                    self.replace(current.generation);
+                }
+                Err(classify(&error))
+            }
+        }
+    }
+
+    fn current(&self) -> Current {
+        self.shared.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the producer of a generation, unless another has done so.
+    fn replace(&self, generation: u64) {
+        let mut current = self.shared.current.write().unwrap_or_else(PoisonError::into_inner);
+        if current.generation != generation {
+            return;
+        }
+        match self.shared.config.create_with_context(Logging) {
+            Ok(producer) => {
+                warn!("the producer met a fatal error and was replaced");
+                *current = Current { generation: generation + 1, producer };
+            }
+            Err(error) => error!(%error, "failed to replace a producer that met a fatal error"),
+        }
+    }
+
+    fn log_outcome(&self, envelope: &Envelope, result: &Result<Appended, AppendError>) {
+        let (event_id, event_type) = (envelope.id, envelope.event.type_name());
+        match result {
+            Ok(_) => {
+                if self.shared.is_away.swap(false, Ordering::Relaxed) {
+                    info!("the log takes events again");
+                }
+            }
+            Err(error @ AppendError::Refused(_)) => {
+                error!(%event_id, event_type, %error, "failed to append an event");
+            }
+            Err(error) if self.shared.is_away.swap(true, Ordering::Relaxed) => {
+                debug!(%event_id, event_type, %error, "failed to append an event");
+            }
+            Err(error) => warn!(%event_id, event_type, %error, "the log does not take events"),
         }
     }
 }
@@ -128,25 +178,32 @@ impl EventLog for KafkaLog {
             let started = Instant::now();
             let result = self.send(record).await;
             histogram!(APPEND_SECONDS, "stream" => stream.name()).record(started.elapsed());
-            if let Err(error) = &result {
-                log_failure(envelope, error);
-            }
+            self.log_outcome(envelope, &result);
             result
         }
         .boxed()
     }
 }
 
-fn log_failure(envelope: &Envelope, error: &AppendError) {
-    let (event_id, event_type) = (envelope.id, envelope.event.type_name());
-    match error {
-        AppendError::Busy | AppendError::Unknown(_) => {
-            warn!(%event_id, event_type, %error, "failed to append an event");
-        }
-        AppendError::Refused(_) => {
-            error!(%event_id, event_type, %error, "failed to append an event");
-        }
-    }
+fn producer_config(brokers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", brokers)
+        .set("client.id", "vidlog-command-api")
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("linger.ms", "1")
+        .set("compression.type", "lz4")
+        // As Java's clients do it, so that their producers would find the same partition.
+        .set("partitioner", "murmur2_random")
+        .set("delivery.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string())
+        .set("message.max.bytes", MAX_RECORD_BYTES.to_string())
+        .set("queue.buffering.max.messages", MAX_IN_FLIGHT.to_string())
+        .set("queue.buffering.max.kbytes", MAX_IN_FLIGHT_KB.to_string())
+        .set("socket.keepalive.enable", "true")
+        .set("reconnect.backoff.max.ms", "1000")
+        .set_log_level(RDKafkaLogLevel::Warning);
+    config
 }
 
 fn headers(record: &EncodedRecord) -> OwnedHeaders {
@@ -193,13 +250,22 @@ impl ClientContext for Logging {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        warn!(%error, reason, "kafka client");
+        // The client's log has it as well.
+        debug!(%error, reason, "kafka client");
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_producer_is_replaced_once() {
+        let log = KafkaLog::open("127.0.0.1:1", Topics::new("test")).unwrap();
+        log.replace(0);
+        log.replace(0);
+        assert_eq!(log.current().generation, 1);
+    }
 
     #[test]
     fn an_error_says_what_is_known() {

@@ -16,7 +16,7 @@ use vidlog_contract::{ApiError, error::wrong_method};
 use crate::{
     metrics::PANICS,
     origin,
-    routes::{comment, favorite, login, message, register, relation},
+    routes::{comment, favorite, login, message, publish, register, relation},
     state::CommandState,
 };
 
@@ -30,6 +30,7 @@ pub fn routes(state: CommandState) -> Router {
     Router::new()
         .merge(both("/douyin/user/register", post(register::register)))
         .merge(both("/douyin/user/login", post(login::login)))
+        .merge(both("/douyin/publish/action", post(publish::action)))
         .merge(both("/douyin/favorite/action", post(favorite::action)))
         .merge(both("/douyin/comment/action", post(comment::action)))
         .merge(both("/douyin/relation/action", post(relation::action)))

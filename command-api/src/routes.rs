@@ -5,6 +5,7 @@ pub(crate) mod credentials;
 pub(crate) mod favorite;
 pub(crate) mod login;
 pub(crate) mod message;
+pub(crate) mod publish;
 pub(crate) mod register;
 pub(crate) mod relation;
 

@@ -1,23 +1,27 @@
 //! Starts the command side: what it works with, and what it does in the background.
 
-use std::{env, fs, num::NonZero, sync::Arc, thread::available_parallelism, time::Duration};
+use std::{num::NonZero, sync::Arc, thread::available_parallelism, time::Duration};
 
 use anyhow::Context;
 use axum::Router;
-use object_store::{ObjectStore, prefix::PrefixStore};
 use sqlx::MySqlPool;
 use tokio::{
+    sync::Semaphore,
     task::{JoinSet, spawn_blocking},
     time::{sleep, timeout},
 };
 use tracing::warn;
-use url::Url;
 use vidlog_contract::{Tokens, config::ApiConfig};
 use vidlog_events::Topics;
 use vidlog_read_models::{MediaUrls, ReadModels};
 use vidlog_schemas::{Keys, MIGRATOR};
 use vidlog_service_kit::{
-    clock::Clock, config::Stores, mysql, ops::Readiness, redis::Redis, shutdown::Shutdown,
+    clock::Clock,
+    config::{Log, Stores},
+    mysql, objects,
+    ops::Readiness,
+    redis::Redis,
+    shutdown::Shutdown,
 };
 
 use crate::{
@@ -47,7 +51,9 @@ pub struct Settings {
     pub command: CommandConfig,
     /// What both APIs have alike.
     pub api: ApiConfig,
-    /// Where the log and the stores are.
+    /// Where the log is.
+    pub log: Log,
+    /// Where the stores are.
     pub stores: Stores,
     /// What addresses of media begin with.
     pub media_base: String,
@@ -68,7 +74,7 @@ pub struct CommandApi {
 /// `readiness` what that is. It fails only if a setting can't be used.
 pub async fn start(settings: &Settings, readiness: &Readiness) -> anyhow::Result<CommandApi> {
     let topics = Topics::new(&settings.stores.namespace);
-    let log = KafkaLog::open(&settings.stores.kafka_brokers, topics.clone())
+    let log = KafkaLog::open(&settings.log.kafka_brokers, topics.clone())
         .context("failed to set the Kafka producer up")?;
     let state = open(settings, &log).await?;
     let stop = Shutdown::new();
@@ -78,7 +84,7 @@ pub async fn start(settings: &Settings, readiness: &Readiness) -> anyhow::Result
     let mut background = JoinSet::new();
     background.spawn(serve_tables(state.clone(), readiness.clone(), stop.clone()));
     background.spawn(ensure_topics(
-        settings.stores.kafka_brokers.clone(),
+        settings.log.kafka_brokers.clone(),
         topics,
         settings.command.layout(),
         readiness.clone(),
@@ -110,7 +116,7 @@ impl CommandApi {
 }
 
 async fn open(settings: &Settings, log: &KafkaLog) -> anyhow::Result<CommandState> {
-    let Settings { command, api, stores, media_base, clock } = settings;
+    let Settings { command, api, stores, media_base, clock, log: _ } = settings;
     let redis = Redis::open(stores.redis_url.reveal()).context("failed to read the address of Redis")?;
     let mysql = mysql::open(stores.mysql_url.reveal(), command.command_mysql_connections)
         .context("failed to read the address of MySQL")?;
@@ -126,8 +132,9 @@ async fn open(settings: &Settings, log: &KafkaLog) -> anyhow::Result<CommandStat
         read_models: ReadModels::new(keys, redis, mysql.clone(), MediaUrls::new(media_base)),
         clock: clock.clone(),
         mysql,
-        objects: open_objects(&api.object_store)?,
+        objects: objects::open(&api.object_store)?,
         max_upload_bytes: command.max_upload_bytes,
+        upload_slots: Arc::new(Semaphore::new(command.max_uploads)),
     })
 }
 
@@ -142,7 +149,7 @@ async fn serve_tables(state: CommandState, readiness: Readiness, stop: Shutdown)
 }
 
 async fn migrate(pool: &MySqlPool, readiness: &Readiness) {
-    while let Err(error) = MIGRATOR.run(pool).await {
+    while let Err(error) = mysql::migrate(pool, &MIGRATOR).await {
         warn!(%error, "the tables are not up to date yet; trying again");
         readiness.not_ready(TABLES, error.to_string());
         sleep(RETRY).await;
@@ -167,22 +174,4 @@ async fn ensure_topics(
     };
     // Being stopped while it waits is as good as being done.
     stop.token().run_until_cancelled(ensured).await;
-}
-
-/// Opens an object store: a local folder, made if it is missing, or a bucket with the settings of `AWS_*`. Object
-/// keys are relative to the address.
-fn open_objects(address: &str) -> anyhow::Result<Arc<dyn ObjectStore>> {
-    let url = Url::parse(address)
-        .with_context(|| format!("failed to read the object store's address {address}"))?;
-    if let (true, Ok(folder)) = (url.scheme() == "file", url.to_file_path()) {
-        fs::create_dir_all(&folder).with_context(|| format!("failed to create {}", folder.display()))?;
-    }
-    let settings = env::vars_os().filter_map(|(name, value)| {
-        let name = name.into_string().ok()?.to_ascii_lowercase();
-        let value = value.into_string().ok()?;
-        name.starts_with("aws_").then_some((name, value))
-    });
-    let (store, folder) = object_store::parse_url_opts(&url, settings)
-        .with_context(|| format!("failed to open the object store {address}"))?;
-    Ok(Arc::new(PrefixStore::new(store, folder)))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::FromRef;
 use object_store::ObjectStore;
 use sqlx::MySqlPool;
+use tokio::sync::Semaphore;
 use vidlog_contract::Tokens;
 use vidlog_read_models::ReadModels;
 use vidlog_service_kit::clock::Clock;
@@ -32,6 +33,8 @@ pub struct CommandState {
     pub objects: Arc<dyn ObjectStore>,
     /// The largest upload, in bytes.
     pub max_upload_bytes: u64,
+    /// A slot for each upload that is received at once: each takes some memory.
+    pub upload_slots: Arc<Semaphore>,
 }
 
 impl FromRef<CommandState> for Clock {

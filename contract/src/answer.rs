@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::Code;
 
-/// A successful answer: the two fields of every answer, and beside them those of `T`.
+/// A successful answer: the two fields of every answer, and beside them what was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Answer<T> {
     /// Always 0.

@@ -1,6 +1,6 @@
 //! What is answered when a call fails.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::borrow::Cow;
 
 use axum::{
     Json,
@@ -8,10 +8,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use utoipa::{
-    IntoResponses, PartialSchema, ToSchema,
-    openapi::{ContentBuilder, RefOr, Response as OpenApiResponse, ResponseBuilder},
-};
+use utoipa::ToSchema;
+
+use crate::openapi::status_code;
 
 /// Why a call failed, as the client sees it: the `status_code` of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,7 +31,7 @@ pub enum Code {
     LoginFailed = 10006,
     /// The body is too large.
     PayloadTooLarge = 10007,
-    /// Too many calls; try again later.
+    /// Too many calls; try again later. Reserved: nothing answers it yet.
     TooManyRequests = 10008,
     /// A store or the log is away, or there is no capacity; try again later.
     Unavailable = 10009,
@@ -75,10 +74,10 @@ impl Code {
             Self::NameTaken => "someone has this user name",
             Self::LoginFailed => "user name or password is wrong",
             Self::PayloadTooLarge => "the body is too large",
-            Self::TooManyRequests => "too many calls; try again later",
+            Self::TooManyRequests => "too many calls; try again later (reserved: nothing answers it yet)",
             Self::Unavailable => "a store is away or there is no capacity; try again later",
             Self::Internal => "a fault of the server",
-            Self::UnsupportedRequest => "no such path, or not with this method",
+            Self::UnsupportedRequest => "no such path, or not with this method (HTTP 405)",
         }
     }
 
@@ -159,30 +158,15 @@ impl ApiError {
     }
 }
 
-/// The two fields of every answer.
+/// The two fields of every answer, and all that there is of a failed one where nothing else is said.
 #[derive(Serialize, ToSchema)]
 pub struct Status {
     /// 0, or why the call failed.
-    #[schema(example = 0)]
+    #[schema(schema_with = status_code)]
     pub status_code: i32,
     /// The same in words.
-    #[schema(example = "ok")]
+    #[schema(example = "there is no such video")]
     pub status_msg: Cow<'static, str>,
-}
-
-/// The failures that every endpoint can answer, as `OpenAPI` describes them. All others are HTTP 200 with the two
-/// fields.
-pub struct Failures;
-
-impl IntoResponses for Failures {
-    fn responses() -> BTreeMap<String, RefOr<OpenApiResponse>> {
-        let faults = [Code::PayloadTooLarge, Code::TooManyRequests, Code::Internal, Code::Unavailable];
-        let response = |code: Code| {
-            let content = ContentBuilder::new().schema(Some(Status::schema())).build();
-            ResponseBuilder::new().description(code.meaning()).content("application/json", content).build()
-        };
-        faults.map(|code| (code.http_status().as_u16().to_string(), response(code).into())).into()
-    }
 }
 
 impl IntoResponse for ApiError {

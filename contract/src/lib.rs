@@ -9,6 +9,7 @@ pub mod error;
 pub mod limits;
 mod numbers;
 pub mod objects;
+pub mod openapi;
 pub mod params;
 pub mod times;
 pub mod token;

@@ -14,7 +14,11 @@ use anyhow::{Context, bail};
 use tokio::time::{sleep, timeout};
 use vidlog_events::Topics;
 use vidlog_schemas::Keys;
-use vidlog_service_kit::{config::Stores, mysql, redis::Redis};
+use vidlog_service_kit::{
+    config::{Log, Stores},
+    mysql,
+    redis::Redis,
+};
 
 use crate::{
     projections,
@@ -61,14 +65,14 @@ pub struct Report {
 }
 
 /// Audits all views of a namespace against its log, which should be quiet meanwhile: if it grew, that is an error.
-pub async fn audit(stores: &Stores) -> anyhow::Result<Report> {
+pub async fn audit(log: &Log, stores: &Stores) -> anyhow::Result<Report> {
     let target = Target {
         keys: Keys::new(&stores.namespace, stores.shards),
         redis: Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?,
         mysql: mysql::open(stores.mysql_url.reveal(), 4).context("failed to read the MySQL address")?,
     };
     let topics = Topics::new(&stores.namespace);
-    let (brokers, read_topics) = (stores.kafka_brokers.clone(), topics.clone());
+    let (brokers, read_topics) = (log.kafka_brokers.clone(), topics.clone());
     let (model, end) = tokio::task::spawn_blocking(move || log::fold(&brokers, &read_topics))
         .await
         .context("reading the log panicked")??;
@@ -76,7 +80,7 @@ pub async fn audit(stores: &Stores) -> anyhow::Result<Report> {
     let found = live::lines(&target, &stores.namespace).await?;
     let expected = model.lines(&target.keys);
 
-    let (brokers, end_after) = (stores.kafka_brokers.clone(), end.clone());
+    let (brokers, end_after) = (log.kafka_brokers.clone(), end.clone());
     let grew = tokio::task::spawn_blocking(move || log::end(&brokers, &topics).map(|now| now != end_after))
         .await
         .context("reading the log panicked")??;

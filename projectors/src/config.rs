@@ -1,7 +1,7 @@
 //! The command line of the projectors.
 
 use clap::{Args, Parser, Subcommand};
-use vidlog_service_kit::config::{Ops, Stores};
+use vidlog_service_kit::config::{Log, Stores, Telemetry};
 
 use crate::{projection::Projection, projections};
 
@@ -31,18 +31,27 @@ pub struct Run {
     /// The projections to run, by name; all of them if none is given.
     #[arg(long, num_args = 1.., value_parser = parse_projection)]
     pub only: Vec<Projection>,
-    /// Where the log and the stores are.
+    /// Address of `/livez`, `/readyz` and `/metrics`. Not for the public.
+    #[arg(long, env = "VIDLOG_OPS_LISTEN", default_value = "127.0.0.1:18084")]
+    pub ops_listen: String,
+    /// Where the log is.
+    #[command(flatten)]
+    pub log: Log,
+    /// Where the stores are.
     #[command(flatten)]
     pub stores: Stores,
-    /// The ops port and the logs.
+    /// What is logged.
     #[command(flatten)]
-    pub ops: Ops,
+    pub telemetry: Telemetry,
 }
 
 /// Settings of `audit`.
 #[derive(Args, Debug)]
 pub struct Audit {
-    /// Where the log and the stores are.
+    /// Where the log is.
+    #[command(flatten)]
+    pub log: Log,
+    /// Where the stores are.
     #[command(flatten)]
     pub stores: Stores,
 }

@@ -19,7 +19,13 @@ use anyhow::Context;
 use tokio::task::JoinSet;
 use vidlog_events::Topics;
 use vidlog_schemas::Keys;
-use vidlog_service_kit::{config::Stores, mysql, ops::Readiness, redis::Redis, shutdown::Shutdown};
+use vidlog_service_kit::{
+    config::{Log, Stores},
+    mysql,
+    ops::Readiness,
+    redis::Redis,
+    shutdown::Shutdown,
+};
 
 pub use record::Record;
 
@@ -35,6 +41,7 @@ const MYSQL_CONNECTIONS: u32 = 16;
 /// Runs projections until shutdown is given, each by itself. A store, a broker or a record that one of them can't go on
 /// with holds up only that one; what can't be set up at all is an error.
 pub fn run<'a>(
+    log: &'a Log,
     stores: &'a Stores,
     projections: &'a [Projection],
     readiness: Readiness,
@@ -44,10 +51,11 @@ pub fn run<'a>(
     for projection in projections {
         readiness.not_ready(projection.name(), "joining its consumer group");
     }
-    run_all(stores, projections, readiness, shutdown)
+    run_all(log, stores, projections, readiness, shutdown)
 }
 
 async fn run_all(
+    log: &Log,
     stores: &Stores,
     projections: &[Projection],
     readiness: Readiness,
@@ -60,7 +68,7 @@ async fn run_all(
     sink::prepare(&target, stores.shards, &shutdown).await?;
 
     let settings = Arc::new(Settings {
-        brokers: stores.kafka_brokers.clone(),
+        brokers: log.kafka_brokers.clone(),
         namespace: stores.namespace.clone(),
         topics: Topics::new(&stores.namespace),
     });

@@ -29,14 +29,14 @@ async fn main() -> anyhow::Result<ExitCode> {
 }
 
 async fn run(config: Run) -> anyhow::Result<()> {
-    let metrics = telemetry::start(&config.ops)?;
+    let metrics = telemetry::start(&config.telemetry)?;
     let shutdown = Shutdown::on_signal().context("failed to listen for signals")?;
     let readiness = Readiness::new();
-    let ops = bind(&config.ops.ops_listen).await?;
+    let ops = bind(&config.ops_listen).await?;
     let ops =
         tokio::spawn(serve(ops, ops::router(readiness.clone(), metrics, shutdown.clone()), shutdown.clone()));
     let chosen = if config.only.is_empty() { projections::ALL.to_vec() } else { config.only };
-    let ran = vidlog_projectors::run(&config.stores, &chosen, readiness, shutdown.clone()).await;
+    let ran = vidlog_projectors::run(&config.log, &config.stores, &chosen, readiness, shutdown.clone()).await;
     shutdown.give();
     ops.await.context("the ops server panicked")??;
     ran
@@ -49,7 +49,7 @@ fn list() {
 }
 
 async fn audit(config: Audit) -> anyhow::Result<ExitCode> {
-    let report = audit::audit(&config.stores).await?;
+    let report = audit::audit(&config.log, &config.stores).await?;
     for difference in &report.differences {
         println!("{difference}");
     }

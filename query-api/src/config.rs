@@ -2,15 +2,18 @@
 
 use clap::{Args, Parser};
 use vidlog_contract::config::ApiConfig;
-use vidlog_service_kit::config::{Ops, Stores};
+use vidlog_service_kit::config::{Stores, Telemetry};
 
 /// Answers every GET of the client contract, from Redis and MySQL.
 #[derive(Debug, Parser)]
 #[command(name = "query-api", version)]
 pub struct Cli {
     /// Where the client finds it.
-    #[arg(long, env = "VIDLOG_LISTEN", default_value = "127.0.0.1:18090")]
+    #[arg(long, env = "VIDLOG_LISTEN", default_value = "127.0.0.1:18079")]
     pub listen: String,
+    /// Address of `/livez`, `/readyz` and `/metrics`. Not for the public.
+    #[arg(long, env = "VIDLOG_OPS_LISTEN", default_value = "127.0.0.1:18083")]
+    pub ops_listen: String,
     /// What it has to itself.
     #[command(flatten)]
     pub query: QueryConfig,
@@ -20,9 +23,9 @@ pub struct Cli {
     /// Where the stores are.
     #[command(flatten)]
     pub stores: Stores,
-    /// The ops port and the logs.
+    /// What is logged.
     #[command(flatten)]
-    pub ops: Ops,
+    pub telemetry: Telemetry,
 }
 
 /// Settings that the query side has to itself.

@@ -14,13 +14,13 @@ use vidlog_service_kit::{
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let metrics = telemetry::start(&cli.ops)?;
+    let metrics = telemetry::start(&cli.telemetry)?;
     let shutdown = Shutdown::on_signal()?;
     let media_base = cli.api.public_base(&cli.listen);
     let state = QueryState::open(&cli.stores, &cli.api, &cli.query, &media_base, Clock::system())?;
     let ops = ops::router(Readiness::new(), metrics, shutdown.clone());
-    let (listener, ops_listener) = (bind(&cli.listen).await?, bind(&cli.ops.ops_listen).await?);
-    info!(listen = cli.listen, ops_listen = cli.ops.ops_listen, "query-api answers");
+    let (listener, ops_listener) = (bind(&cli.listen).await?, bind(&cli.ops_listen).await?);
+    info!(listen = cli.listen, ops_listen = cli.ops_listen, "query-api answers");
     tokio::try_join!(serve(listener, router(state), shutdown.clone()), serve(ops_listener, ops, shutdown))?;
     Ok(())
 }

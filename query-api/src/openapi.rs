@@ -2,23 +2,21 @@
 
 use utoipa::OpenApi;
 
-use crate::routes::{comment, favorite, feed, message, publish, relation, user};
+use crate::routes::{comment, favorite, feed, media, message, publish, relation, user};
 
 #[derive(OpenApi)]
-#[openapi(
-    info(title = "vidlog, query side", description = "Every GET of the client contract."),
-    paths(
-        feed::feed,
-        user::user,
-        publish::list,
-        favorite::list,
-        comment::list,
-        relation::follows,
-        relation::followers,
-        relation::friends,
-        message::chat,
-    )
-)]
+#[openapi(paths(
+    feed::feed,
+    user::user,
+    publish::list,
+    favorite::list,
+    comment::list,
+    relation::follows,
+    relation::followers,
+    relation::friends,
+    message::chat,
+    media::serve,
+))]
 struct Document;
 
 /// The endpoints of the query side, as `OpenAPI` describes them.

@@ -10,7 +10,7 @@ use vidlog_contract::{ApiError, error::wrong_method};
 
 use crate::{
     QueryState, guard,
-    routes::{comment, favorite, feed, message, publish, relation, user},
+    routes::{comment, favorite, feed, media, message, publish, relation, user},
 };
 
 /// The query side by itself: its routes, and an answer to every other path.
@@ -30,6 +30,7 @@ pub fn routes(state: QueryState) -> Router {
         .merge(both("/douyin/relation/follower/list", get(relation::followers)))
         .merge(both("/douyin/relation/friend/list", get(relation::friends)))
         .merge(both("/douyin/message/chat", get(message::chat)))
+        .route("/static/{*key}", get(media::serve))
         .method_not_allowed_fallback(async || wrong_method())
         .layer(CatchPanicLayer::custom(guard::panicked))
         .layer(from_fn_with_state(state.slots.clone(), guard::bound))

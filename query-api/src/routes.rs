@@ -3,6 +3,7 @@
 pub(crate) mod comment;
 pub(crate) mod favorite;
 pub(crate) mod feed;
+pub(crate) mod media;
 pub(crate) mod message;
 pub(crate) mod publish;
 pub(crate) mod relation;
@@ -14,7 +15,7 @@ use vidlog_contract::{
     Answer, ApiError, Call,
     objects::{User, Video},
 };
-use vidlog_read_models::{Fresh, Need, Position, Scope, freshness::POSITION_HEADER};
+use vidlog_read_models::{Fresh, Need, Scope, freshness::named_positions};
 use vidlog_schemas::projections::{self, Projection};
 
 /// What a handler answers.
@@ -62,12 +63,5 @@ fn need(call: &Call, read: Option<Scope>, projections: &'static [Projection]) ->
     let caller = call.viewer().map(Scope::User);
     let mut scopes: Vec<_> = caller.into_iter().chain(read).collect();
     scopes.dedup();
-    let extra = match call.headers.get(POSITION_HEADER) {
-        None => Vec::new(),
-        Some(header) => {
-            let text = header.to_str().map_err(|_| ApiError::invalid("Vidlog-Position is not text"))?;
-            Position::parse_list(text).map_err(|error| ApiError::invalid(error.to_string()))?
-        }
-    };
-    Ok(Need { scopes, projections, extra })
+    Ok(Need { scopes, projections, extra: named_positions(&call.headers)? })
 }

@@ -7,12 +7,13 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
-    http::{HeaderName, HeaderValue},
+    http::{HeaderMap, HeaderName, HeaderValue},
     response::{IntoResponse, Response},
 };
 use metrics::{counter, histogram};
 use redis::cmd;
 use tokio::time::{Instant, sleep, timeout};
+use vidlog_contract::ApiError;
 use vidlog_schemas::{Keys, keys::Key, projections::Projection};
 
 use crate::{
@@ -33,6 +34,13 @@ const MARK_LIFETIME_MS: i64 = 60_000;
 const MAX_WAIT: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(25);
+
+/// The positions that a request names in its headers.
+pub fn named_positions(headers: &HeaderMap) -> Result<Vec<Position>, ApiError> {
+    let Some(header) = headers.get(POSITION_HEADER) else { return Ok(Vec::new()) };
+    let text = header.to_str().map_err(|_| ApiError::invalid("Vidlog-Position is not text"))?;
+    Position::parse_list(text).map_err(|error| ApiError::invalid(format!("Vidlog-Position: {error}")))
+}
 
 /// Keeps marks, and waits for them. Clones share the connection.
 #[derive(Clone)]
@@ -69,9 +77,15 @@ impl<T> Fresh<T> {
 }
 
 impl<T> Fresh<Option<T>> {
-    /// The value, or an error where there is none.
-    pub fn ok_or<E>(self, error: E) -> Result<Fresh<T>, E> {
-        Ok(Fresh { value: self.value.ok_or(error)?, stale: self.stale })
+    /// The value, such as a "user", or why there is none: what a stale read lacks may well exist.
+    pub fn found(self, what: &str) -> Result<Fresh<T>, ApiError> {
+        match self.value {
+            Some(value) => Ok(Fresh { value, stale: self.stale }),
+            None if self.stale => Err(ApiError::unavailable(format!(
+                "whether there is such a {what} can't be known right now; try again in a moment"
+            ))),
+            None => Err(ApiError::not_found(what)),
+        }
     }
 }
 

@@ -2,15 +2,20 @@
 
 use clap::Args;
 
-/// Where the log and the stores are.
+/// Where the log is: nothing that the query side is to know.
+#[derive(Args, Clone, Debug)]
+pub struct Log {
+    /// Kafka brokers, host:port, comma separated.
+    #[arg(long, env = "VIDLOG_KAFKA_BROKERS")]
+    pub kafka_brokers: String,
+}
+
+/// Where the stores are, and what of them is vidlog's.
 #[derive(Args, Clone, Debug)]
 pub struct Stores {
     /// Prefix of every topic, consumer group and Redis key.
     #[arg(long, env = "VIDLOG_NAMESPACE", default_value = "vidlog")]
     pub namespace: String,
-    /// Kafka brokers, host:port, comma separated.
-    #[arg(long, env = "VIDLOG_KAFKA_BROKERS")]
-    pub kafka_brokers: String,
     /// MySQL, as `mysql://user:password@host:port/database`.
     #[arg(long, env = "VIDLOG_MYSQL_URL", hide_env_values = true)]
     pub mysql_url: Secret,
@@ -22,12 +27,9 @@ pub struct Stores {
     pub shards: u16,
 }
 
-/// The ops endpoints of a process.
+/// What a process tells about itself.
 #[derive(Args, Clone, Debug)]
-pub struct Ops {
-    /// Address of `/livez`, `/readyz` and `/metrics`. Not for the public.
-    #[arg(long, env = "VIDLOG_OPS_LISTEN", default_value = "127.0.0.1:18081")]
-    pub ops_listen: String,
+pub struct Telemetry {
     /// What is logged: `info`, `debug`, or directives such as `info,vidlog_projectors=debug`.
     #[arg(long, env = "VIDLOG_LOG", default_value = "info")]
     pub log: String,

@@ -6,13 +6,13 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 pub use metrics_exporter_prometheus::PrometheusHandle as Metrics;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::config::{LogFormat, Ops};
+use crate::config::{LogFormat, Telemetry};
 
 /// Buckets of every metric that ends in `_seconds`: from a round trip on one machine to the longest request.
 const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
 /// Starts logs and metrics for the process. To be called once.
-pub fn start(config: &Ops) -> anyhow::Result<Metrics> {
+pub fn start(config: &Telemetry) -> anyhow::Result<Metrics> {
     let filter = EnvFilter::try_new(&config.log)
         .with_context(|| format!("failed to read log level {:?}", config.log))?;
     let registry = tracing_subscriber::registry().with(filter);

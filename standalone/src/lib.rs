@@ -11,14 +11,14 @@ use tracing::info;
 use vidlog_command_api::{
     CommandApi, Settings,
     config::CommandConfig,
-    media::{self, Media, MediaConfig},
+    media::{self, Media, MediaConfig, Uploads},
 };
 use vidlog_contract::{ApiError, config::ApiConfig};
 use vidlog_projectors::projections;
 use vidlog_query_api::{QueryConfig, QueryState};
 use vidlog_service_kit::{
     clock::Clock,
-    config::{Ops, Stores},
+    config::{Log, Stores, Telemetry},
     ops::{self, Readiness},
     serve::serve,
     shutdown::Shutdown,
@@ -34,6 +34,9 @@ pub struct Cli {
     /// Address of the API.
     #[arg(long, env = "VIDLOG_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: String,
+    /// Address of `/livez`, `/readyz` and `/metrics`. Not for the public.
+    #[arg(long, env = "VIDLOG_OPS_LISTEN", default_value = "127.0.0.1:18081")]
+    pub ops_listen: String,
     /// What both sides of the API have alike.
     #[command(flatten)]
     pub api: ApiConfig,
@@ -46,12 +49,15 @@ pub struct Cli {
     /// The query side.
     #[command(flatten)]
     pub query: QueryConfig,
-    /// Where the log and the stores are.
+    /// Where the log is.
+    #[command(flatten)]
+    pub log: Log,
+    /// Where the stores are.
     #[command(flatten)]
     pub stores: Stores,
-    /// The ops port and the logs.
+    /// What is logged.
     #[command(flatten)]
-    pub ops: Ops,
+    pub telemetry: Telemetry,
 }
 
 /// The sockets of a process.
@@ -73,9 +79,10 @@ pub async fn run(cli: Cli, listeners: Listeners, metrics: Metrics, shutdown: Shu
     info!(%address, "standalone answers");
 
     let projections =
-        vidlog_projectors::run(&cli.stores, &projections::ALL, readiness.clone(), shutdown.clone());
+        vidlog_projectors::run(&cli.log, &cli.stores, &projections::ALL, readiness.clone(), shutdown.clone());
+    let uploads = Uploads { log: &cli.log, namespace: &cli.stores.namespace };
     let media =
-        media::run(cli.media, &cli.stores, Media::of(&command.state), readiness.clone(), shutdown.clone());
+        media::run(cli.media, uploads, Media::of(&command.state), readiness.clone(), shutdown.clone());
     let served = tokio::try_join!(
         serve(listeners.api, router(&command, query), shutdown.clone()),
         serve(listeners.ops, ops, shutdown.clone()),
@@ -94,6 +101,7 @@ async fn start_command_side(
     let settings = Settings {
         command: cli.command.clone(),
         api: cli.api.clone(),
+        log: cli.log.clone(),
         stores: cli.stores.clone(),
         media_base: media_base.to_owned(),
         clock: Clock::system(),

@@ -10,9 +10,9 @@ use vidlog_standalone::{Cli, Listeners, run};
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let metrics = telemetry::start(&cli.ops)?;
+    let metrics = telemetry::start(&cli.telemetry)?;
     let shutdown = Shutdown::on_signal()?;
-    let listeners = Listeners { api: bind(&cli.listen).await?, ops: bind(&cli.ops.ops_listen).await? };
+    let listeners = Listeners { api: bind(&cli.listen).await?, ops: bind(&cli.ops_listen).await? };
     // For whoever asked for port 0.
     println!("api http://{}", address(&listeners.api)?);
     println!("ops http://{}", address(&listeners.ops)?);

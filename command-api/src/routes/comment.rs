@@ -3,7 +3,12 @@
 use axum::{Extension, extract::State};
 use serde::Serialize;
 use utoipa::ToSchema;
-use vidlog_contract::{Action, Answer, ApiError, Call, limits, objects::Comment, times::month_and_day};
+use vidlog_contract::{
+    Action, Answer, ApiError, Call, limits,
+    objects::Comment,
+    openapi::{IdempotencyKey, Seen},
+    times::month_and_day,
+};
 use vidlog_events::{CommentId, Personal};
 
 use crate::{
@@ -20,6 +25,8 @@ use crate::{
 /// A comment that was posted.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Posted {
+    /// The comment; only of action_type 1.
+    #[schema(required = false)]
     comment: Comment,
 }
 
@@ -27,16 +34,17 @@ pub(crate) struct Posted {
 #[utoipa::path(
     post,
     path = "/douyin/comment/action/",
+    operation_id = "commentAction",
     tag = "comments",
     params(
-        ("token" = String, Query),
         ("video_id" = i64, Query),
         ("action_type" = i32, Query, description = "1 post, 2 delete"),
         ("comment_text" = Option<String>, Query, description = "of 1: 1 to 255 characters"),
         ("comment_id" = Option<i64>, Query, description = "of 2"),
-        ("Idempotency-Key" = Option<String>, Header, description = "a retry with the same key gets the first answer"),
+        IdempotencyKey,
+        Seen,
     ),
-    responses((status = 200, body = Answer<Posted>, description = "without the comment if it was deleted"))
+    responses((status = 200, body = Answer<Posted>))
 )]
 pub(crate) async fn action(
     State(state): State<CommandState>,

@@ -11,6 +11,10 @@ use vidlog_contract::{Answer, ApiError, Call, error::Status, limits};
 
 use crate::{passwords::PasswordError, state::CommandState};
 
+/// What is there of the answer in any case, as the `OpenAPI` document says it.
+pub(super) const IN_ANY_CASE: &str =
+    "`user_id` and `token` are always there: 0 and empty in a failure, whatever its HTTP status.";
+
 /// Who someone is now.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Credentials {

@@ -1,7 +1,10 @@
 //! POST favorite/action.
 
 use axum::{Extension, extract::State};
-use vidlog_contract::{Answer, ApiError, Call, Empty};
+use vidlog_contract::{
+    Answer, ApiError, Call, Empty,
+    openapi::{IdempotencyKey, Seen},
+};
 
 use super::number;
 use crate::{
@@ -19,12 +22,13 @@ use crate::{
 #[utoipa::path(
     post,
     path = "/douyin/favorite/action/",
+    operation_id = "favoriteAction",
     tag = "favorites",
     params(
-        ("token" = String, Query),
         ("video_id" = i64, Query),
         ("action_type" = i32, Query, description = "1 like, 2 unlike"),
-        ("Idempotency-Key" = Option<String>, Header, description = "a retry with the same key gets the first answer"),
+        IdempotencyKey,
+        Seen,
     ),
     responses((status = 200, body = Answer<Empty>))
 )]

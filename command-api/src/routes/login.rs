@@ -3,7 +3,7 @@
 use axum::extract::State;
 use vidlog_contract::{Answer, ApiError, Call, Code};
 
-use super::credentials::{Credentials, Refused, Typed};
+use super::credentials::{Credentials, IN_ANY_CASE, Refused, Typed};
 use crate::{accounts, execute::watched, mysql::api_error, state::CommandState};
 
 /// Gives a token to one who knows a name and its password. It does not tell which of them was wrong, and takes as
@@ -11,12 +11,14 @@ use crate::{accounts, execute::watched, mysql::api_error, state::CommandState};
 #[utoipa::path(
     post,
     path = "/douyin/user/login/",
+    operation_id = "login",
     tag = "users",
     params(
         ("username" = String, Query, description = "in any case"),
         ("password" = String, Query),
     ),
-    responses((status = 200, body = Answer<Credentials>))
+    security(()),
+    responses((status = 200, body = Answer<Credentials>, description = IN_ANY_CASE))
 )]
 pub(crate) async fn login(
     State(state): State<CommandState>,

@@ -1,7 +1,10 @@
 //! POST message/action.
 
 use axum::{Extension, extract::State};
-use vidlog_contract::{Action, Answer, ApiError, Call, Empty, limits};
+use vidlog_contract::{
+    Action, Answer, ApiError, Call, Empty, limits,
+    openapi::{IdempotencyKey, Seen},
+};
 use vidlog_events::Personal;
 
 use crate::{
@@ -19,13 +22,14 @@ use crate::{
 #[utoipa::path(
     post,
     path = "/douyin/message/action/",
+    operation_id = "messageAction",
     tag = "messages",
     params(
-        ("token" = String, Query),
         ("to_user_id" = i64, Query),
         ("action_type" = i32, Query, description = "1 send"),
         ("content" = String, Query, description = "1 to 255 characters"),
-        ("Idempotency-Key" = Option<String>, Header, description = "a retry with the same key gets the first answer"),
+        IdempotencyKey,
+        Seen,
     ),
     responses((status = 200, body = Answer<Empty>))
 )]

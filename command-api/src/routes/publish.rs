@@ -15,6 +15,7 @@ use vidlog_contract::{
     Answer, ApiError, Empty, Params,
     call::{identify, refuse_large_body},
     limits,
+    openapi::IdempotencyKey,
 };
 use vidlog_events::{Envelope, Event, Personal, VideoEvent, VideoId};
 
@@ -41,7 +42,7 @@ pub(crate) struct UploadForm {
     data: Vec<u8>,
     /// 1 to 120 characters.
     title: String,
-    /// Who uploads, unless the query or `Authorization: Bearer` tells.
+    /// Who uploads, unless the query or `Authorization: Bearer` tells; the sooner the better, an upload may be refused.
     token: Option<String>,
 }
 
@@ -49,13 +50,13 @@ pub(crate) struct UploadForm {
 #[utoipa::path(
     post,
     path = "/douyin/publish/action/",
+    operation_id = "publishAction",
     tag = "videos",
     params(
-        ("token" = Option<String>, Query, description = "the sooner it is known the sooner an upload can be refused"),
-        ("Idempotency-Key" = Option<String>, Header, description = "a retry with the same key gets the first answer"),
+        IdempotencyKey,
     ),
     request_body(content = inline(UploadForm), content_type = "multipart/form-data"),
-    responses((status = 200, body = Answer<Empty>), (status = 413, description = "the file is too large"))
+    responses((status = 200, body = Answer<Empty>))
 )]
 pub(crate) async fn action(
     State(state): State<CommandState>,
@@ -169,7 +170,12 @@ impl Publishing {
         }
     }
 
-    async fn copy(&self, first: bytes::Bytes, mut part: Part<'_>, writer: &mut ObjectWriter) -> Result<u64, ApiError> {
+    async fn copy(
+        &self,
+        first: bytes::Bytes,
+        mut part: Part<'_>,
+        writer: &mut ObjectWriter,
+    ) -> Result<u64, ApiError> {
         let limit_bytes = self.state.max_upload_bytes;
         let (mut next, mut count) = (Some(first), 0);
         while let Some(bytes) = next {
@@ -185,8 +191,7 @@ impl Publishing {
 
     /// Appends the event that names a stored file.
     async fn publish(&self, stored: &Stored, fate: &mut Fate) -> Result<Reply, ApiError> {
-        let caller =
-            self.caller()?.ok_or_else(|| ApiError::unauthenticated("token is missing; log in"))?;
+        let caller = self.caller()?.ok_or_else(|| ApiError::unauthenticated("token is missing; log in"))?;
         let title = self.params.limited_text("title", limits::TITLE)?;
         let request = idempotency::Request {
             command: "publish",
@@ -204,13 +209,14 @@ impl Publishing {
             original_key: stored.key.clone(),
         };
         let envelope = self.event_of(&attempt, publish, fate).await?;
-        let acknowledged = match append(self.state.log.as_ref(), &self.state.read_models.freshness, &envelope).await {
-            Ok(acknowledged) => acknowledged,
-            Err(error) => {
-                *fate = self.fate_after(&error, *fate);
-                return Err(error.into());
-            }
-        };
+        let acknowledged =
+            match append(self.state.log.as_ref(), &self.state.read_models.freshness, &envelope).await {
+                Ok(acknowledged) => acknowledged,
+                Err(error) => {
+                    *fate = self.fate_after(&error, *fate);
+                    return Err(error.into());
+                }
+            };
         let reply = Reply::new(&Answer::ok(), &acknowledged)?;
         Ok(attempt.answer(&self.state, reply).await)
     }
@@ -229,7 +235,8 @@ impl Publishing {
         let event = publish::decide(publish, attempt.reserved.entity()?);
         // Once it is decided, a retry may append it.
         *fate = Fate::Named;
-        let envelope = attempt.decide(&self.state, self.origin.envelope(attempt.reserved.stamp(), event)).await?;
+        let envelope =
+            attempt.decide(&self.state, self.origin.envelope(attempt.reserved.stamp(), event)).await?;
         if !names(&envelope, &original_key) {
             *fate = Fate::Waste;
         }

@@ -7,10 +7,10 @@
 
 use axum::{Extension, extract::State};
 use tracing::error;
-use vidlog_contract::{Answer, ApiError, Call, Code};
+use vidlog_contract::{Answer, ApiError, Call, Code, openapi::IdempotencyKey};
 use vidlog_events::{Event, Personal, UserEvent, UserRegistered};
 
-use super::credentials::{Credentials, Refused, Typed};
+use super::credentials::{Credentials, IN_ANY_CASE, Refused, Typed};
 use crate::{
     accounts::{self, Account, CreateError, NewAccount},
     execute::{begin_with_id, watched},
@@ -26,13 +26,15 @@ use crate::{
 #[utoipa::path(
     post,
     path = "/douyin/user/register/",
+    operation_id = "register",
     tag = "users",
     params(
         ("username" = String, Query, description = "1 to 32 characters"),
         ("password" = String, Query, description = "5 to 32 characters"),
-        ("Idempotency-Key" = Option<String>, Header, description = "a retry with the same key finds the same user"),
+        IdempotencyKey,
     ),
-    responses((status = 200, body = Answer<Credentials>))
+    security(()),
+    responses((status = 200, body = Answer<Credentials>, description = IN_ANY_CASE))
 )]
 pub(crate) async fn register(
     State(state): State<CommandState>,

@@ -202,11 +202,11 @@ struct Running {
 impl Running {
     fn start(world: &World) -> Self {
         let (readiness, shutdown) = (Readiness::new(), Shutdown::new());
-        let (stores, ready, stop) = (world.stores.clone(), readiness.clone(), shutdown.clone());
-        let task =
-            tokio::spawn(
-                async move { vidlog_projectors::run(&stores, &projections::ALL, ready, stop).await },
-            );
+        let (log, stores) = (world.log.clone(), world.stores.clone());
+        let (ready, stop) = (readiness.clone(), shutdown.clone());
+        let task = tokio::spawn(async move {
+            vidlog_projectors::run(&log, &stores, &projections::ALL, ready, stop).await
+        });
         Self { readiness, shutdown, task }
     }
 
@@ -220,7 +220,7 @@ impl Running {
 fn members(world: &World, projection: &str) -> usize {
     let group = format!("{}.{projection}", world.stores.namespace);
     let consumer: BaseConsumer =
-        ClientConfig::new().set("bootstrap.servers", &world.stores.kafka_brokers).create().unwrap();
+        ClientConfig::new().set("bootstrap.servers", &world.log.kafka_brokers).create().unwrap();
     let groups = consumer.fetch_group_list(Some(&group), BOUND).unwrap();
     groups.groups().first().map_or(0, |group| group.members().len())
 }

@@ -15,13 +15,18 @@ use uuid::Uuid;
 use vidlog_events::*;
 use vidlog_projectors::{audit, sink::Target};
 use vidlog_schemas::Keys;
-use vidlog_service_kit::{config::Stores, mysql, redis::Redis};
+use vidlog_service_kit::{
+    config::{Log, Stores},
+    mysql,
+    redis::Redis,
+};
 
 /// Partitions of a test's topics: enough that keys spread, few enough that many tests share one broker.
 pub(crate) const PARTITIONS: i32 = 3;
 
 /// A namespace with its stores, empty at first.
 pub(crate) struct World {
+    pub(crate) log: Log,
     pub(crate) stores: Stores,
     pub(crate) target: Target,
     producer: FutureProducer,
@@ -30,14 +35,16 @@ pub(crate) struct World {
 #[derive(Parser)]
 struct Environment {
     #[command(flatten)]
+    log: Log,
+    #[command(flatten)]
     stores: Stores,
 }
 
 impl World {
     pub(crate) async fn new() -> Self {
-        let mut stores = Environment::try_parse_from(["test"])
-            .unwrap_or_else(|error| panic!("the tests need Kafka, MySQL and Redis, see `make test`: {error}"))
-            .stores;
+        let Environment { log, mut stores } = Environment::try_parse_from(["test"]).unwrap_or_else(|error| {
+            panic!("the tests need Kafka, MySQL and Redis, see `make test`: {error}")
+        });
         stores.namespace = format!("t{}", Uuid::now_v7().simple());
         let (server, _) = stores.mysql_url.reveal().rsplit_once('/').unwrap();
         let database_url = format!("{server}/{}", stores.namespace);
@@ -53,14 +60,14 @@ impl World {
             redis: Redis::open(stores.redis_url.reveal()).unwrap(),
             mysql,
         };
-        let world = Self { producer: client(&stores).create().unwrap(), stores, target };
+        let world = Self { producer: client(&log).create().unwrap(), log, stores, target };
         world.create_topics().await;
         world
     }
 
     async fn create_topics(&self) {
         let topics = Topics::new(&self.stores.namespace);
-        let admin: AdminClient<DefaultClientContext> = client(&self.stores).create().unwrap();
+        let admin: AdminClient<DefaultClientContext> = client(&self.log).create().unwrap();
         let names: Vec<_> = Stream::ALL.map(|stream| topics.name(stream)).into();
         let new: Vec<_> =
             names.iter().map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1))).collect();
@@ -101,16 +108,16 @@ impl World {
 
     /// Audits the views, which have to come up with the log; panics with the differences if there are any.
     pub(crate) async fn assert_views_equal_the_log(&self) -> audit::Report {
-        let report = audit::audit(&self.stores).await.unwrap();
+        let report = audit::audit(&self.log, &self.stores).await.unwrap();
         assert!(report.differences.is_empty(), "{:#?}", report.differences);
         report
     }
 }
 
-fn client(stores: &Stores) -> ClientConfig {
+fn client(log: &Log) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
-        .set("bootstrap.servers", &stores.kafka_brokers)
+        .set("bootstrap.servers", &log.kafka_brokers)
         .set("enable.idempotence", "true")
         .set("partitioner", "murmur2_random");
     config

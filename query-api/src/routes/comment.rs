@@ -3,7 +3,7 @@
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
-use vidlog_contract::{Answer, ApiError, Call, error::Failures, limits, objects::Comment};
+use vidlog_contract::{Answer, Call, limits, objects::Comment};
 use vidlog_read_models::Scope;
 use vidlog_schemas::projections::{self, Projection};
 
@@ -32,14 +32,15 @@ pub(crate) struct CommentList {
 #[utoipa::path(
     get,
     path = "/douyin/comment/list/",
+    operation_id = "commentList",
     tag = "comments",
     params(
         ("video_id" = i64, Query),
-        ("token" = Option<String>, Query, description = "missing or empty: an anonymous reader"),
         ("limit" = Option<i64>, Query, description = "1 to 500"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
-    responses((status = 200, body = Answer<CommentList>), Failures)
+    security((), ("token" = []), ("bearer" = [])),
+    responses((status = 200, body = Answer<CommentList>))
 )]
 pub(crate) async fn list(State(state): State<QueryState>, call: Call) -> Answered<CommentList> {
     let video = call.params.id("video_id")?;
@@ -50,6 +51,6 @@ pub(crate) async fn list(State(state): State<QueryState>, call: Call) -> Answere
         .freshness
         .read(need, |source| reads::comments::of_video(models, source, call.viewer(), video, page))
         .await?
-        .ok_or(ApiError::not_found("video"))?;
+        .found("video")?;
     Ok(read.map(|(comment_list, next_cursor)| Answer::new(CommentList { comment_list, next_cursor })))
 }

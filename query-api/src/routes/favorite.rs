@@ -1,7 +1,7 @@
 //! GET favorite/list.
 
 use axum::extract::State;
-use vidlog_contract::{Answer, ApiError, Call, error::Failures, limits};
+use vidlog_contract::{Answer, Call, limits};
 use vidlog_read_models::Scope;
 
 use super::{Answered, CARDS, VideoList, need, user_of};
@@ -15,14 +15,15 @@ use crate::{
 #[utoipa::path(
     get,
     path = "/douyin/favorite/list/",
+    operation_id = "favoriteList",
     tag = "videos",
     params(
         ("user_id" = Option<i64>, Query, description = "missing: the caller"),
-        ("token" = Option<String>, Query, description = "missing or empty: an anonymous reader"),
         ("limit" = Option<i64>, Query, description = "1 to 500"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
-    responses((status = 200, body = Answer<VideoList>), Failures)
+    security((), ("token" = []), ("bearer" = [])),
+    responses((status = 200, body = Answer<VideoList>))
 )]
 pub(crate) async fn list(State(state): State<QueryState>, call: Call) -> Answered<VideoList> {
     let user = user_of(&call)?;
@@ -33,6 +34,6 @@ pub(crate) async fn list(State(state): State<QueryState>, call: Call) -> Answere
         .freshness
         .read(need, |source| reads::list::videos(models, source, call.viewer(), List::Favorites(user), page))
         .await?
-        .ok_or(ApiError::not_found("user"))?;
+        .found("user")?;
     Ok(read.map(|(video_list, next_cursor)| Answer::new(VideoList { video_list, next_cursor })))
 }

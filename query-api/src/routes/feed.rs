@@ -3,7 +3,7 @@
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
-use vidlog_contract::{Answer, Call, error::Failures, objects::Video, times};
+use vidlog_contract::{Answer, Call, objects::Video, times};
 
 use super::{Answered, CARDS, need};
 use crate::{QueryState, reads};
@@ -20,13 +20,14 @@ pub(crate) struct Feed {
 #[utoipa::path(
     get,
     path = "/douyin/feed/",
+    operation_id = "feed",
     tag = "videos",
     params(
         ("latest_time" = Option<String>, Query, description = "only videos published before it; milliseconds, or \
             seconds below 1e11; missing, empty, 0 or not a number: now"),
-        ("token" = Option<String>, Query, description = "missing or empty: an anonymous reader"),
     ),
-    responses((status = 200, body = Answer<Feed>), Failures)
+    security((), ("token" = []), ("bearer" = [])),
+    responses((status = 200, body = Answer<Feed>))
 )]
 pub(crate) async fn feed(State(state): State<QueryState>, call: Call) -> Answered<Feed> {
     let before = times::parse(call.params.optional("latest_time")?);

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
-use vidlog_contract::{Answer, ApiError, Call, error::Failures, limits, objects::Message, times};
+use vidlog_contract::{Answer, Call, limits, objects::Message, times};
 use vidlog_read_models::Scope;
 use vidlog_schemas::projections::{self, Projection};
 
@@ -30,16 +30,16 @@ pub(crate) struct MessageList {
 #[utoipa::path(
     get,
     path = "/douyin/message/chat/",
+    operation_id = "messageChat",
     tag = "messages",
     params(
-        ("token" = String, Query),
         ("to_user_id" = i64, Query),
         ("pre_msg_time" = Option<String>, Query, description = "only what the other sent, strictly later; \
             milliseconds, or seconds below 1e11; missing, empty, 0 or not a number: the whole history of both"),
         ("limit" = Option<i64>, Query, description = "1 to 1000"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
-    responses((status = 200, body = Answer<MessageList>), Failures)
+    responses((status = 200, body = Answer<MessageList>))
 )]
 pub(crate) async fn chat(State(state): State<QueryState>, call: Call) -> Answered<MessageList> {
     let caller = call.caller()?;
@@ -53,6 +53,6 @@ pub(crate) async fn chat(State(state): State<QueryState>, call: Call) -> Answere
         .freshness
         .read(need, |source| reads::chat::messages(models, source, chat, page))
         .await?
-        .ok_or(ApiError::not_found("user"))?;
+        .found("user")?;
     Ok(read.map(|(message_list, next_cursor)| Answer::new(MessageList { message_list, next_cursor })))
 }

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
-use vidlog_contract::{Answer, ApiError, Call, error::Failures, limits, objects::FriendUser};
+use vidlog_contract::{Answer, Call, limits, objects::FriendUser};
 use vidlog_read_models::Scope;
 use vidlog_schemas::projections::{self, Projection};
 
@@ -37,14 +37,15 @@ pub(crate) struct FriendList {
 #[utoipa::path(
     get,
     path = "/douyin/relation/follow/list/",
+    operation_id = "followList",
     tag = "relations",
     params(
         ("user_id" = Option<i64>, Query, description = "missing: the caller"),
-        ("token" = Option<String>, Query, description = "missing or empty: an anonymous reader"),
         ("limit" = Option<i64>, Query, description = "1 to 1000"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
-    responses((status = 200, body = Answer<UserList>), Failures)
+    security((), ("token" = []), ("bearer" = [])),
+    responses((status = 200, body = Answer<UserList>))
 )]
 pub(crate) async fn follows(State(state): State<QueryState>, call: Call) -> Answered<UserList> {
     let user = user_of(&call)?;
@@ -55,14 +56,15 @@ pub(crate) async fn follows(State(state): State<QueryState>, call: Call) -> Answ
 #[utoipa::path(
     get,
     path = "/douyin/relation/follower/list/",
+    operation_id = "followerList",
     tag = "relations",
     params(
         ("user_id" = Option<i64>, Query, description = "missing: the caller"),
-        ("token" = Option<String>, Query, description = "missing or empty: an anonymous reader"),
         ("limit" = Option<i64>, Query, description = "1 to 1000"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
-    responses((status = 200, body = Answer<UserList>), Failures)
+    security((), ("token" = []), ("bearer" = [])),
+    responses((status = 200, body = Answer<UserList>))
 )]
 pub(crate) async fn followers(State(state): State<QueryState>, call: Call) -> Answered<UserList> {
     let user = user_of(&call)?;
@@ -73,14 +75,14 @@ pub(crate) async fn followers(State(state): State<QueryState>, call: Call) -> An
 #[utoipa::path(
     get,
     path = "/douyin/relation/friend/list/",
+    operation_id = "friendList",
     tag = "relations",
     params(
         ("user_id" = Option<i64>, Query, description = "missing: the caller"),
-        ("token" = String, Query),
         ("limit" = Option<i64>, Query, description = "1 to 1000"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
-    responses((status = 200, body = Answer<FriendList>), Failures)
+    responses((status = 200, body = Answer<FriendList>))
 )]
 pub(crate) async fn friends(State(state): State<QueryState>, call: Call) -> Answered<FriendList> {
     let caller = call.caller()?;
@@ -92,7 +94,7 @@ pub(crate) async fn friends(State(state): State<QueryState>, call: Call) -> Answ
         .freshness
         .read(need, |source| reads::friends::of_user(models, source, caller, user, page))
         .await?
-        .ok_or(ApiError::not_found("user"))?;
+        .found("user")?;
     Ok(read.map(|(user_list, next_cursor)| Answer::new(FriendList { user_list, next_cursor })))
 }
 
@@ -104,6 +106,6 @@ async fn users(state: &QueryState, call: &Call, user: i64, list: List) -> Answer
         .freshness
         .read(need, |source| reads::list::users(models, source, call.viewer(), list, page))
         .await?
-        .ok_or(ApiError::not_found("user"))?;
+        .found("user")?;
     Ok(read.map(|(user_list, next_cursor)| Answer::new(UserList { user_list, next_cursor })))
 }

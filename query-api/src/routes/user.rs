@@ -3,7 +3,7 @@
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
-use vidlog_contract::{Answer, ApiError, Call, error::Failures, objects::User};
+use vidlog_contract::{Answer, Call, objects::User};
 use vidlog_read_models::Scope;
 
 use super::{Answered, CARDS, need, user_of};
@@ -19,12 +19,13 @@ pub(crate) struct Card {
 #[utoipa::path(
     get,
     path = "/douyin/user/",
+    operation_id = "user",
     tag = "users",
     params(
         ("user_id" = Option<i64>, Query, description = "missing: the caller"),
-        ("token" = Option<String>, Query, description = "missing or empty: an anonymous reader"),
     ),
-    responses((status = 200, body = Answer<Card>), Failures)
+    security((), ("token" = []), ("bearer" = [])),
+    responses((status = 200, body = Answer<Card>))
 )]
 pub(crate) async fn user(State(state): State<QueryState>, call: Call) -> Answered<Card> {
     let user = user_of(&call)?;
@@ -34,6 +35,6 @@ pub(crate) async fn user(State(state): State<QueryState>, call: Call) -> Answere
         .freshness
         .read(need, |source| reads::user::card(models, source, call.viewer(), user))
         .await?
-        .ok_or(ApiError::not_found("user"))?;
+        .found("user")?;
     Ok(read.map(|user| Answer::new(Card { user })))
 }

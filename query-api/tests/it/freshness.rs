@@ -70,6 +70,21 @@ async fn a_wait_that_runs_out_says_that_the_answer_is_stale() {
 }
 
 #[tokio::test]
+async fn what_a_stale_answer_would_lack_is_not_said_to_be_missing() {
+    let world = world().await;
+    let api = world.api();
+    let unknown = "/douyin/user/?user_id=9";
+    let answer = api.get(unknown).await;
+    assert_eq!((answer.status.as_u16(), answer.code()), (200, 10004));
+    let never = Position { stream: "users", partition: 0, next_offset: 1 };
+    mark(&world, Scope::User(9), never).await;
+    let answer = api.get(unknown).await;
+    assert_eq!((answer.status.as_u16(), answer.code()), (503, 10009));
+    let message = answer.body["status_msg"].as_str().unwrap();
+    assert!(message.contains("try again"), "{message}");
+}
+
+#[tokio::test]
 async fn nobody_waits_for_what_does_not_concern_them() {
     let world = world().await;
     let likes = Position { stream: "likes", partition: 0, next_offset: 5 };

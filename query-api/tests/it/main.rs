@@ -4,10 +4,12 @@
 
 mod chat;
 mod comments;
+mod facts;
 mod feed;
 mod freshness;
 mod http;
 mod lists;
+mod media;
 mod outage;
 mod relations;
 mod support;

@@ -14,7 +14,10 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 use vidlog_contract::Tokens;
 use vidlog_projectors::audit;
-use vidlog_service_kit::{config::Stores, mysql};
+use vidlog_service_kit::{
+    config::{Log, Stores},
+    mysql,
+};
 
 use crate::client::User;
 
@@ -27,6 +30,7 @@ const JWT_KEYS: &str = "test:0123456789abcdef0123456789abcdef";
 
 /// The system under test.
 pub(crate) struct App {
+    pub(crate) log: Log,
     pub(crate) stores: Stores,
     pub(crate) http: Client,
     objects: TempDir,
@@ -50,6 +54,8 @@ struct Process {
 #[derive(Parser)]
 struct Environment {
     #[command(flatten)]
+    log: Log,
+    #[command(flatten)]
     stores: Stores,
 }
 
@@ -59,9 +65,9 @@ impl App {
     }
 
     pub(crate) async fn start_with(detours: Detours) -> Self {
-        let mut stores = Environment::try_parse_from(["test"])
-            .unwrap_or_else(|error| panic!("the tests need Kafka, MySQL and Redis, see `make test`: {error}"))
-            .stores;
+        let Environment { log, mut stores } = Environment::try_parse_from(["test"]).unwrap_or_else(|error| {
+            panic!("the tests need Kafka, MySQL and Redis, see `make test`: {error}")
+        });
         stores.namespace = format!("t{}", Uuid::now_v7().simple());
         let admin = mysql::open(stores.mysql_url.reveal(), 1).unwrap();
         let create = format!("CREATE DATABASE {}", stores.namespace);
@@ -70,8 +76,8 @@ impl App {
         stores.mysql_url = format!("{server}/{}", stores.namespace).into();
 
         let objects = TempDir::new().unwrap();
-        let process = Process::start(&stores, &detours, &objects);
-        let app = Self { stores, http: Client::new(), objects, process };
+        let process = Process::start(&log, &stores, &detours, &objects);
+        let app = Self { log, stores, http: Client::new(), objects, process };
         app.until_ready().await;
         app
     }
@@ -80,7 +86,7 @@ impl App {
     pub(crate) async fn kill_and_restart(&mut self) {
         self.process.child.kill().unwrap();
         self.process.child.wait().unwrap();
-        self.process = Process::start(&self.stores, &Detours::default(), &self.objects);
+        self.process = Process::start(&self.log, &self.stores, &Detours::default(), &self.objects);
         self.until_ready().await;
     }
 
@@ -114,7 +120,7 @@ impl App {
 
     /// Audits the views, which have to come up with the log; panics with the differences if there are any.
     pub(crate) async fn assert_views_equal_the_log(&self) -> audit::Report {
-        let report = audit::audit(&self.stores).await.unwrap();
+        let report = audit::audit(&self.log, &self.stores).await.unwrap();
         assert!(report.differences.is_empty(), "{:#?}", report.differences);
         report
     }
@@ -128,7 +134,7 @@ impl App {
 }
 
 impl Process {
-    fn start(stores: &Stores, detours: &Detours, objects: &TempDir) -> Self {
+    fn start(log: &Log, stores: &Stores, detours: &Detours, objects: &TempDir) -> Self {
         let mut mysql_url = url::Url::parse(stores.mysql_url.reveal()).unwrap();
         if let Some(port) = detours.mysql_port {
             mysql_url.set_port(Some(port)).unwrap();
@@ -136,7 +142,7 @@ impl Process {
         let mut child = Command::new(env!("CARGO_BIN_EXE_standalone"))
             .args(["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--log", "warn"])
             .args(["--partitions", PARTITIONS, "--namespace", &stores.namespace, "--jwt-keys", JWT_KEYS])
-            .args(["--kafka-brokers", detours.kafka.as_deref().unwrap_or(&stores.kafka_brokers)])
+            .args(["--kafka-brokers", detours.kafka.as_deref().unwrap_or(&log.kafka_brokers)])
             .args(["--redis-url", detours.redis.as_deref().unwrap_or(stores.redis_url.reveal())])
             .args(["--mysql-url", mysql_url.as_str()])
             .args(["--object-store", &format!("file://{}", objects.path().display())])

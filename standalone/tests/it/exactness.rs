@@ -4,6 +4,13 @@ use std::collections::BTreeSet;
 
 use futures::{StreamExt, stream};
 use serde_json::json;
+use uuid::Uuid;
+use vidlog_command_api::{
+    media::outcomes::{Outcomes, Upload, Verdict},
+    publisher::{EventLog, KafkaLog},
+};
+use vidlog_events::{Envelope, Event, Personal, Topics, UserId, VideoEvent, VideoId, VideoUploaded};
+use vidlog_service_kit::{clock::Clock, mysql};
 
 use crate::{
     app::{App, until},
@@ -124,6 +131,56 @@ async fn the_feed_shows_every_video_once_while_others_are_published() {
     assert_eq!(end["video_list"], json!([]));
     let again = ok(app.get("/douyin/feed/", &[("latest_time", &id(&end["next_time"]).to_string())]).await);
     assert_eq!(list(&again, "video_list")[0]["id"], late);
+}
+
+#[tokio::test]
+async fn a_feed_in_which_many_videos_share_a_millisecond_is_paged_without_loss() {
+    let app = App::start().await;
+    let ada = app.register("ada").await;
+    let log = KafkaLog::open(&app.log.kafka_brokers, Topics::new(&app.stores.namespace)).unwrap();
+    let outcomes = Outcomes::new(mysql::open(app.stores.mysql_url.reveal(), 4).unwrap());
+    // Each is decided by a worker whose clock stands at the same millisecond.
+    let now_ms = Clock::system().now_ms() - 60_000;
+    let published = stream::iter(1..=100).map(async |number| {
+        let uploaded = upload(number, ada.id, now_ms);
+        let keys =
+            Verdict::Publish { play_key: format!("videos/{number}"), cover_key: format!("covers/{number}") };
+        let decided = outcomes.decide(&Upload::of(uploaded.clone()).unwrap(), keys, now_ms).await.unwrap();
+        log.append(&uploaded).await.unwrap();
+        log.append(&decided.envelope).await.unwrap();
+    });
+    published.buffer_unordered(16).for_each(async |()| ()).await;
+    until("all are in the feed", async || ada.card(ada.id).await["work_count"] == 100).await;
+
+    let (mut seen, mut sizes, mut latest_time) = (BTreeSet::new(), Vec::new(), String::new());
+    loop {
+        let page = ok(app.get("/douyin/feed/", &[("latest_time", &latest_time)]).await);
+        let videos = ids(&list(&page, "video_list"));
+        if videos.is_empty() {
+            break;
+        }
+        sizes.push(videos.len());
+        seen.extend(videos);
+        latest_time = id(&page["next_time"]).to_string();
+    }
+    assert_eq!((seen.len(), sizes), (100, vec![30, 30, 30, 10]));
+}
+
+fn upload(video: i64, author: i64, time_ms: i64) -> Envelope {
+    Envelope {
+        id: Uuid::now_v7(),
+        source: "test".to_owned(),
+        time_ms,
+        traceparent: None,
+        correlation_id: None,
+        causation_id: None,
+        event: Event::Video(VideoEvent::VideoUploaded(VideoUploaded {
+            video_id: VideoId::new(video).unwrap(),
+            author_id: UserId::new(author).unwrap(),
+            title: Personal::new("one of many".to_owned()),
+            original_key: format!("originals/{video}"),
+        })),
+    }
 }
 
 async fn favorite_count(reader: &User<'_>, video: i64) -> i64 {

@@ -1,6 +1,9 @@
 //! The description of the API: generated from the code, committed, served.
 
-use std::path::Path;
+use std::{collections::HashSet, path::Path};
+
+use serde_json::Value;
+use vidlog_contract::Code;
 
 use crate::app::App;
 
@@ -18,15 +21,52 @@ fn the_committed_document_is_what_the_code_says() {
     );
 }
 
+#[test]
+fn every_operation_has_a_name_of_its_own_and_every_response_says_what_it_is() {
+    let document = serde_json::to_value(vidlog_standalone::openapi()).unwrap();
+    let mut names = HashSet::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let name = operation["operationId"].as_str().unwrap();
+            assert!(names.insert(name), "{name} of {method} {path} is another's");
+            for (status, response) in operation["responses"].as_object().unwrap() {
+                let response = resolve(&document, response);
+                let description = response["description"].as_str().unwrap_or_default();
+                assert!(!description.is_empty(), "{status} of {method} {path} has no description");
+            }
+        }
+    }
+    assert_eq!(names.len(), 17);
+}
+
+#[test]
+fn every_code_is_listed() {
+    let document = serde_json::to_value(vidlog_standalone::openapi()).unwrap();
+    let description =
+        &document["components"]["schemas"]["Status"]["properties"]["status_code"]["description"];
+    for code in Code::ALL {
+        assert!(description.as_str().unwrap().contains(&code.number().to_string()), "{code:?}");
+    }
+}
+
 #[tokio::test]
 async fn the_document_is_served_with_a_page_to_try_it() {
     let app = App::start().await;
     let document = app.http.get(app.url("/openapi.json")).send().await.unwrap();
     assert_eq!(document.status(), 200);
-    let document: serde_json::Value = serde_json::from_str(&document.text().await.unwrap()).unwrap();
+    let document: Value = serde_json::from_str(&document.text().await.unwrap()).unwrap();
     let paths = document["paths"].as_object().unwrap();
     assert_eq!(paths.len(), 17, "{:?}", paths.keys());
     let page = app.http.get(app.url("/docs/")).send().await.unwrap();
     assert_eq!(page.status(), 200);
     assert!(page.text().await.unwrap().contains("swagger-ui"));
+}
+
+/// What a part of the document is, where it may be a reference to another.
+fn resolve<'a>(document: &'a Value, part: &'a Value) -> &'a Value {
+    part["$ref"].as_str().map_or(part, |reference| {
+        document
+            .pointer(reference.trim_start_matches('#'))
+            .unwrap_or_else(|| panic!("{reference} is nowhere"))
+    })
 }

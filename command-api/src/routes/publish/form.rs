@@ -57,13 +57,13 @@ impl Form {
         let unread = Arc::new(AtomicUsize::new(0));
         let watch =
             Watch { limit_bytes, deadline: Instant::now() + TOTAL_TIMEOUT, unread: Arc::clone(&unread) };
-        let mut request =
-            request.map(|body| Body::from_stream(Metered { body: body.into_data_stream(), unread, rest: false }));
+        let mut request = request
+            .map(|body| Body::from_stream(Metered { body: body.into_data_stream(), unread, rest: false }));
         let whole = usize::try_from(limit_bytes).unwrap_or(usize::MAX).saturating_add(limits::FORM_BYTES);
         DefaultBodyLimit::max(whole).apply(&mut request);
-        let multipart = Multipart::from_request(request, &())
-            .await
-            .map_err(|_| ApiError::invalid("the body must be multipart/form-data, with the fields data and title"))?;
+        let multipart = Multipart::from_request(request, &()).await.map_err(|_| {
+            ApiError::invalid("the body must be multipart/form-data, with the fields data and title")
+        })?;
         Ok(Self { multipart, watch })
     }
 
@@ -81,9 +81,14 @@ impl Part<'_> {
         self.field.name().unwrap_or_default()
     }
 
-    /// The next bytes of the part.
+    /// The next bytes of the part: at least one, until its end.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, ApiError> {
-        self.watch.within_time(self.field.chunk()).await
+        loop {
+            match self.watch.within_time(self.field.chunk()).await? {
+                Some(bytes) if bytes.is_empty() => {}
+                chunk => return Ok(chunk),
+            }
+        }
     }
 
     /// The whole part, which must be small.

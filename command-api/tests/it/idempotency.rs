@@ -1,0 +1,150 @@
+//! The same `Idempotency-Key`: the same event, and the same answer.
+
+use std::{collections::HashSet, iter::zip};
+
+use futures::future::join_all;
+use redis::cmd;
+use vidlog_contract::Code;
+use vidlog_events::Stream;
+use vidlog_schemas::{projections, rows::VideoState};
+
+use crate::support::{Answer, Api, Call, World};
+
+const ANN: i64 = 101;
+const BOB: i64 = 102;
+const VIDEO: i64 = 201;
+
+async fn given() -> (World, Api) {
+    let (world, api) = World::with_api().await;
+    world.users(&[ANN, BOB]).await;
+    world.video(VIDEO, ANN, VideoState::Published).await;
+    (world, api)
+}
+
+fn comment(text: &str) -> Call {
+    let call = Call::to("/douyin/comment/action/").with("video_id", VIDEO);
+    call.with("action_type", 1).with("comment_text", text)
+}
+
+fn delete(comment: i64) -> Call {
+    let call = Call::to("/douyin/comment/action/").with("video_id", VIDEO);
+    call.with("action_type", 2).with("comment_id", comment)
+}
+
+fn same(one: &Answer, other: &Answer) {
+    assert_eq!(one.text, other.text);
+    assert_eq!(one.position(), other.position());
+}
+
+#[tokio::test]
+async fn a_retry_gets_the_first_answer_and_appends_nothing() {
+    let (world, api) = given().await;
+    let like = || Call::to("/douyin/favorite/action/").with("video_id", VIDEO).with("action_type", 1);
+    let follow = || Call::to("/douyin/relation/action/").with("to_user_id", ANN).with("action_type", 1);
+    let write = || {
+        let call = Call::to("/douyin/message/action/").with("to_user_id", ANN);
+        call.with("action_type", 1).with("content", "hi")
+    };
+    let first = [
+        api.call_as(BOB, like().key("1")).await,
+        api.call_as(BOB, follow().key("2")).await,
+        api.call_as(BOB, comment("nice").key("3")).await,
+        api.call_as(BOB, write().key("4")).await,
+    ];
+    let again = [
+        api.call_as(BOB, like().key("1")).await,
+        api.call_as(BOB, follow().key("2")).await,
+        api.call_as(BOB, comment("nice").key("3")).await,
+        api.call_as(BOB, write().key("4")).await,
+    ];
+    for (first, again) in zip(&first, &again) {
+        first.ok();
+        same(first, again);
+    }
+    assert_eq!(world.log.read_all().await.len(), 4);
+}
+
+#[tokio::test]
+async fn a_key_is_the_callers_own_and_for_one_request() {
+    let (world, api) = given().await;
+    let first = api.call_as(BOB, comment("nice").key("k")).await;
+    let other = api.call_as(ANN, comment("nice").key("k")).await;
+    assert_ne!(first.ok()["comment"]["id"], other.ok()["comment"]["id"]);
+    api.call_as(BOB, comment("Nice").key("k")).await.fails(Code::InvalidParameter);
+    api.call_as(BOB, delete(1).key("k")).await.fails(Code::InvalidParameter);
+    api.call_as(BOB, comment("nice").key("k k")).await.fails(Code::InvalidParameter);
+    api.call_as(BOB, comment("nice").key(&"k".repeat(256))).await.fails(Code::InvalidParameter);
+    assert_eq!(world.log.read(Stream::Comments).await.len(), 2);
+}
+
+#[tokio::test]
+async fn attempts_at_the_same_moment_append_the_same_event() {
+    let (world, api) = given().await;
+    let answers = join_all((0..8).map(|_| api.call_as(BOB, comment("nice").key("k")))).await;
+    let bodies: HashSet<_> = answers.iter().map(|answer| answer.ok().to_string()).collect();
+    assert_eq!(bodies.len(), 1);
+    let events: HashSet<_> = world
+        .log
+        .read(Stream::Comments)
+        .await
+        .into_iter()
+        .map(|logged| format!("{:?}", (logged.envelope.id, logged.envelope.time_ms, logged.envelope.event)))
+        .collect();
+    assert_eq!(events.len(), 1, "{events:?}");
+}
+
+/// Makes the latest attempt look as if it had ended between its append and its answer.
+async fn forget_answer(world: &World, event: &str) {
+    let key = world.keys.idempotency(BOB, "k");
+    let commands =
+        [cmd("HDEL").arg(&key).arg("answer").take(), cmd("HSET").arg(&key).arg("event").arg(event).take()];
+    world.redis.all(&commands).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_retry_after_an_unknown_outcome_appends_the_same_event() {
+    let (world, api) = given().await;
+    world.comment(301, VIDEO, BOB).await;
+    let first = api.call_as(BOB, delete(301).key("k")).await;
+    first.ok();
+    let events = world.log.read(Stream::Comments).await;
+    forget_answer(&world, &vidlog_command_api::stored::to_text(&events[0].envelope).unwrap()).await;
+
+    // It happened: a new decision would be that there is no such comment.
+    let update = sqlx::query("UPDATE comments SET deleted = TRUE");
+    update.execute(&world.mysql).await.unwrap();
+    world.passed(projections::COMMENTS_TABLE, &first.position()).await;
+    let again = api.call_as(BOB, delete(301).key("k")).await;
+    again.ok();
+    assert_eq!(again.text, first.text);
+
+    let events = world.log.read(Stream::Comments).await;
+    assert_eq!(events.len(), 2);
+    assert_eq!(events[0].envelope, events[1].envelope);
+    api.call_as(BOB, delete(301)).await.fails(Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_rejection_is_not_kept() {
+    let (world, api) = given().await;
+    let like = || Call::to("/douyin/favorite/action/").with("video_id", 202).with("action_type", 1).key("k");
+    api.call_as(BOB, like()).await.fails(Code::NotFound);
+    world.video(202, ANN, VideoState::Published).await;
+    api.call_as(BOB, like()).await.ok();
+}
+
+#[tokio::test]
+async fn a_retry_after_the_log_was_away_appends_what_was_decided_then() {
+    let (world, api) = given().await;
+    let cut_off = world.api_without_log().await;
+    cut_off.call_as(BOB, comment("nice").key("k")).await.fails(Code::Unavailable);
+    let key = world.keys.idempotency(BOB, "k");
+    let decided: String = world.redis.query(cmd("HGET").arg(&key).arg("event")).await.unwrap();
+    let decided = vidlog_command_api::stored::from_text(&decided).unwrap();
+
+    let answer = api.call_as(BOB, comment("nice").key("k")).await;
+    answer.ok();
+    let events = world.log.read(Stream::Comments).await;
+    assert_eq!(events.iter().map(|logged| &logged.envelope).collect::<Vec<_>>(), [&decided]);
+    same(&answer, &api.call_as(BOB, comment("nice").key("k")).await);
+}

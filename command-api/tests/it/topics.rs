@@ -1,0 +1,84 @@
+//! The topics, and where a key's events go.
+
+use futures::future::try_join_all;
+use rdkafka::{
+    ClientConfig,
+    admin::{AdminClient, AdminOptions, ResourceSpecifier},
+    client::DefaultClientContext,
+};
+use vidlog_command_api::topics::{Layout, TopicsError, create_topics};
+use vidlog_events::{Stream, Topics};
+use vidlog_schemas::rows::VideoState;
+
+use crate::support::{PARTITIONS, World};
+
+const LAYOUT: Layout = Layout { partitions: PARTITIONS, replication: 1 };
+
+#[tokio::test]
+async fn topics_are_created_once_whoever_does_it() {
+    let world = World::new().await;
+    let (brokers, topics) = (&world.log.brokers, &world.log.topics);
+    try_join_all((0..3).map(|_| create_topics(brokers, topics, LAYOUT))).await.unwrap();
+    create_topics(brokers, topics, LAYOUT).await.unwrap();
+
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+    for stream in Stream::ALL {
+        let name = topics.name(stream);
+        let topic = ResourceSpecifier::Topic(&name);
+        let described =
+            admin.describe_configs([&topic], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+        for (key, value) in Topics::SETTINGS.into_iter().chain([("min.insync.replicas", "1")]) {
+            assert_eq!(described.get(key).unwrap().value.as_deref(), Some(value), "{key} of {name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_number_of_partitions_is_an_error_that_says_what_to_do() {
+    let world = World::new().await;
+    let (brokers, topics) = (&world.log.brokers, &world.log.topics);
+    create_topics(brokers, topics, LAYOUT).await.unwrap();
+    let more = Layout { partitions: PARTITIONS + 1, ..LAYOUT };
+    let error = create_topics(brokers, topics, more).await.unwrap_err();
+    assert!(matches!(error, TopicsError::Partitions { found: 3, configured: 4, .. }), "{error}");
+    assert!(error.to_string().contains("set the configuration to 3"));
+}
+
+#[tokio::test]
+async fn a_key_is_where_javas_clients_would_put_it() {
+    let (world, api) = World::with_api().await;
+    world.users(&[1]).await;
+    for video in 1..=12 {
+        world.video(video, 2, VideoState::Published).await;
+        api.like(1, video, 1).await.ok();
+    }
+    let events = world.log.read(Stream::Likes).await;
+    assert_eq!(events.len(), 12);
+    for event in events {
+        let hash = murmur2(event.key.as_bytes()) & 0x7fff_ffff;
+        assert_eq!(event.partition, i32::try_from(hash).unwrap() % PARTITIONS, "{}", event.key);
+    }
+}
+
+/// As in `org.apache.kafka.common.utils.Utils`.
+fn murmur2(data: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    let mut hash = 0x9747_b28c ^ u32::try_from(data.len()).unwrap();
+    let mut chunks = data.chunks_exact(4);
+    for chunk in &mut chunks {
+        let mut k = u32::from_le_bytes(chunk.try_into().unwrap()).wrapping_mul(M);
+        k ^= k >> 24;
+        hash = hash.wrapping_mul(M) ^ k.wrapping_mul(M);
+    }
+    let rest = chunks.remainder();
+    if !rest.is_empty() {
+        for (index, byte) in rest.iter().enumerate() {
+            hash ^= u32::from(*byte) << (8 * index);
+        }
+        hash = hash.wrapping_mul(M);
+    }
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(M);
+    hash ^ (hash >> 15)
+}

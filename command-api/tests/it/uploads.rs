@@ -1,0 +1,309 @@
+//! POST publish/action.
+
+use std::{
+    convert::Infallible,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, Bytes},
+    http::{Request, StatusCode, header::CONTENT_TYPE},
+};
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::{
+    ObjectStore, ObjectStoreExt,
+    local::LocalFileSystem,
+    memory::InMemory,
+    path::Path,
+    throttle::{ThrottleConfig, ThrottledStore},
+};
+use tokio::{sync::Semaphore, time::timeout};
+use tower::ServiceExt;
+use vidlog_command_api::{router, state::CommandState};
+use vidlog_contract::Code;
+use vidlog_events::{Event, Stream, VideoEvent, VideoUploaded};
+
+use crate::support::{Answer, Api, World};
+
+const PATH: &str = "/douyin/publish/action/";
+const MEGABYTE: usize = 1024 * 1024;
+
+/// A form, part by part.
+#[derive(Clone, Default)]
+struct Form {
+    body: Vec<u8>,
+    headers: Vec<(&'static str, String)>,
+    query: String,
+}
+
+impl Form {
+    fn part(mut self, name: &str, content: impl AsRef<[u8]>) -> Self {
+        let file = if name == "data" { "; filename=\"a.mp4\"" } else { "" };
+        let head = format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n");
+        self.body.extend_from_slice(head.as_bytes());
+        self.body.extend_from_slice(content.as_ref());
+        self.body.extend_from_slice(b"\r\n");
+        self
+    }
+
+    fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    fn query(mut self, query: impl Into<String>) -> Self {
+        self.query = query.into();
+        self
+    }
+
+    fn request(&self, body: Body) -> Request<Body> {
+        let mut request = Request::post(format!("{PATH}?{}", self.query))
+            .header(CONTENT_TYPE, "multipart/form-data; boundary=b");
+        for (name, value) in &self.headers {
+            request = request.header(*name, value);
+        }
+        request.body(body).unwrap()
+    }
+
+    async fn send(mut self, api: &Api) -> Answer {
+        self.body.extend_from_slice(b"--b--\r\n");
+        api.send(self.request(Body::from(self.body.clone()))).await
+    }
+}
+
+fn token(api: &Api, user: i64) -> String {
+    api.state.tokens.sign(user).unwrap()
+}
+
+/// A form that is fine, with the token of user 7.
+fn fine(api: &Api) -> Form {
+    Form::default().part("token", token(api, 7)).part("title", "A title").part("data", "content")
+}
+
+async fn uploads(world: &World) -> Vec<VideoUploaded> {
+    let uploaded = |event| match event {
+        Event::Video(VideoEvent::VideoUploaded(uploaded)) => uploaded,
+        event => panic!("{event:?}"),
+    };
+    let logged = world.log.read(Stream::Videos).await;
+    logged.into_iter().map(|logged| uploaded(logged.envelope.event)).collect()
+}
+
+/// The keys of what is in the object store.
+async fn stored(api: &Api) -> Vec<String> {
+    let objects = api.state.objects.list(None);
+    objects.map_ok(|object| object.location.to_string()).try_collect().await.unwrap()
+}
+
+async fn content(api: &Api, key: &str) -> Bytes {
+    api.state.objects.get(&Path::from(key)).await.unwrap().bytes().await.unwrap()
+}
+
+#[tokio::test]
+async fn an_upload_is_stored_and_then_logged_whatever_the_order_of_its_parts() {
+    let (world, api) = World::with_api().await;
+    let part = |form: Form, name: &str| match name {
+        "token" => form.part(name, token(&api, 7)),
+        "title" => form.part(name, "Ein schöner Tag 🎬"),
+        _ => form.part(name, "content\r\n--not the end"),
+    };
+    for order in [["data", "token", "title"], ["token", "title", "data"], ["title", "data", "token"]] {
+        let before = uploads(&world).await.len();
+        let answer = order.into_iter().fold(Form::default(), part).send(&api).await;
+        assert_eq!(answer.ok(), &serde_json::json!({"status_code": 0, "status_msg": "ok"}));
+        let logged = world.log.read(Stream::Videos).await;
+        assert_eq!(logged.len(), before + 1);
+        let logged = logged.into_iter().find(|logged| logged.position() == answer.position()).unwrap();
+        let Event::Video(VideoEvent::VideoUploaded(uploaded)) = logged.envelope.event else { panic!() };
+        assert_eq!((uploaded.author_id.get(), uploaded.title.reveal().as_str()), (7, "Ein schöner Tag 🎬"));
+        assert!(uploaded.original_key.starts_with(&format!("originals/{}-", uploaded.video_id)));
+        assert_eq!(content(&api, &uploaded.original_key).await, "content\r\n--not the end");
+        assert!(world.marks("user:7").await.contains(&answer.position()));
+    }
+    assert_eq!(stored(&api).await.len(), 3);
+}
+
+#[tokio::test]
+async fn the_query_counts_before_the_form_and_a_bearer_where_there_is_no_parameter() {
+    let (world, api) = World::with_api().await;
+    let form = Form::default().part("data", "a").part("title", "form");
+    let query = format!("token={}&title=query", token(&api, 1));
+    form.clone().part("token", token(&api, 2)).query(query).send(&api).await.ok();
+    let bearer = |form: Form| form.header("authorization", format!("Bearer {}", token(&api, 3)));
+    bearer(form.clone().part("token", token(&api, 4))).send(&api).await.ok();
+    bearer(form).send(&api).await.ok();
+    let mut seen: Vec<_> = uploads(&world)
+        .await
+        .into_iter()
+        .map(|upload| (upload.author_id.get(), upload.title.reveal().clone()))
+        .collect();
+    seen.sort();
+    let expected = [(1, "query"), (3, "form"), (4, "form")].map(|(id, title)| (id, title.to_owned()));
+    assert_eq!(seen, expected);
+}
+
+#[tokio::test]
+async fn a_form_that_lacks_something_leaves_nothing_behind() {
+    let (world, api) = World::with_api().await;
+    let data = Form::default().part("data", "content");
+    let title = |title: &str| data.clone().part("title", title).part("token", token(&api, 7));
+    let forms = [
+        (data.clone().part("title", "t"), Code::Unauthenticated),
+        (data.clone().part("title", "t").part("token", ""), Code::Unauthenticated),
+        (data.clone().part("title", "t").part("token", "forged"), Code::Unauthenticated),
+        (data.clone().part("token", token(&api, 7)), Code::InvalidParameter),
+        (title(""), Code::InvalidParameter),
+        (title(&"字".repeat(121)), Code::InvalidParameter),
+        (title("a\0b"), Code::InvalidParameter),
+        (title(&"x".repeat(65 * 1024)), Code::PayloadTooLarge),
+        (Form::default().part("title", "t").part("token", token(&api, 7)), Code::InvalidParameter),
+        (fine(&api).query("token=forged"), Code::Unauthenticated),
+    ];
+    for (form, code) in forms {
+        form.send(&api).await.fails(code);
+    }
+    let empty = Form::default().part("token", token(&api, 7)).part("title", "t").part("data", "");
+    empty.send(&api).await.fails(Code::InvalidParameter);
+    let not_utf8 = data.part("title", [0xff]).part("token", token(&api, 7));
+    not_utf8.send(&api).await.fails(Code::InvalidParameter);
+    assert_eq!(stored(&api).await, [""; 0]);
+    assert_eq!(uploads(&world).await, []);
+    title_of_length(&api, 120).await.ok();
+}
+
+async fn title_of_length(api: &Api, length: usize) -> Answer {
+    let form = Form::default().part("data", "content").part("token", token(api, 7));
+    form.part("title", "字".repeat(length)).send(api).await
+}
+
+#[tokio::test]
+async fn what_is_too_large_by_its_content_length_is_not_read() {
+    let (_world, api) = World::with_api().await;
+    let length = MEGABYTE + 64 * 1024 + 1;
+    let form = fine(&api).header("content-length", length.to_string());
+    let never = Body::from_stream(stream::pending::<io::Result<Bytes>>());
+    let answer = timeout(Duration::from_secs(5), api.send(form.request(never))).await.unwrap();
+    answer.fails(Code::PayloadTooLarge);
+    assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
+async fn what_is_too_large_in_the_end_is_refused_and_leaves_nothing_behind() {
+    let (_world, api) = World::with_api().await;
+    let form = |size| Form::default().part("data", vec![b'x'; size]);
+    let complete = |form: Form| form.part("token", token(&api, 7)).part("title", "t");
+    complete(form(MEGABYTE + 1)).send(&api).await.fails(Code::PayloadTooLarge);
+    form(2 * MEGABYTE).send(&api).await.fails(Code::PayloadTooLarge);
+    assert_eq!(stored(&api).await, [""; 0]);
+    complete(form(MEGABYTE)).send(&api).await.ok();
+    assert_eq!(stored(&api).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_leaves_nothing_behind() {
+    let (_world, api) = World::with_api().await;
+    let form = fine(&api);
+    let begun = form.body[..form.body.len() - 4].to_vec();
+    let pieces = [Ok(Bytes::from(begun)), Err(io::Error::from(io::ErrorKind::ConnectionReset))];
+    api.send(form.request(Body::from_stream(stream::iter(pieces)))).await.fails(Code::InvalidParameter);
+    assert_eq!(stored(&api).await, [""; 0]);
+}
+
+/// A form with a file of megabytes that are made as they are taken; counts them.
+fn large(form: &Form, megabytes: usize) -> (Request<Body>, Arc<AtomicUsize>) {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&taken);
+    let content = stream::iter(0..megabytes * 16).map(move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Bytes::from(vec![b'x'; MEGABYTE / 16])
+    });
+    let begin = Form::default().part("data", "").body;
+    let head = [form.body.as_slice(), &begin[..begin.len() - 2]].concat();
+    let whole = stream::iter([Bytes::from(head)])
+        .chain(content)
+        .chain(stream::iter([Bytes::from("\r\n--b--\r\n")]))
+        .map(Ok::<_, Infallible>);
+    (form.request(Body::from_stream(whole)), taken)
+}
+
+fn title_and_token(api: &Api) -> Form {
+    Form::default().part("token", token(api, 7)).part("title", "t")
+}
+
+#[tokio::test]
+async fn fifty_megabytes_pass_through() {
+    let (world, api) = World::with_api().await;
+    let state = CommandState { max_upload_bytes: 50 * MEGABYTE as u64, ..api.state.clone() };
+    let (request, _) = large(&title_and_token(&api), 50);
+    let response = router(state).oneshot(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    let uploads = uploads(&world).await;
+    let object = api.state.objects.head(&Path::from(uploads[0].original_key.as_str())).await.unwrap();
+    assert_eq!(object.size, 50 * MEGABYTE as u64);
+}
+
+#[tokio::test]
+async fn no_more_is_taken_from_the_client_than_the_store_takes() {
+    let (_world, api) = World::with_api().await;
+    let config = ThrottleConfig { wait_put_per_call: Duration::from_hours(1), ..ThrottleConfig::default() };
+    let objects = Arc::new(ThrottledStore::new(InMemory::new(), config));
+    let state = CommandState { max_upload_bytes: u64::MAX, objects, ..api.state.clone() };
+    let (request, taken) = large(&title_and_token(&api), 200);
+    assert!(timeout(Duration::from_secs(3), router(state).oneshot(request)).await.is_err());
+    let megabytes = taken.load(Ordering::SeqCst) / 16;
+    assert!((10..=16).contains(&megabytes), "{megabytes} MB were taken in");
+}
+
+#[tokio::test]
+async fn there_is_a_bound_on_uploads_at_once() {
+    let (_world, api) = World::with_api().await;
+    let state = CommandState { upload_slots: Arc::new(Semaphore::new(0)), ..api.state.clone() };
+    let response = router(state).oneshot(fine(&api).request(Body::empty())).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn while_the_store_is_away_nothing_is_published() {
+    let (world, api) = World::with_api().await;
+    // Nobody can create a file there.
+    let objects: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new_with_prefix("/proc").unwrap());
+    let state = CommandState { objects, ..api.state.clone() };
+    let mut form = fine(&api);
+    form.body.extend_from_slice(b"--b--\r\n");
+    let response = router(state).oneshot(form.request(Body::from(form.body.clone()))).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(uploads(&world).await, []);
+}
+
+#[tokio::test]
+async fn while_the_log_is_away_nothing_is_lost_and_a_retry_publishes_once() {
+    let (world, api) = World::with_api().await;
+    let cut_off = world.api_without_log().await;
+    let form = fine(&api).header("idempotency-key", "k");
+    form.clone().send(&cut_off).await.fails(Code::Unavailable);
+    let kept = stored(&api).await;
+    assert_eq!(kept.len(), 1, "whether the event is in the log is not known");
+
+    let first = form.clone().send(&api).await;
+    let second = form.send(&api).await;
+    assert_eq!((first.ok(), first.position()), (second.ok(), second.position()));
+    let uploads = uploads(&world).await;
+    assert_eq!((uploads.len(), &uploads[0].original_key), (1, &kept[0]));
+    assert_eq!(stored(&api).await, kept, "the files of the retries are not needed");
+}
+
+#[tokio::test]
+async fn what_is_no_form_is_refused() {
+    let (_world, api) = World::with_api().await;
+    let query = format!("{PATH}?token={}&title=t", token(&api, 7));
+    let plain = |body: &'static str| Request::post(&query).body(Body::from(body)).unwrap();
+    api.send(plain("data=content")).await.fails(Code::InvalidParameter);
+    let request =
+        Form::default().query(format!("token={}", token(&api, 7))).request(Body::from("--b\r\nnonsense"));
+    api.send(request).await.fails(Code::InvalidParameter);
+}

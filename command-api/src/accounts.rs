@@ -89,7 +89,25 @@ async fn insert(account: &NewAccount<'_>, connection: &mut sqlx::MySqlConnection
     Ok(())
 }
 
-/// What makes a name unique.
-fn key(username: &str) -> String {
-    username.to_lowercase()
+/// What makes a name unique: each of its characters without its case. By way of the upper case, so that letters with
+/// several lower forms, such as the final sigma, are one.
+fn key(username: &str) -> Vec<u8> {
+    let folded: String = username.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect();
+    folded.into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_one_whatever_their_case_and_nothing_else() {
+        for (one, other) in [("Ada", "aDA"), ("ΟΔΟΣ", "οδος"), ("οδοσ", "οδος"), ("ſam", "SAM")]
+        {
+            assert_eq!(key(one), key(other), "{one} {other}");
+        }
+        for (one, other) in [("ada", "ada "), ("ada", "adá"), ("ada", "a da")] {
+            assert_ne!(key(one), key(other), "{one} {other}");
+        }
+    }
 }

@@ -1,8 +1,9 @@
 //! A command that is sent again with the same `Idempotency-Key` happens once.
 //!
 //! Before anything is decided the key reserves what makes the event this event: its id, its time, the id of the new
-//! entity. The decided event is kept until there is an answer, so that a retry after an unknown outcome appends the
-//! very same event, which every fold ignores if it was there. Then the answer is kept, and a retry gets it again.
+//! entity. The decided event is kept, so that a retry after an unknown outcome, or one at the same moment, appends the
+//! very same event. What makes an entity is ignored by every fold the second time; a like or a follow is repeated, as if
+//! it had been asked for again. The answer is kept as well, and a later retry gets it again.
 //! A rejection changes nothing and is not kept: a retry is decided again.
 
 use axum::http::{HeaderMap, HeaderName};
@@ -132,11 +133,8 @@ impl Attempt {
         };
         match serde_json::to_string(&reply) {
             Ok(text) => {
-                let commands = [
-                    cmd("HSETNX").arg(&key).arg(ANSWER).arg(text).take(),
-                    cmd("HDEL").arg(&key).arg(EVENT).take(),
-                ];
-                if let Err(error) = state.read_models.views.all(&commands).await {
+                let command = cmd("HSETNX").arg(&key).arg(ANSWER).arg(text).take();
+                if let Err(error) = state.read_models.views.query::<i64>(&command).await {
                     warn!(%error, "failed to keep an answer for retries");
                 }
             }

@@ -3,6 +3,9 @@
 //! Whoever wrote one appends it at once where that works. What is still there after a while is left over from a
 //! crash, or from a broker that was away: the relay appends it. A crash between append and deletion repeats the
 //! event, with its own id, which every fold ignores.
+//!
+//! From before the row is committed until the event is in the log, readers of what it is about find a mark that no
+//! projection passes: they are told that they may not see it yet, whoever dies when.
 
 use std::time::Duration;
 
@@ -37,8 +40,8 @@ const RELAY_EVERY: Duration = Duration::from_secs(1);
 const BATCH: u32 = 50;
 /// How long an answer waits for the append of an event that is safe in the outbox.
 const FIRST_ATTEMPT: Duration = Duration::from_secs(2);
-/// An offset that no reader reaches: what is marked with it is not in the log yet.
-const NOT_APPENDED: i64 = limits::MAX_ID;
+/// A partition and an offset that no projection reaches: what is marked with it is not in the log yet.
+const NOT_APPENDED: (i32, i64) = (i32::MAX, limits::MAX_ID);
 
 /// An event as it is written to the outbox.
 #[derive(Clone, Debug)]
@@ -75,13 +78,14 @@ pub async fn insert(entry: &Entry, connection: &mut MySqlConnection) -> Result<I
     Ok(inserted.last_insert_id())
 }
 
-/// Appends an entry that was just written. `None` if that is left to the relay; readers are then told so.
+/// Appends an entry that was just written, and marked by [`mark_not_appended`] before. `None` if that is left to the
+/// relay.
 pub async fn append_now(state: &CommandState, id: Id, envelope: &Envelope) -> Option<Acknowledged> {
     let attempt = append(state.log.as_ref(), &state.read_models.freshness, envelope);
     let Ok(Ok(acknowledged)) = timeout(FIRST_ATTEMPT, attempt).await else {
-        mark_not_appended(&state.read_models, &envelope.event).await;
         return None;
     };
+    unmark_not_appended(&state.read_models, &envelope.event).await;
     let delete = sqlx::query("DELETE FROM outbox WHERE id = ?").bind(id);
     if let Err(error) = bounded(delete.execute(&state.mysql)).await {
         warn!(%error, "failed to delete an appended event from the outbox; it will be repeated");
@@ -166,7 +170,8 @@ impl Relay {
                 // Logged where it was refused. It stays, and what is behind it goes on.
                 Err(AppendError::Refused(_)) => {}
                 Err(away) => {
-                    mark_not_appended(&self.state.read_models, &envelope.event).await;
+                    let waiting = batch.iter().filter_map(|(_, text)| Some(from_text(text).ok()?.event));
+                    mark_not_appended(&self.state.read_models, &waiting.collect::<Vec<_>>()).await;
                     return (appended, Err(away));
                 }
             }
@@ -176,8 +181,9 @@ impl Relay {
 
     async fn append_one(&self, envelope: &Envelope) -> Result<(), AppendError> {
         let read_models = &self.state.read_models;
+        append(self.state.log.as_ref(), &read_models.freshness, envelope).await?;
         unmark_not_appended(read_models, &envelope.event).await;
-        append(self.state.log.as_ref(), &read_models.freshness, envelope).await.map(drop)
+        Ok(())
     }
 
     const fn pool(&self) -> &MySqlPool {
@@ -200,22 +206,29 @@ async fn select(
     .await
 }
 
-/// Makes readers of an event wait for it, and be told that they don't see it, though its position is not known yet.
-async fn mark_not_appended(read_models: &ReadModels, event: &Event) {
-    let position = Position { stream: event.stream().name(), partition: 0, next_offset: NOT_APPENDED };
-    if let Err(error) = read_models.freshness.record(&scopes(event), position).await {
+/// Makes readers of events of one stream wait for them, and be told that they may not see them, though their positions
+/// are not known yet.
+pub async fn mark_not_appended(read_models: &ReadModels, events: &[Event]) {
+    let Some(stream) = events.first().map(|event| event.stream().name()) else {
+        return;
+    };
+    let (partition, next_offset) = NOT_APPENDED;
+    let scopes: Vec<_> = events.iter().flat_map(scopes).collect();
+    let position = Position { stream, partition, next_offset };
+    if let Err(error) = read_models.freshness.record(&scopes, position).await {
         note_unmarked(&error);
     }
 }
 
-/// Takes that back, right before the event is appended and marked where it is.
+/// Takes that back, once the event is appended and marked where it is.
 async fn unmark_not_appended(read_models: &ReadModels, event: &Event) {
-    let field = partition_field(event.stream().name(), 0);
-    for scope in scopes(event) {
-        let key = read_models.keys.recent_writes(&scope.to_string());
-        let command = cmd("ZREM").arg(key).arg(&field).take();
-        if let Err(error) = read_models.views.query::<i64>(&command).await {
-            note_unmarked(&error);
-        }
+    let field = partition_field(event.stream().name(), NOT_APPENDED.0);
+    let commands: Vec<_> = scopes(event)
+        .iter()
+        .map(|scope| read_models.keys.recent_writes(&scope.to_string()))
+        .map(|key| cmd("ZREM").arg(key).arg(&field).take())
+        .collect();
+    if let Err(error) = read_models.views.all(&commands).await {
+        note_unmarked(&error);
     }
 }

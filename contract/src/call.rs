@@ -1,5 +1,7 @@
 //! A call as a handler gets it: its parameters, and who calls.
 
+use std::time::Duration;
+
 use axum::{
     body::Bytes,
     extract::{
@@ -11,6 +13,8 @@ use axum::{
         header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE},
     },
 };
+
+use tokio::time::timeout;
 
 use crate::{ApiError, Params, Tokens, limits};
 
@@ -98,9 +102,14 @@ fn has_form(method: &Method, headers: &HeaderMap) -> bool {
 }
 
 /// The body, read no further than its limit: there may be no Content-Length.
+/// How long a form may take to arrive. It is small: one that takes longer only holds what others could use.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
 async fn form_of(mut request: Request) -> Result<Bytes, ApiError> {
     DefaultBodyLimit::max(limits::FORM_BYTES).apply(&mut request);
-    Bytes::from_request(request, &()).await.map_err(|rejection| match rejection {
+    let body = timeout(BODY_TIMEOUT, Bytes::from_request(request, &()));
+    let body = body.await.map_err(|_| ApiError::invalid("the body did not arrive in time"))?;
+    body.map_err(|rejection| match rejection {
         BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
             ApiError::too_large(limits::FORM_BYTES as u64)
         }

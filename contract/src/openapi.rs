@@ -111,7 +111,7 @@ fn add_parameters(operation: &mut Operation, parameters: Vec<Parameter>) {
 fn complete_answer(operation: &mut Operation, headers: &[(&str, &str)]) {
     add_faults(operation, &[Code::PayloadTooLarge]);
     let Some(RefOr::T(answer)) = operation.responses.responses.get_mut("200") else { return };
-    answer.description = format!("{} {OUTCOME}", answer.description).trim_start().to_owned();
+    answer.description = [answer.description.as_str(), OUTCOME].join(" ").trim().into();
     answer.headers.extend(headers.iter().map(|(name, what)| ((*name).to_owned(), header(what))));
     if let Some(RefOr::T(Content { schema: Some(schema), .. })) = answer.content.get_mut(JSON) {
         *schema = AnyOfBuilder::new().item(schema.clone()).item(Ref::from_schema_name(STATUS)).into();

@@ -102,6 +102,7 @@ fn redis_is_away(error: &RedisError) -> bool {
             ServerErrorKind::BusyLoading
                 | ServerErrorKind::ClusterDown
                 | ServerErrorKind::MasterDown
+                | ServerErrorKind::ReadOnly
                 | ServerErrorKind::TryAgain
         ),
         _ => false,
@@ -116,9 +117,9 @@ fn mysql_is_away(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
-        // Too many connections, shutting down, killed: the SQL was fine, the server was not.
+        // Too many connections, shutting down, read-only in a failover, killed: the SQL was fine, the server was not.
         sqlx::Error::Database(error) => {
-            matches!(mysql_number(error.as_ref()), Some(1040 | 1053 | 1077 | 1317 | 1927))
+            matches!(mysql_number(error.as_ref()), Some(1040 | 1053 | 1077 | 1290 | 1317 | 1927))
         }
         _ => false,
     }

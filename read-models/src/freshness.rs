@@ -4,7 +4,7 @@
 //! A read by that user, or of that entity, finds the mark and waits until the projections that it reads have passed
 //! it. Everyone else pays for one more key in the first round trip.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     http::{HeaderMap, HeaderName, HeaderValue},
@@ -12,7 +12,10 @@ use axum::{
 };
 use metrics::{counter, histogram};
 use redis::cmd;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
 use vidlog_contract::ApiError;
 use vidlog_schemas::{Keys, keys::Key, projections::Projection};
 
@@ -28,10 +31,13 @@ pub const POSITION_HEADER: HeaderName = HeaderName::from_static("vidlog-position
 /// In an answer: `true` where it may lack writes that the reader could expect to see.
 pub const STALE_HEADER: HeaderName = HeaderName::from_static("vidlog-stale");
 
-/// How long a mark is kept: far longer than a projection is ever behind in good health.
-const MARK_LIFETIME_MS: i64 = 60_000;
+/// How long a mark is kept: longer than a projection is away for a restart or an upgrade.
+const MARK_LIFETIME_MS: i64 = 600_000;
 /// How long a read waits: with the read itself still well within the five seconds that the client waits.
 const MAX_WAIT: Duration = Duration::from_secs(2);
+/// Reads that wait at once. More are answered as they are, and said to be stale: whoever asks for a position that will
+/// never come must not take the place of others.
+const MAX_WAITING: usize = 256;
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 
@@ -47,6 +53,7 @@ pub fn named_positions(headers: &HeaderMap) -> Result<Vec<Position>, ApiError> {
 pub struct Freshness {
     keys: Keys,
     views: Views,
+    waiting: Arc<Semaphore>,
 }
 
 /// What a read must see.
@@ -103,8 +110,8 @@ impl<T: IntoResponse> IntoResponse for Fresh<T> {
 type Awaited = BTreeMap<Key, BTreeMap<String, i64>>;
 
 impl Freshness {
-    pub(crate) const fn new(keys: Keys, views: Views) -> Self {
-        Self { keys, views }
+    pub(crate) fn new(keys: Keys, views: Views) -> Self {
+        Self { keys, views, waiting: Arc::new(Semaphore::new(MAX_WAITING)) }
     }
 
     /// Marks a write, before it is answered.
@@ -178,7 +185,10 @@ impl Freshness {
     async fn wait(&self, awaited: &Awaited) -> bool {
         counter!(FRESHNESS_WAITS).increment(1);
         let began = Instant::now();
-        let passed = timeout(MAX_WAIT, self.poll(awaited)).await.unwrap_or(false);
+        let passed = match self.waiting.try_acquire() {
+            Ok(_place) => timeout(MAX_WAIT, self.poll(awaited)).await.unwrap_or(false),
+            Err(_) => self.is_passed(awaited).await.unwrap_or(false),
+        };
         histogram!(FRESHNESS_WAIT_SECONDS).record(began.elapsed());
         if !passed {
             counter!(FRESHNESS_TIMEOUTS).increment(1);

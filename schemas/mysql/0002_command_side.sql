@@ -1,10 +1,11 @@
 -- The command side's own state: not in the log, not rebuilt from it. Back it up.
 
--- username_key is the name in lower case: names are unique regardless of case.
+-- username_key is the name without case: names are unique regardless of case. Bytes, as text would be padded with
+-- spaces to compare it.
 CREATE TABLE IF NOT EXISTS accounts (
     user_id       BIGINT NOT NULL PRIMARY KEY,
     username      VARCHAR(64) NOT NULL,
-    username_key  VARCHAR(255) NOT NULL,
+    username_key  VARBINARY(512) NOT NULL,
     password_hash VARCHAR(255) NOT NULL,
     created_ms    BIGINT NOT NULL,
     UNIQUE KEY username (username_key)

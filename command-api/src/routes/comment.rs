@@ -25,7 +25,7 @@ use crate::{
 /// A comment that was posted.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Posted {
-    /// The comment; only of action_type 1.
+    /// The comment; only of `action_type` 1.
     #[schema(required = false)]
     comment: Comment,
 }

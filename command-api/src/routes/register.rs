@@ -78,6 +78,7 @@ async fn create(
         password_hash: state.passwords.hash(typed.password.to_owned()).await?,
         announcement: &envelope,
     };
+    outbox::mark_not_appended(&state.read_models, std::slice::from_ref(&envelope.event)).await;
     let outbox_id = match accounts::create(&state.mysql, &account).await {
         Ok(id) => id,
         Err(CreateError::Taken) => {

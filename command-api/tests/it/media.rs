@@ -295,7 +295,7 @@ async fn an_upload_waits_for_a_store_that_is_not_the_right_one() {
     let recorder = PrometheusBuilder::new().build_recorder();
     {
         let _counted = metrics::set_default_local_recorder(&recorder);
-        let failed = async || recorder.handle().render().contains("vidlog_media_faults_total 4");
+        let failed = async || faults(&recorder.handle().render()) >= 4;
         until("it was tried more often than a lost upload is", failed).await;
     }
     worker.stop().await;
@@ -351,4 +351,33 @@ async fn two_workers_share_the_uploads_and_each_is_settled_once() {
     for worker in workers {
         worker.stop().await;
     }
+}
+
+#[tokio::test]
+async fn more_uploads_than_can_be_begun_wait_for_their_turn() {
+    let (world, api) = World::with_api().await;
+    let uploads: Vec<_> = (1..=200).map(upload).collect();
+    let appends = uploads.iter().map(|envelope| api.state.log.append(envelope));
+    futures::future::try_join_all(appends).await.unwrap();
+    // The store is empty, so that none can be finished, until each is decided by somebody else.
+    let worker = Worker::start(&world, &api);
+    let recorder = PrometheusBuilder::new().build_recorder();
+    {
+        let _counted = metrics::set_default_local_recorder(&recorder);
+        let many = async || faults(&recorder.handle().render()) > 200;
+        until("each that was begun was tried more than once", many).await;
+    }
+    let store = Outcomes::new(world.mysql.clone());
+    let verdict = Verdict::Reject { reason: "decided elsewhere".to_owned() };
+    for envelope in uploads {
+        let upload = Upload::of(envelope).unwrap();
+        store.decide(&upload, verdict.clone(), 1_700_000_000_000).await.unwrap();
+    }
+    until("all of it is committed", async || matches!(committed(&world), (400, 400))).await;
+    worker.stop().await;
+}
+
+fn faults(metrics: &str) -> u64 {
+    let line = metrics.lines().find_map(|line| line.strip_prefix("vidlog_media_faults_total "));
+    line.map_or(0, |count| count.parse().unwrap())
 }

@@ -105,7 +105,7 @@ async fn who_registers_while_the_log_is_away_is_told_so_and_announced_later() {
     let id = registered.even_if_stale()["user_id"].as_i64().unwrap();
     assert!(registered.is_stale());
     assert!(!registered.headers.contains_key("vidlog-position"));
-    assert_eq!(world.marks(&format!("user:{id}")).await, ["users:0:9007199254740991"]);
+    assert_eq!(world.marks(&format!("user:{id}")).await, ["users:2147483647:9007199254740991"]);
     cut_off.login("ada", "secret").await.ok();
     assert_eq!(world.log.read(Stream::Users).await, []);
 

@@ -46,7 +46,9 @@ pub(crate) async fn chat(State(state): State<QueryState>, call: Call) -> Answere
     let peer = call.params.id("to_user_id")?;
     let after_ms = times::parse(call.params.optional("pre_msg_time")?);
     let page = Page::of(&call.params, limits::CHAT_LIST)?;
-    let need = need(&call, Some(Scope::Conversation(caller, peer)), READ)?;
+    let mut need = need(&call, Some(Scope::Conversation(caller, peer)), READ)?;
+    // Whether there is such a peer is read as well.
+    need.scopes.push(Scope::User(peer));
     let chat = Chat { caller, peer, after_ms };
     let models = &state.models;
     let read = models

@@ -67,9 +67,10 @@ async fn pages_show_each_comment_once_while_others_come_and_go() {
 async fn a_video_that_nobody_sees_has_no_comments_to_show() {
     let world = world_with_a_video().await;
     world.unpublished(101, 1, VideoState::Processing).await;
-    for api in [world.api(), world.api_without_redis()] {
-        assert_eq!(api.get("/douyin/comment/list/?video_id=999").await.code(), 10004);
-        assert_eq!(api.get_as(2, "/douyin/comment/list/?video_id=101").await.code(), 10004);
+    // What the tables lack without Redis may be on its way.
+    for (api, code) in [(world.api(), 10004), (world.api_without_redis(), 10009)] {
+        assert_eq!(api.get("/douyin/comment/list/?video_id=999").await.code(), code);
+        assert_eq!(api.get_as(2, "/douyin/comment/list/?video_id=101").await.code(), code);
         let own = api.get_as(1, "/douyin/comment/list/?video_id=101").await.even_if_stale();
         assert_eq!(own["comment_list"], json!([]));
     }

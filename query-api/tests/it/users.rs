@@ -63,15 +63,15 @@ async fn without_a_user_id_it_is_the_caller() {
 #[tokio::test]
 async fn an_unknown_user_is_an_error() {
     let world = World::new().await;
-    let (api, fallen_back) = (world.api(), world.api_without_redis());
-    for path in ["user", "publish/list", "favorite/list", "relation/follow/list", "relation/follower/list"] {
-        for api in [&api, &fallen_back] {
-            assert_eq!(api.get(&format!("/douyin/{path}/?user_id=9")).await.code(), 10004, "{path}");
-            assert_eq!(api.get_as(9, &format!("/douyin/{path}/")).await.code(), 10004, "{path}");
+    // The tables may be behind, and without Redis nobody knows whether they are.
+    for (api, code) in [(world.api(), 10004), (world.api_without_redis(), 10009)] {
+        for path in
+            ["user", "publish/list", "favorite/list", "relation/follow/list", "relation/follower/list"]
+        {
+            assert_eq!(api.get(&format!("/douyin/{path}/?user_id=9")).await.code(), code, "{path}");
+            assert_eq!(api.get_as(9, &format!("/douyin/{path}/")).await.code(), code, "{path}");
         }
-    }
-    for api in [&api, &fallen_back] {
-        assert_eq!(api.get_as(1, "/douyin/relation/friend/list/?user_id=9").await.code(), 10004);
-        assert_eq!(api.get_as(1, "/douyin/message/chat/?to_user_id=9").await.code(), 10004);
+        assert_eq!(api.get_as(1, "/douyin/relation/friend/list/?user_id=9").await.code(), code);
+        assert_eq!(api.get_as(1, "/douyin/message/chat/?to_user_id=9").await.code(), code);
     }
 }

@@ -103,18 +103,18 @@ impl Settler {
     /// Works on an upload until its outcome is in the log; tries again what fails.
     pub(super) async fn settle(&self, upload: &Upload, stop: &CancellationToken) -> Settled {
         let video_id = upload.video.video_id;
-        let (mut failures, mut pause) = (0, self.media.limits.first_pause);
+        let (mut failures, mut pause) = (Vec::new(), self.media.limits.first_pause);
         loop {
-            let fault = match self.attempt(upload, failures, stop).await {
+            let fault = match self.attempt(upload, &failures, stop).await {
                 Ok(settled) => return settled,
                 Err(fault) => fault,
             };
             // Only what may be the upload's fault counts against it.
-            if matches!(fault, Fault::Suspect { .. }) {
-                failures += 1;
+            if let Fault::Suspect { reason, .. } = fault {
+                failures.push(reason);
             }
             counter!(MEDIA_FAULTS).increment(1);
-            warn!(%video_id, error = %fault, failures, pause_s = pause.as_secs(), "failed to process an upload; trying again");
+            warn!(%video_id, error = %fault, failures = failures.len(), pause_s = pause.as_secs(), "failed to process an upload; trying again");
             if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 return Settled::Stopped;
             }
@@ -125,7 +125,7 @@ impl Settler {
     async fn attempt(
         &self,
         upload: &Upload,
-        failures: u32,
+        failures: &[Reason],
         stop: &CancellationToken,
     ) -> Result<Settled, Fault> {
         let known = bounded(self.outcomes.find(upload.video.video_id)).await?;
@@ -224,15 +224,19 @@ fn rejected(unmade: Unmade, limits: Limits) -> Result<Reason, Fault> {
     }
 }
 
-/// Rejects what failed too often already.
-fn give_up_after(failures: u32, judged: Result<Verdict, Fault>) -> Result<Verdict, Fault> {
+/// Rejects what failed too often already for the same reason.
+fn give_up_after(failures: &[Reason], judged: Result<Verdict, Fault>) -> Result<Verdict, Fault> {
     match judged {
-        Err(Fault::Suspect { what, tries, reason }) if failures + 1 >= tries => {
-            warn!(error = what, failures, "gave up on an upload");
+        Err(Fault::Suspect { what, tries, reason }) if times(failures, reason) + 1 >= tries => {
+            warn!(error = what, failures = failures.len(), "gave up on an upload");
             Ok(Verdict::Reject { reason: reason.for_author() })
         }
         judged => judged,
     }
+}
+
+fn times(failures: &[Reason], reason: Reason) -> u32 {
+    failures.iter().filter(|failure| **failure == reason).map(|_| 1).sum()
 }
 
 async fn bounded<T>(question: impl Future<Output = Result<T, OutcomeError>>) -> Result<T, Fault> {
@@ -261,9 +265,13 @@ mod tests {
 
     #[test]
     fn what_brings_the_tools_down_is_tried_a_few_times_and_then_rejected() {
-        assert!(is_suspect(&give_up_after(0, crash())));
-        assert!(is_suspect(&give_up_after(1, crash())));
-        let verdict = give_up_after(2, crash()).unwrap();
+        assert!(is_suspect(&give_up_after(&[], crash())));
+        assert!(is_suspect(&give_up_after(&[Reason::Unworkable], crash())));
+        assert!(
+            is_suspect(&give_up_after(&[Reason::Lost; 9], crash())),
+            "another kind of failure does not count"
+        );
+        let verdict = give_up_after(&[Reason::Unworkable; 2], crash()).unwrap();
         assert_eq!(verdict, Verdict::Reject { reason: Reason::Unworkable.for_author() });
     }
 
@@ -271,6 +279,6 @@ mod tests {
     fn what_the_machine_lacks_is_never_held_against_an_upload() {
         let error = ToolError::Hindered { tool: "ffmpeg", what: "no space left on device".to_owned() };
         let fault = rejected(Unmade::Failed(error), Limits::default()).unwrap_err();
-        assert!(matches!(give_up_after(u32::MAX - 1, Err(fault)), Err(Fault::Away(_))));
+        assert!(matches!(give_up_after(&[Reason::Unworkable; 99], Err(fault)), Err(Fault::Away(_))));
     }
 }

@@ -1,7 +1,7 @@
 //! The runner: the loop around a projection.
 //!
-//! One thread polls Kafka for a projection ([`consumer`]) and hands each assigned partition's records to a task of its
-//! own ([`partition`]), which folds them into the store in batches. Where a partition starts is what the store says;
+//! One thread polls Kafka for a projection (`consumer`) and hands each assigned partition's records to a task of its
+//! own (`partition`), which folds them into the store in batches. Where a partition starts is what the store says;
 //! Kafka's committed offset is only a hint for lag tools.
 
 mod assignment;

@@ -1,6 +1,6 @@
 //! The log, read back as anyone would.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
@@ -64,8 +64,7 @@ impl Log {
         let mut assignment = TopicPartitionList::new();
         let mut expected = 0;
         for partition in 0..PARTITIONS {
-            let (_, end) = consumer.fetch_watermarks(&topic, partition, PATIENCE).unwrap();
-            expected += end;
+            expected += end_of(&consumer, &topic, partition);
             assignment.add_partition_offset(&topic, partition, Offset::Beginning).unwrap();
         }
         consumer.assign(&assignment).unwrap();
@@ -88,5 +87,18 @@ impl Log {
                 }
             })
             .collect()
+    }
+}
+
+/// Where a partition ends. Right after a topic was made its broker may not know yet that it leads it.
+fn end_of(consumer: &BaseConsumer, topic: &str, partition: i32) -> i64 {
+    let begun = Instant::now();
+    loop {
+        match consumer.fetch_watermarks(topic, partition, PATIENCE) {
+            Ok((_, end)) => return end,
+            Err(error) => assert!(begun.elapsed() < PATIENCE, "{topic}[{partition}]: {error}"),
+        }
+        // Serves the client's own events, and waits.
+        consumer.poll(Duration::from_millis(20));
     }
 }

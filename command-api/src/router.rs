@@ -4,7 +4,8 @@ use std::any::Any;
 
 use axum::{
     Router,
-    middleware::from_fn_with_state,
+    http::{HeaderValue, header::CONNECTION},
+    middleware::{from_fn_with_state, map_response},
     response::{IntoResponse, Response},
     routing::{MethodRouter, post},
 };
@@ -30,7 +31,7 @@ pub fn routes(state: CommandState) -> Router {
     Router::new()
         .merge(both("/douyin/user/register", post(register::register)))
         .merge(both("/douyin/user/login", post(login::login)))
-        .merge(both("/douyin/publish/action", post(publish::action)))
+        .merge(both("/douyin/publish/action", post(publish::action).layer(map_response(close))))
         .merge(both("/douyin/favorite/action", post(favorite::action)))
         .merge(both("/douyin/comment/action", post(comment::action)))
         .merge(both("/douyin/relation/action", post(relation::action)))
@@ -44,6 +45,12 @@ pub fn routes(state: CommandState) -> Router {
 /// A path with and without the trailing slash: clients send either, and not all follow a redirect.
 fn both(path: &str, methods: MethodRouter<CommandState>) -> Router<CommandState> {
     Router::new().route(path, methods.clone()).route(&format!("{path}/"), methods)
+}
+
+/// An upload may be refused before its body is read to the end; then its connection can't carry another request.
+async fn close(mut response: Response) -> Response {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// Answers in place of a handler that panicked.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use axum::{
     Json,
-    http::StatusCode,
+    http::{HeaderValue, StatusCode, header::CONNECTION},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -172,7 +172,12 @@ pub struct Status {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = Status { status_code: self.code.number(), status_msg: self.message };
-        (self.code.http_status(), Json(status)).into_response()
+        let mut response = (self.code.http_status(), Json(status)).into_response();
+        if self.code == Code::PayloadTooLarge {
+            // The rest of the body is not read, so that this connection can't carry another request.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
 }
 

@@ -170,7 +170,7 @@ async fn publish_in_one_millisecond(author: &User<'_>, count: i64) {
         log.append(&uploaded).await.unwrap();
         log.append(&decided.envelope).await.unwrap();
     });
-    published.buffer_unordered(16).for_each(async |()| ()).await;
+    published.buffer_unordered(4).for_each(async |()| ()).await;
     let count = usize::try_from(count).unwrap();
     until("all are in the feed", async || pages(author.app).await.iter().flatten().count() == count).await;
 }

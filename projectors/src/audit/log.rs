@@ -9,13 +9,12 @@ use anyhow::{Context, bail};
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
-    message::Headers,
     metadata::{MetadataPartition, MetadataTopic},
 };
-use vidlog_events::{Stream, Topics, decode};
+use vidlog_events::{Stream, Topics};
 
 use super::Model;
-use crate::{projection::Projection, sink::Partition};
+use crate::{projection::Projection, record::decode_message, sink::Partition};
 
 /// How long the broker may take to answer, or to send the next record.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -78,11 +77,7 @@ pub(super) fn fold(brokers: &str, topics: &Topics) -> anyhow::Result<(Model, Log
         if missing.get(&partition).is_none_or(|end| message.offset() >= *end) {
             continue;
         }
-        let header = |name: &str| {
-            let headers = message.headers()?;
-            headers.iter().find(|header| header.key == name).and_then(|header| header.value)
-        };
-        let envelope = decode(stream, header, message.payload().unwrap_or_default())
+        let envelope = decode_message(stream, &message)
             .with_context(|| format!("{} at offset {}", partition.field(), message.offset()))?;
         model.fold(&envelope);
         if missing.get(&partition) == Some(&(message.offset() + 1)) {

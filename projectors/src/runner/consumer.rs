@@ -11,12 +11,12 @@ use rdkafka::{
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::{KafkaError, RDKafkaErrorCode},
-    message::{BorrowedMessage, Headers},
+    message::BorrowedMessage,
     types::RDKafkaRespErr,
 };
 use tokio::runtime::Handle;
 use tracing::{debug, error, info, warn};
-use vidlog_events::{Stream, Topics, decode};
+use vidlog_events::{Stream, Topics};
 use vidlog_service_kit::shutdown::Shutdown;
 
 use super::{
@@ -27,6 +27,7 @@ use super::{
 use crate::{
     Record,
     projection::Projection,
+    record::decode_message,
     sink::{Partition, Position},
 };
 
@@ -295,11 +296,7 @@ impl Poller {
 }
 
 fn read(stream: Stream, message: &BorrowedMessage<'_>) -> Delivery {
-    let header = |name: &str| {
-        let headers = message.headers()?;
-        headers.iter().find(|header| header.key == name).and_then(|header| header.value)
-    };
-    match decode(stream, header, message.payload().unwrap_or_default()) {
+    match decode_message(stream, message) {
         Ok(envelope) => Delivery::Record(Record { offset: message.offset(), envelope }),
         Err(error) => Delivery::Poison { offset: message.offset(), error },
     }

@@ -77,8 +77,8 @@ pub async fn audit(log: &Log, stores: &Stores) -> anyhow::Result<Report> {
         .await
         .context("reading the log panicked")??;
     reach(&target, &end).await?;
-    let found = live::lines(&target, &stores.namespace).await?;
-    let expected = model.lines(&target.keys);
+    let found = live::lines(&target, &stores.namespace, &projections::ALL).await?;
+    let expected = model.lines(&Keys::new(&stores.namespace, stores.shards));
 
     let (brokers, end_after) = (log.kafka_brokers.clone(), end.clone());
     let grew = tokio::task::spawn_blocking(move || log::end(&brokers, &topics).map(|now| now != end_after))

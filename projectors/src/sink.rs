@@ -134,11 +134,11 @@ impl Sink {
     ) -> Result<(), SinkError> {
         match self.projection.fold {
             Fold::Redis(fold) => {
-                let view = redis::View { target: &self.target, name: self.projection.name(), partition };
+                let view = redis::View { target: &self.target, projection: &self.projection, partition };
                 view.apply(fold, &mut position.parts, records, next).await
             }
             Fold::MySql(fold) => {
-                let view = mysql::View { pool: &self.target.mysql, name: self.projection.name(), partition };
+                let view = mysql::View { pool: &self.target.mysql, projection: &self.projection, partition };
                 view.apply(fold, &mut position.parts, records, next).await
             }
         }
@@ -157,7 +157,7 @@ impl Sink {
         }
         match self.projection.fold {
             Fold::Redis(_) => {
-                let view = redis::View { target: &self.target, name: self.projection.name(), partition };
+                let view = redis::View { target: &self.target, projection: &self.projection, partition };
                 view.settle(&mut position.parts, next).await
             }
             // A transaction moves all there is.

@@ -3,6 +3,16 @@
 //! A key is `<namespace>:{sNN}:<kind>:<entity>`. The hash tag in braces names the entity's shard, so that all keys
 //! of one entity lie on one node of a Redis Cluster and one script can change them together with the shard's
 //! checkpoint. The same keys are used on a single Redis.
+//!
+//! A view that was folded anew has the number of its generation in the kinds of its keys, from the second on:
+//! `likers`, then `likers.2`. So two generations of a view lie side by side, on the same shards.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use crate::projections::{self, Projection, View};
 
 /// Shards of a namespace where nothing else was configured: enough to spread over some eight nodes.
 pub const DEFAULT_SHARDS: u16 = 16;
@@ -10,11 +20,16 @@ pub const DEFAULT_SHARDS: u16 = 16;
 /// Milliseconds in a week: the global feed is one ZSET a week, so that none grows without bound.
 pub const WEEK_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 
-/// Makes the keys of one namespace.
+/// The generation that a view begins with.
+pub const FIRST_GENERATION: u32 = 1;
+
+/// Makes the keys of one namespace. Clones share the generations that they make keys of.
 #[derive(Clone, Debug)]
 pub struct Keys {
-    namespace: String,
+    namespace: Arc<str>,
     shards: u16,
+    /// In the order of [`projections::ALL`].
+    generations: Arc<[AtomicU32]>,
 }
 
 /// A shard of a namespace: what its hash tag names.
@@ -48,8 +63,30 @@ impl redis::ToSingleRedisArg for Key {}
 impl Keys {
     /// The keys of a namespace with a number of shards, which is fixed when the namespace is created: another
     /// number would look for every entity in another place.
-    pub fn new(namespace: impl Into<String>, shards: u16) -> Self {
-        Self { namespace: namespace.into(), shards: shards.max(1) }
+    pub fn new(namespace: &str, shards: u16) -> Self {
+        let generations = projections::ALL.iter().map(|_| AtomicU32::new(FIRST_GENERATION)).collect();
+        Self { namespace: namespace.into(), shards: shards.max(1), generations }
+    }
+
+    /// The same keys, but of another generation of one view, whatever becomes of the generations of these.
+    #[must_use]
+    pub fn of_generation(&self, projection: &Projection, generation: u32) -> Self {
+        let copied = self.generations.iter().map(|own| AtomicU32::new(own.load(Ordering::Relaxed))).collect();
+        let keys = Self { generations: copied, ..self.clone() };
+        keys.set_generation(projection, generation);
+        keys
+    }
+
+    /// Makes keys of another generation of a view from now on, in all clones.
+    pub fn set_generation(&self, projection: &Projection, generation: u32) {
+        if let Some(own) = self.own_generation(projection) {
+            own.store(generation, Ordering::Relaxed);
+        }
+    }
+
+    /// The generation of a view that keys are made of.
+    pub fn generation(&self, projection: &Projection) -> u32 {
+        self.own_generation(projection).map_or(FIRST_GENERATION, |own| own.load(Ordering::Relaxed))
     }
 
     /// Every shard.
@@ -59,75 +96,86 @@ impl Keys {
 
     /// HASH of a user's card: `name`, `registered_ms`.
     pub fn user_card(&self, user: i64) -> Key {
-        self.of_id("user", user)
+        self.of_view(&projections::USER_CARDS, "user", user)
     }
 
     /// ZSET of whom a user follows: member user id, score the time of the follow in ms. Its size is the count.
     pub fn following(&self, user: i64) -> Key {
-        self.of_id("following", user)
+        self.of_view(&projections::FOLLOWS, "following", user)
     }
 
     /// ZSET of who follows a user: member user id, score the time of the follow in ms. Its size is the count.
     /// On the same shard as [`Keys::following`], so that friends are one `ZINTER`.
     pub fn followers(&self, user: i64) -> Key {
-        self.of_id("followers", user)
+        self.of_view(&projections::FOLLOWS, "followers", user)
     }
 
     /// ZSET of the videos that a user likes: member video id, score the time of the like in ms.
     pub fn favorites(&self, user: i64) -> Key {
-        self.of_id("favorites", user)
+        self.of_view(&projections::LIKES, "favorites", user)
     }
 
     /// HASH of the likes that an author's videos have: field video id, value its count, and field `total`,
     /// their sum. Each part is absolute, so that writing it again is harmless.
     pub fn favorited(&self, author: i64) -> Key {
-        self.of_id("favorited", author)
+        self.of_view(&projections::LIKES, "favorited", author)
     }
 
     /// ZSET of an author's published videos: member and score the video id, which is in time order.
     pub fn works(&self, author: i64) -> Key {
-        self.of_id("works", author)
+        self.of_view(&projections::WORKS, "works", author)
     }
 
     /// ZSET of all that an author uploaded, whatever became of it: member and score the video id.
     pub fn uploads(&self, author: i64) -> Key {
-        self.of_id("uploads", author)
+        self.of_view(&projections::WORKS, "uploads", author)
     }
 
     /// HASH of a video's card: `author`, `title`, `state` (a [`crate::rows::VideoState`] number), and when it is
     /// published `play_key`, `cover_key`, `published_ms`, when rejected `reason`.
     pub fn video_card(&self, video: i64) -> Key {
-        self.of_id("video", video)
+        self.of_view(&projections::VIDEO_CARDS, "video", video)
     }
 
     /// SET of the users who like a video. Its size is the count.
     pub fn likers(&self, video: i64) -> Key {
-        self.of_id("likers", video)
+        self.of_view(&projections::LIKES, "likers", video)
     }
 
     /// SET of a video's comment ids. Its size is the count.
     pub fn comments(&self, video: i64) -> Key {
-        self.of_id("comments", video)
+        self.of_view(&projections::COMMENT_COUNTS, "comments", video)
     }
 
     /// SET of a video's deleted comment ids: a repeated `CommentPosted` must not bring one back.
     pub fn deleted_comments(&self, video: i64) -> Key {
-        self.of_id("deleted-comments", video)
+        self.of_view(&projections::COMMENT_COUNTS, "deleted-comments", video)
     }
 
     /// ZSET of the videos published in a week of the global feed: member video id, score the publish time in ms.
     pub fn feed_week(&self, week: i64) -> Key {
-        self.of_id("feed", week)
+        self.of_view(&projections::FEED, "feed", week)
     }
 
     /// ZSET of the weeks in which anything was published: member and score the week's number.
     pub fn feed_weeks(&self) -> Key {
-        self.of_name("feed-weeks", "all")
+        self.key(self.shard(name_hash("all")), &self.kind(&projections::FEED, "feed-weeks"), "all")
     }
 
     /// HASH of a projection's position on one shard: field `<stream>:<partition>`, value the next offset.
-    pub fn checkpoint(&self, shard: Shard, projection: &str) -> Key {
-        self.key(shard, "checkpoint", projection)
+    pub fn checkpoint(&self, shard: Shard, projection: &Projection) -> Key {
+        self.key(shard, &self.kind(projection, "checkpoint"), projection.name)
+    }
+
+    /// HASH like [`Keys::checkpoint`], of what is folded after that: parts of totals.
+    pub fn parts_checkpoint(&self, shard: Shard, projection: &Projection) -> Key {
+        self.key(shard, &self.kind(projection, "checkpoint"), &format!("{}:parts", projection.name))
+    }
+
+    /// HASH: field the name of a projection of Redis, value its live generation. A field that is missing says that the
+    /// view is not complete, because it is new or because Redis lost writes: then it must not be read.
+    pub fn generations(&self) -> Key {
+        self.key(Shard(0), "meta", "generations")
     }
 
     /// HASH of how far a projection is on all shards: field `<stream>:<partition>`, value the next offset.
@@ -152,16 +200,25 @@ impl Keys {
         self.key(Shard(0), "meta", "shards")
     }
 
-    fn of_id(&self, kind: &str, id: i64) -> Key {
-        self.key(self.shard(id.unsigned_abs()), kind, &id.to_string())
+    fn own_generation(&self, projection: &Projection) -> Option<&AtomicU32> {
+        let index = projections::ALL.iter().position(|known| known.name == projection.name)?;
+        self.generations.get(index)
+    }
+
+    /// The kind of a key, as it is in the generation of the view.
+    fn kind(&self, projection: &Projection, kind: &str) -> String {
+        match self.generation(projection) {
+            FIRST_GENERATION => kind.to_owned(),
+            generation => format!("{kind}.{generation}"),
+        }
+    }
+
+    fn of_view(&self, projection: &Projection, kind: &str, id: i64) -> Key {
+        self.key(self.shard(id.unsigned_abs()), &self.kind(projection, kind), &id.to_string())
     }
 
     fn of_name(&self, kind: &str, name: &str) -> Key {
-        // FNV-1a, 64 bits.
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        self.key(self.shard(hash), kind, name)
+        self.key(self.shard(name_hash(name)), kind, name)
     }
 
     fn key(&self, shard: Shard, kind: &str, entity: &str) -> Key {
@@ -177,6 +234,39 @@ impl Keys {
         z ^= z >> 31;
         let shard = z % u64::from(self.shards);
         Shard(u16::try_from(shard).unwrap_or_default())
+    }
+}
+
+/// FNV-1a, 64 bits.
+fn name_hash(name: &str) -> u64 {
+    name.bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// What the name of a view's key says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ViewKey {
+    /// Whose view it is of.
+    pub projection: Projection,
+    /// The view's generation.
+    pub generation: u32,
+    /// The name without the generation: what it has in common with the same key of another generation.
+    pub name: String,
+}
+
+impl ViewKey {
+    /// Reads a key's name; `None` if it is no view's.
+    pub fn read(name: &str) -> Option<Self> {
+        let (shard, rest) = name.split_once("}:")?;
+        let (kind, entity) = rest.split_once(':')?;
+        let (kind, generation) = match kind.split_once('.') {
+            Some((kind, generation)) => (kind, generation.parse().ok()?),
+            None => (kind, FIRST_GENERATION),
+        };
+        let has_kind =
+            |projection: &&Projection| matches!(projection.view, View::Redis(kinds) if kinds.contains(&kind));
+        let projection = *projections::ALL.iter().find(has_kind)?;
+        Some(Self { projection, generation, name: format!("{shard}}}:{kind}:{entity}") })
     }
 }
 
@@ -210,6 +300,48 @@ mod tests {
         let keys = Keys::new("n", DEFAULT_SHARDS);
         let names: Vec<_> = [1, 2, 3].map(|id| keys.user_card(id).name).into();
         assert_eq!(names, ["n:{s01}:user:1", "n:{s14}:user:2", "n:{s13}:user:3"]);
+    }
+
+    #[test]
+    fn generations_lie_side_by_side_and_are_told_apart() {
+        let keys = Keys::new("n", DEFAULT_SHARDS);
+        let next = keys.of_generation(&projections::LIKES, 2);
+        assert_eq!(next.likers(1).name, "n:{s01}:likers.2:1");
+        assert_eq!(keys.likers(1).name, "n:{s01}:likers:1");
+        let read = |key: Key| ViewKey::read(&key.name).map(|key| (key.projection, key.generation, key.name));
+        let name = keys.likers(1).name;
+        assert_eq!(read(next.likers(1)), Some((projections::LIKES, 2, name.clone())));
+        assert_eq!(read(keys.likers(1)), Some((projections::LIKES, 1, name)));
+        assert_eq!(next.works(1), keys.works(1), "another view stays as it is");
+        keys.clone().set_generation(&projections::LIKES, 3);
+        assert_eq!(keys.generation(&projections::LIKES), 3);
+    }
+
+    #[test]
+    fn every_view_s_keys_are_of_its_kinds() {
+        let keys = Keys::new("n", DEFAULT_SHARDS);
+        let of_views = [
+            (projections::USER_CARDS, keys.user_card(1)),
+            (projections::FOLLOWS, keys.following(1)),
+            (projections::FOLLOWS, keys.followers(1)),
+            (projections::LIKES, keys.favorites(1)),
+            (projections::LIKES, keys.favorited(1)),
+            (projections::LIKES, keys.likers(1)),
+            (projections::WORKS, keys.works(1)),
+            (projections::WORKS, keys.uploads(1)),
+            (projections::VIDEO_CARDS, keys.video_card(1)),
+            (projections::COMMENT_COUNTS, keys.comments(1)),
+            (projections::COMMENT_COUNTS, keys.deleted_comments(1)),
+            (projections::FEED, keys.feed_week(1)),
+            (projections::FEED, keys.feed_weeks()),
+        ];
+        for (projection, key) in of_views {
+            assert_eq!(ViewKey::read(&key.name).map(|key| key.projection), Some(projection), "{key:?}");
+        }
+        let shard = Shard(0);
+        for key in [keys.checkpoint(shard, &projections::FEED), keys.progress("feed"), keys.generations()] {
+            assert_eq!(ViewKey::read(&key.name), None, "{key:?}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The projections by name, with the streams that each folds: what a reader may have to wait for.
+//! The projections by name: what each folds, which is what a reader may have to wait for, and what its view is made of.
 
 /// A projection, as readers and operators know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,11 +7,33 @@ pub struct Projection {
     pub name: &'static str,
     /// The names of the streams that it folds.
     pub streams: &'static [&'static str],
+    /// What it folds them into.
+    pub view: View,
+}
+
+/// What a view is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// Redis keys of these kinds.
+    Redis(&'static [&'static str]),
+    /// These MySQL tables.
+    MySql(&'static [&'static str]),
+}
+
+impl Projection {
+    /// The MySQL table of the checkpoints of a view in MySQL. It is a part of the view: a generation has its own.
+    pub fn checkpoint_table(&self) -> String {
+        format!("checkpoints_{}", self.name.replace('-', "_"))
+    }
 }
 
 macro_rules! projections {
-    ($($(#[$doc:meta])* $constant:ident = $name:literal of $($stream:literal),+;)+) => {
-        $($(#[$doc])* pub const $constant: Projection = Projection { name: $name, streams: &[$($stream),+] };)+
+    ($($(#[$doc:meta])* $constant:ident = $name:literal of $($stream:literal),+ in $store:ident $($part:literal),+;)+) => {
+        $(
+            $(#[$doc])*
+            pub const $constant: Projection =
+                Projection { name: $name, streams: &[$($stream),+], view: View::$store(&[$($part),+]) };
+        )+
 
         /// Every projection.
         pub const ALL: &[Projection] = &[$($constant),+];
@@ -19,30 +41,48 @@ macro_rules! projections {
 }
 
 projections! {
-    /// Redis: the global feed by week.
-    FEED = "feed" of "videos";
-    /// Redis: each author's works and uploads.
-    WORKS = "works" of "videos";
-    /// Redis: video cards.
-    VIDEO_CARDS = "video-cards" of "videos";
-    /// Redis: user cards.
-    USER_CARDS = "user-cards" of "users";
-    /// Redis: likers, favourites, authors' totals.
-    LIKES = "likes" of "likes";
-    /// Redis: following and followers.
-    FOLLOWS = "follows" of "follows";
-    /// Redis: comment ids, for the count.
-    COMMENT_COUNTS = "comment-counts" of "comments";
-    /// MySQL: `users`.
-    USERS_TABLE = "users-table" of "users";
-    /// MySQL: `videos`.
-    VIDEOS_TABLE = "videos-table" of "videos";
-    /// MySQL: `comments`.
-    COMMENTS_TABLE = "comments-table" of "comments";
-    /// MySQL: `conversations` and `messages`.
-    MESSAGES_TABLE = "messages-table" of "messages";
-    /// MySQL: `likes`.
-    LIKES_TABLE = "likes-table" of "likes";
-    /// MySQL: `follows`.
-    FOLLOWS_TABLE = "follows-table" of "follows";
+    /// The global feed by week.
+    FEED = "feed" of "videos" in Redis "feed", "feed-weeks";
+    /// Each author's works and uploads.
+    WORKS = "works" of "videos" in Redis "works", "uploads";
+    /// Video cards.
+    VIDEO_CARDS = "video-cards" of "videos" in Redis "video";
+    /// User cards.
+    USER_CARDS = "user-cards" of "users" in Redis "user";
+    /// Likers, favourites, authors' totals.
+    LIKES = "likes" of "likes" in Redis "likers", "favorites", "favorited";
+    /// Following and followers.
+    FOLLOWS = "follows" of "follows" in Redis "following", "followers";
+    /// Comment ids, for the count.
+    COMMENT_COUNTS = "comment-counts" of "comments" in Redis "comments", "deleted-comments";
+    /// Users.
+    USERS_TABLE = "users-table" of "users" in MySql "users";
+    /// Videos.
+    VIDEOS_TABLE = "videos-table" of "videos" in MySql "videos";
+    /// Comments.
+    COMMENTS_TABLE = "comments-table" of "comments" in MySql "comments";
+    /// Messages, and the newest of each conversation.
+    MESSAGES_TABLE = "messages-table" of "messages" in MySql "messages", "conversations";
+    /// Likes: the durable twin of the sets in Redis.
+    LIKES_TABLE = "likes-table" of "likes" in MySql "likes";
+    /// Follows: the durable twin of the sets in Redis.
+    FOLLOWS_TABLE = "follows-table" of "follows" in MySql "follows";
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_views_have_a_part_in_common() {
+        let mut seen = HashSet::new();
+        for projection in ALL {
+            let (View::Redis(parts) | View::MySql(parts)) = projection.view;
+            for part in parts {
+                assert!(seen.insert((std::mem::discriminant(&projection.view), *part)), "{part}");
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! MySQL: one transaction holds a batch's rows and its position.
 
-use sqlx::{MySqlPool, QueryBuilder};
+use sqlx::{AssertSqlSafe, MySqlPool, QueryBuilder};
 
 use super::{Partition, Position, SinkError};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
 /// One partition of a view.
 pub(super) struct View<'a> {
     pub(super) pool: &'a MySqlPool,
-    pub(super) name: &'static str,
+    pub(super) projection: &'a Projection,
     pub(super) partition: Partition,
 }
 
@@ -23,11 +23,9 @@ pub(super) async fn positions(
     if partitions.is_empty() {
         return Ok(Vec::new());
     }
-    let stored: Vec<(String, i32, i64)> =
-        sqlx::query_as("SELECT stream, partition_no, next_offset FROM checkpoints WHERE projection = ?")
-            .bind(projection.name())
-            .fetch_all(pool)
-            .await?;
+    let table = projection.catalogued.checkpoint_table();
+    let select = format!("SELECT stream, partition_no, next_offset FROM {table} WHERE record_key = ''");
+    let stored: Vec<(String, i32, i64)> = sqlx::query_as(AssertSqlSafe(select)).fetch_all(pool).await?;
     let stored_next = |partition: &Partition| {
         let found = stored
             .iter()
@@ -46,13 +44,10 @@ pub(super) async fn positions(
 
 /// Creates checkpoints: a row has to be there before a transaction can lock it.
 async fn create(pool: &MySqlPool, projection: &Projection, partitions: Vec<&Partition>) -> sqlx::Result<()> {
-    QueryBuilder::new("INSERT IGNORE INTO checkpoints (projection, stream, partition_no, next_offset) ")
+    let table = projection.catalogued.checkpoint_table();
+    QueryBuilder::new(format!("INSERT IGNORE INTO {table} (stream, partition_no, next_offset) "))
         .push_values(partitions, |mut values, partition| {
-            values
-                .push_bind(projection.name())
-                .push_bind(partition.stream.name())
-                .push_bind(partition.number)
-                .push_bind(0_i64);
+            values.push_bind(partition.stream.name()).push_bind(partition.number).push_bind(0_i64);
         })
         .build()
         .execute(pool)
@@ -68,16 +63,16 @@ impl View<'_> {
         records: &[Record],
         next: i64,
     ) -> Result<(), SinkError> {
+        let table = self.projection.catalogued.checkpoint_table();
         let mut transaction = self.pool.begin().await?;
-        let stored: Option<i64> = sqlx::query_scalar(
-            "SELECT next_offset FROM checkpoints
-             WHERE projection = ? AND stream = ? AND partition_no = ? FOR UPDATE",
-        )
-        .bind(self.name)
-        .bind(self.partition.stream.name())
-        .bind(self.partition.number)
-        .fetch_optional(&mut *transaction)
-        .await?;
+        let select = format!(
+            "SELECT next_offset FROM {table} WHERE stream = ? AND partition_no = ? AND record_key = '' FOR UPDATE"
+        );
+        let stored: Option<i64> = sqlx::query_scalar(AssertSqlSafe(select))
+            .bind(self.partition.stream.name())
+            .bind(self.partition.number)
+            .fetch_optional(&mut *transaction)
+            .await?;
         let stored = stored.unwrap_or(0);
         let known = parts.first().copied().unwrap_or(0);
         if stored < known {
@@ -86,16 +81,15 @@ impl View<'_> {
         if stored < next {
             let new = records.partition_point(|record| record.offset < stored);
             fold(&mut transaction, &records[new..]).await?;
-            sqlx::query(
-                "UPDATE checkpoints SET next_offset = ?
-                 WHERE projection = ? AND stream = ? AND partition_no = ?",
-            )
-            .bind(next)
-            .bind(self.name)
-            .bind(self.partition.stream.name())
-            .bind(self.partition.number)
-            .execute(&mut *transaction)
-            .await?;
+            let update = format!(
+                "UPDATE {table} SET next_offset = ? WHERE stream = ? AND partition_no = ? AND record_key = ''"
+            );
+            sqlx::query(AssertSqlSafe(update))
+                .bind(next)
+                .bind(self.partition.stream.name())
+                .bind(self.partition.number)
+                .execute(&mut *transaction)
+                .await?;
         }
         transaction.commit().await?;
         parts.fill(stored.max(next));

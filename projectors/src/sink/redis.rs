@@ -27,7 +27,7 @@ static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(SOURCE));
 /// One partition of a view.
 pub(super) struct View<'a> {
     pub(super) target: &'a Target,
-    pub(super) name: &'static str,
+    pub(super) projection: &'a Projection,
     pub(super) partition: Partition,
 }
 
@@ -47,10 +47,10 @@ enum Stage {
 impl Stage {
     const ALL: [Self; 2] = [Self::Writes, Self::Parts];
 
-    fn checkpoint(self, target: &Target, shard: Shard, name: &str) -> Key {
+    fn checkpoint(self, target: &Target, shard: Shard, projection: &Projection) -> Key {
         match self {
-            Self::Writes => target.keys.checkpoint(shard, name),
-            Self::Parts => target.keys.checkpoint(shard, &format!("{name}:parts")),
+            Self::Writes => target.keys.checkpoint(shard, &projection.catalogued),
+            Self::Parts => target.keys.parts_checkpoint(shard, &projection.catalogued),
         }
     }
 }
@@ -69,7 +69,7 @@ pub(super) async fn positions(
     for stage in Stage::ALL {
         for shard in target.keys.shards() {
             let mut command = cmd("HMGET");
-            command.arg(stage.checkpoint(target, shard, projection.name()));
+            command.arg(stage.checkpoint(target, shard, projection));
             for partition in partitions {
                 command.arg(partition.field());
             }
@@ -140,7 +140,7 @@ impl View<'_> {
         let commands: Vec<Cmd> = batches
             .iter()
             .map(|(shard, writes)| {
-                let checkpoint = stage.checkpoint(self.target, *shard, self.name);
+                let checkpoint = stage.checkpoint(self.target, *shard, self.projection);
                 self.command(&checkpoint, writes, known(shard), next)
             })
             .collect();

@@ -109,13 +109,19 @@ async fn instances_come_and_go_in_the_middle_of_a_long_lag() {
 async fn a_view_whose_store_is_away_at_the_start_begins_when_it_is_back() {
     let world = World::new().await;
     world.append(&made_up(300)).await;
-    sqlx::query("RENAME TABLE checkpoints TO elsewhere").execute(&world.target.mysql).await.unwrap();
+    sqlx::query("RENAME TABLE checkpoints_likes_table TO elsewhere")
+        .execute(&world.target.mysql)
+        .await
+        .unwrap();
     let running = Running::start(&world);
     let told = async || {
         running.readiness.missing().is_some_and(|missing| missing.contains("the store does not say"))
     };
     until("it is told", told).await;
-    sqlx::query("RENAME TABLE elsewhere TO checkpoints").execute(&world.target.mysql).await.unwrap();
+    sqlx::query("RENAME TABLE elsewhere TO checkpoints_likes_table")
+        .execute(&world.target.mysql)
+        .await
+        .unwrap();
     world.assert_views_equal_the_log().await;
     until("all is well", async || running.readiness.missing().is_none()).await;
     running.stop().await;
@@ -144,9 +150,7 @@ async fn a_mysql_view_restored_to_an_earlier_position_is_refilled_without_help()
     world.assert_views_equal_the_log().await;
 
     let mut transaction = world.target.mysql.begin().await.unwrap();
-    for statement in
-        ["DELETE FROM likes", "UPDATE checkpoints SET next_offset = 0 WHERE projection = 'likes-table'"]
-    {
+    for statement in ["DELETE FROM likes", "UPDATE checkpoints_likes_table SET next_offset = 0"] {
         sqlx::query(statement).execute(&mut *transaction).await.unwrap();
     }
     transaction.commit().await.unwrap();
@@ -176,8 +180,9 @@ async fn a_view_that_is_further_than_its_log_is_left_alone() {
     let world = World::new().await;
     for number in 0..PARTITIONS {
         for shard in world.target.keys.shards() {
-            for name in ["likes", "likes:parts"] {
-                let key = world.target.keys.checkpoint(shard, name);
+            let keys = &world.target.keys;
+            let likes = &vidlog_schemas::projections::LIKES;
+            for key in [keys.checkpoint(shard, likes), keys.parts_checkpoint(shard, likes)] {
                 let set = cmd("HSET").arg(&key).arg(format!("likes:{number}")).arg(1000).take();
                 let _: i64 = world.target.redis.query(&set).await.unwrap();
             }

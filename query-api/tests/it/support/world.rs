@@ -63,7 +63,7 @@ impl World {
         let mysql = mysql::open(&format!("{server}/{namespace}"), 4).unwrap();
         vidlog_schemas::MIGRATOR.run(&mysql).await.unwrap();
         Self {
-            keys: Keys::new(namespace, 16),
+            keys: Keys::new(&namespace, 16),
             redis: Redis::open(&environment.redis_url).unwrap(),
             mysql,
             clock: Clock::fixed(NOW),

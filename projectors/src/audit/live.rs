@@ -78,7 +78,7 @@ async fn read_keys(target: &Target, names: Vec<String>, lines: &mut Lines) -> an
     }
     let values = target.redis.all(&reads).await?;
     for ((name, read), value) in names.iter().zip(&reads).zip(values) {
-        let Some(key) = ViewKey::read(&name) else {
+        let Some(key) = ViewKey::read(name) else {
             continue;
         };
         let is_set =

@@ -6,10 +6,12 @@
 
 pub mod audit;
 pub mod config;
+pub mod control;
 mod metrics;
 pub mod projection;
 pub mod projections;
 mod record;
+pub mod replay;
 pub mod runner;
 pub mod sink;
 
@@ -66,11 +68,15 @@ async fn run_all(
         .context("failed to read the MySQL address")?;
     let target = Target { keys: Keys::new(&stores.namespace, stores.shards), redis, mysql };
     sink::prepare(&target, stores.shards, &shutdown).await?;
+    let Some(wanted) = control::follow(target.mysql.clone(), shutdown.clone()).await else {
+        return Ok(());
+    };
 
     let settings = Arc::new(Settings {
         brokers: log.kafka_brokers.clone(),
         namespace: stores.namespace.clone(),
         topics: Topics::new(&stores.namespace),
+        wanted,
     });
     let mut running = JoinSet::new();
     for projection in projections {

@@ -11,15 +11,17 @@ mod partition;
 use std::sync::Arc;
 
 use anyhow::Context;
+use tokio::sync::watch;
 use vidlog_events::Topics;
 use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 use crate::{
+    control::AllWanted,
     projection::Projection,
     sink::{Sink, Target},
 };
 
-/// Where the log is.
+/// What all runners of a process share.
 pub struct Settings {
     /// Kafka brokers.
     pub brokers: String,
@@ -27,6 +29,8 @@ pub struct Settings {
     pub namespace: String,
     /// The topics.
     pub topics: Topics,
+    /// What is wanted of the projections.
+    pub wanted: watch::Receiver<AllWanted>,
 }
 
 /// Runs one projection.

@@ -3,7 +3,7 @@
 mod mysql;
 mod redis;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use ::redis::{RedisError, RedisResult, cmd};
 use anyhow::{Context, ensure};
@@ -11,7 +11,10 @@ use sqlx::MySqlPool;
 use thiserror::Error;
 use tracing::warn;
 use vidlog_events::Stream;
-use vidlog_schemas::{Keys, MIGRATOR, keys::partition_field};
+use vidlog_schemas::{
+    Keys, MIGRATOR,
+    keys::{Key, partition_field},
+};
 use vidlog_service_kit::{mysql::migrate, redis::Redis, shutdown::Shutdown};
 
 pub use self::redis::RedisWrites;
@@ -114,6 +117,12 @@ impl Sink {
         Self { projection, target }
     }
 
+    /// Goes on in another generation of a view in Redis. The next generation of a view in MySQL takes the place of the
+    /// last by itself.
+    pub fn set_generation(&self, generation: u32) {
+        self.target.keys.set_generation(&self.projection.catalogued, generation);
+    }
+
     /// Where the store stands in each of some partitions.
     pub async fn positions(&self, partitions: &[Partition]) -> Result<Vec<Position>, SinkError> {
         match self.projection.fold {
@@ -162,6 +171,14 @@ impl Sink {
             }
             // A transaction moves all there is.
             Fold::MySql(_) => Ok(()),
+        }
+    }
+
+    /// The Redis keys that folding some records writes to; none of a view in MySQL.
+    pub fn keys_written(&self, records: &[Record]) -> BTreeSet<Key> {
+        match self.projection.fold {
+            Fold::Redis(fold) => redis::fold(&self.target.keys, fold, records).keys(),
+            Fold::MySql(_) => BTreeSet::new(),
         }
     }
 

@@ -177,6 +177,28 @@ impl Assignment {
         true
     }
 
+    /// Stops all tasks, and lets what they fold be another generation from now on. They are started again when they
+    /// are due.
+    pub(super) fn rest(&self, generation: u32) {
+        let now = Instant::now();
+        let states: Vec<_> = self
+            .partitions()
+            .values_mut()
+            .map(|state| std::mem::replace(state, State::Waiting(now)))
+            .collect();
+        self.stop(states);
+        self.sink.set_generation(generation);
+    }
+
+    /// Says whether the projection waits for an operator, and why. That an operator paused it is no fault.
+    pub(super) fn set_stopped(&self, why: Option<&str>) {
+        let part = format!("{}/stopped", self.name);
+        match why {
+            Some(why) => self.readiness.not_ready(&part, why),
+            None => self.readiness.ready(&part),
+        }
+    }
+
     /// The partitions that have a task.
     pub(super) fn running(&self) -> Vec<Partition> {
         let running = |state: &State| matches!(state, State::Running(_));

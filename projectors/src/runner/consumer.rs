@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     Record,
+    control::{Wanted, Wish},
     projection::Projection,
     record::decode_message,
     sink::{Partition, Position},
@@ -48,6 +49,8 @@ pub(super) struct Poller {
     settings: Arc<Settings>,
     requests: mpsc::Receiver<Request>,
     shutdown: Shutdown,
+    /// What is wanted of the projection, as far as it is followed.
+    followed: Wanted,
 }
 
 /// What librdkafka calls back into.
@@ -121,11 +124,12 @@ impl Poller {
             .create_with_context(context)?;
         let consumer = Arc::new(consumer);
         consumer.context().assignment.set_hints(&consumer, &settings.topics);
-        Ok(Self { consumer, projection, settings, requests, shutdown })
+        let followed = Wanted::default();
+        Ok(Self { consumer, projection, settings, requests, shutdown, followed })
     }
 
     /// Polls until shutdown is given and the partitions' tasks have ended.
-    pub(super) fn run(self) -> anyhow::Result<()> {
+    pub(super) fn run(mut self) -> anyhow::Result<()> {
         let name = self.projection.name();
         if !self.wait_for_topics() {
             return Ok(());
@@ -139,6 +143,7 @@ impl Poller {
                 None => {}
             }
             self.serve_requests();
+            self.follow_wanted();
             self.start_due();
             if Instant::now() >= verify_at {
                 self.assignment().lost().into_iter().for_each(|partition| self.restart(partition));
@@ -203,16 +208,43 @@ impl Poller {
 
     /// Stops a partition's task; it is started again where the store stands.
     fn restart(&self, partition: Partition) {
-        if self.assignment().restart(partition)
-            && let Err(error) = self.consumer.pause(&self.list(partition))
-        {
+        if self.assignment().restart(partition) {
+            self.pause(partition);
+        }
+    }
+
+    fn pause(&self, partition: Partition) {
+        if let Err(error) = self.consumer.pause(&self.list(partition)) {
             // Then records come that no task takes, until the partition is sought again.
             debug!(projection = self.projection.name(), %error, "failed to pause a partition");
         }
     }
 
+    /// Sees whether something else is wanted now than before. If so, all tasks end; they begin anew if they are to run.
+    fn follow_wanted(&mut self) {
+        let name = self.projection.name();
+        let wanted = self.settings.wanted.borrow().get(name).cloned().unwrap_or_default();
+        if wanted == self.followed {
+            return;
+        }
+        info!(projection = name, generation = wanted.generation, wish = ?wanted.wish, "following what is wanted");
+        let running: Vec<_> = self.assignment().running();
+        self.assignment().rest(wanted.generation);
+        for partition in running {
+            self.pause(partition);
+        }
+        match &wanted.wish {
+            Wish::Stopped(why) => self.assignment().set_stopped(Some(why)),
+            Wish::Run | Wish::Hold | Wish::Pause => self.assignment().set_stopped(None),
+        }
+        self.followed = wanted;
+    }
+
     /// Starts the tasks of partitions that have none, where the store stands.
     fn start_due(&self) {
+        if self.followed.wish != Wish::Run {
+            return;
+        }
         let due = self.assignment().due();
         if due.is_empty() {
             return;

@@ -11,7 +11,10 @@ mod writes;
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use redis::{Cmd, ErrorKind, RedisResult, Script, ServerErrorKind, Value, cmd, from_redis_value};
-use vidlog_schemas::keys::{Key, Shard};
+use vidlog_schemas::{
+    Keys,
+    keys::{Key, Shard},
+};
 
 pub use self::writes::RedisWrites;
 use self::writes::{Part, Write};
@@ -94,12 +97,7 @@ impl View<'_> {
         records: &[Record],
         next: i64,
     ) -> Result<(), SinkError> {
-        let mut writes = RedisWrites::default();
-        for record in records {
-            writes.at(record.offset);
-            fold(&self.target.keys, &record.envelope, &mut writes);
-        }
-        let (writes, parts) = writes.into_stages();
+        let (writes, parts) = self::fold(&self.target.keys, fold, records).into_stages();
         let (first, second) = positions.split_at_mut(positions.len() / 2);
 
         let counted = writes.into_iter().chain(parts.iter().map(Part::count));
@@ -193,6 +191,16 @@ impl View<'_> {
             answered => answered,
         }
     }
+}
+
+/// What a batch comes to.
+pub(super) fn fold(keys: &Keys, fold: RedisFold, records: &[Record]) -> RedisWrites {
+    let mut writes = RedisWrites::default();
+    for record in records {
+        writes.at(record.offset);
+        fold(keys, &record.envelope, &mut writes);
+    }
+    writes
 }
 
 fn by_shard(writes: impl IntoIterator<Item = Write>) -> BTreeMap<Shard, Vec<Write>> {

@@ -1,6 +1,6 @@
 //! The writes that a Redis projection can make. Each is harmless to repeat, and `apply.lua` knows how it is done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use vidlog_schemas::keys::Key;
 
@@ -78,6 +78,12 @@ impl RedisWrites {
     /// The hash's field `total` is the sum of its parts.
     pub fn set_part(&mut self, hash: Key, entity: i64, source: Key) {
         self.parts.insert((hash, entity.to_string()), (self.offset, source));
+    }
+
+    /// The keys that are written to.
+    pub(in crate::sink) fn keys(self) -> BTreeSet<Key> {
+        let parts = self.parts.into_keys().map(|(hash, _)| hash);
+        self.writes.into_iter().map(|write| write.key).chain(parts).collect()
     }
 
     /// Says of which record the next writes are.

@@ -1,0 +1,182 @@
+//! What is wanted of each projection: which generation is live, and whether it runs.
+//!
+//! It is kept in MySQL, so that it outlives every process. Every process asks for it several times a second and goes on
+//! by what it last knew while MySQL is away.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use sqlx::MySqlPool;
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tracing::{info, warn};
+use vidlog_schemas::keys::FIRST_GENERATION;
+use vidlog_service_kit::shutdown::Shutdown;
+
+use crate::projection::Projection;
+
+/// Between two questions: how long a pause or a hold takes to be followed. A hold keeps readers waiting for their own
+/// writes meanwhile, who wait for two seconds at most.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+/// How long the answer may take.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two questions at the start, when nothing is known yet.
+const START_RETRY: Duration = Duration::from_secs(1);
+/// Characters of a reason that are kept.
+const REASON_LENGTH: usize = 1000;
+
+/// What is wanted of a projection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The live generation: the one to fold into.
+    pub generation: u32,
+    /// Whether it is to run.
+    pub wish: Wish,
+}
+
+/// Whether a projection is to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Run.
+    Run,
+    /// Be still for the moment that a rebuild needs.
+    Hold,
+    /// Stand still until an operator resumes it.
+    Pause,
+    /// The same; the projection stopped itself, for this reason.
+    Stopped(String),
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self { generation: FIRST_GENERATION, wish: Wish::Run }
+    }
+}
+
+/// What is wanted of all projections. Those that nothing was said of run.
+pub type AllWanted = BTreeMap<String, Wanted>;
+
+type Row = (String, u32, bool, bool, Option<String>);
+
+/// What is wanted of all projections now.
+pub async fn read(pool: &MySqlPool) -> sqlx::Result<AllWanted> {
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT name, CAST(generation AS UNSIGNED), paused,
+                held_until_ms > UNIX_TIMESTAMP(NOW(3)) * 1000, stopped FROM projections",
+    )
+    .fetch_all(pool)
+    .await?;
+    let wanted = |(name, generation, paused, held, stopped): Row| {
+        let wish = match (paused, stopped, held) {
+            (true, ..) => Wish::Pause,
+            (false, Some(why), _) => Wish::Stopped(why),
+            (false, None, true) => Wish::Hold,
+            (false, None, false) => Wish::Run,
+        };
+        (name, Wanted { generation, wish })
+    };
+    Ok(rows.into_iter().map(wanted).collect())
+}
+
+/// Follows what is wanted until shutdown is given. Returns once it is known for the first time; `None` if shutdown came
+/// before.
+pub async fn follow(pool: MySqlPool, shutdown: Shutdown) -> Option<watch::Receiver<AllWanted>> {
+    let first = loop {
+        match ask(&pool).await {
+            Ok(first) => break first,
+            Err(error) => warn!(error, "waiting for what is wanted of the projections"),
+        }
+        if timeout(START_RETRY, shutdown.wait()).await.is_ok() {
+            return None;
+        }
+    };
+    let (sender, receiver) = watch::channel(first);
+    tokio::spawn(async move {
+        let mut is_away = false;
+        while !sender.is_closed() && !shutdown.is_given() {
+            sleep(ASK_EVERY).await;
+            match ask(&pool).await {
+                Ok(wanted) => {
+                    is_away = false;
+                    sender.send_if_modified(|known| {
+                        let changed = *known != wanted;
+                        *known = wanted;
+                        changed
+                    });
+                }
+                Err(error) if !is_away => {
+                    is_away = true;
+                    warn!(error, "what is wanted of the projections can't be read; going on as before");
+                }
+                Err(_) => {}
+            }
+        }
+    });
+    Some(receiver)
+}
+
+async fn ask(pool: &MySqlPool) -> Result<AllWanted, String> {
+    match timeout(ASK_TIMEOUT, read(pool)).await {
+        Ok(Ok(wanted)) => Ok(wanted),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("MySQL does not answer".to_owned()),
+    }
+}
+
+/// Has a projection stand still, until it is resumed, whatever is restarted meanwhile.
+pub async fn pause(pool: &MySqlPool, projection: &Projection) -> sqlx::Result<()> {
+    let upsert =
+        "INSERT INTO projections (name, paused) VALUES (?, TRUE) ON DUPLICATE KEY UPDATE paused = TRUE";
+    sqlx::query(upsert).bind(projection.name()).execute(pool).await?;
+    Ok(())
+}
+
+/// Has a projection run that was paused, or that stopped itself.
+pub async fn resume(pool: &MySqlPool, projection: &Projection) -> sqlx::Result<()> {
+    sqlx::query("UPDATE projections SET paused = FALSE, stopped = NULL WHERE name = ?")
+        .bind(projection.name())
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// Stops a projection that can't go on without an operator, until it is resumed.
+pub async fn stop(pool: &MySqlPool, projection: &Projection, why: &str) -> sqlx::Result<()> {
+    let why: String = why.chars().take(REASON_LENGTH).collect();
+    sqlx::query(
+        "INSERT INTO projections (name, stopped) VALUES (?, ?) ON DUPLICATE KEY UPDATE stopped = VALUES(stopped)",
+    )
+    .bind(projection.name())
+    .bind(&why)
+    .execute(pool)
+    .await?;
+    info!(projection = projection.name(), why, "stopped until it is resumed");
+    Ok(())
+}
+
+/// Asks for stillness for a time; nothing for none.
+pub async fn hold(pool: &MySqlPool, projection: &Projection, time: Duration) -> sqlx::Result<()> {
+    sqlx::query(
+        "INSERT INTO projections (name, held_until_ms) VALUES (?, UNIX_TIMESTAMP(NOW(3)) * 1000 + ?)
+         ON DUPLICATE KEY UPDATE held_until_ms = VALUES(held_until_ms)",
+    )
+    .bind(projection.name())
+    .bind(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Makes a generation the live one.
+pub async fn set_generation(pool: &MySqlPool, projection: &Projection, generation: u32) -> sqlx::Result<()> {
+    sqlx::query(
+        "INSERT INTO projections (name, generation) VALUES (?, ?)
+         ON DUPLICATE KEY UPDATE generation = VALUES(generation)",
+    )
+    .bind(projection.name())
+    .bind(generation)
+    .execute(pool)
+    .await?;
+    Ok(())
+}

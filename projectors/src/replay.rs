@@ -1,0 +1,260 @@
+//! Folds a stretch of the log into a sink, without a consumer group: what a rebuild and a look into the past are made of.
+//!
+//! A sink begins where it stands, so a replay that was cut off is simply run again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use rdkafka::{
+    ClientConfig, Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    metadata::{MetadataPartition, MetadataTopic},
+};
+use tokio::{
+    sync::mpsc::{self, Receiver, Sender},
+    task::{JoinSet, spawn_blocking},
+    time::sleep,
+};
+use vidlog_events::{Stream, Topics};
+use vidlog_schemas::keys::Key;
+
+use crate::{
+    Record,
+    record::decode_message,
+    sink::{Partition, Position, Sink, SinkError},
+};
+
+/// Records in a batch.
+const BATCH: usize = 500;
+/// Records that wait for a partition's task.
+const QUEUE: usize = 2 * BATCH;
+/// How long the broker may take to answer, or to send the next record.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest that the reading thread does not look whether it is still wanted.
+const POLL: Duration = Duration::from_millis(100);
+/// Attempts to write a batch, with a pause that grows between them: half a minute of a store that is away.
+const ATTEMPTS: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Places in the log: the next offset of partitions.
+pub type Places = BTreeMap<Partition, i64>;
+
+/// The log of a namespace.
+#[derive(Clone)]
+pub struct Log {
+    /// Kafka brokers.
+    pub brokers: String,
+    /// The topics.
+    pub topics: Topics,
+}
+
+/// What a replay tells about itself while it goes on.
+#[derive(Default)]
+pub struct Tally {
+    /// Records that were folded.
+    pub folded: AtomicI64,
+    /// The Redis keys that were written to, if someone wants to know.
+    pub touched: Option<Mutex<BTreeSet<Key>>>,
+}
+
+impl Log {
+    /// Where the log ends now, in the partitions of some streams.
+    pub async fn ends(&self, streams: Vec<Stream>) -> anyhow::Result<Places> {
+        self.places(streams, |consumer, topic, number| {
+            Ok(consumer.fetch_watermarks(topic, number, BROKER_TIMEOUT)?.1)
+        })
+        .await
+    }
+
+    /// Where the first record of a time, in ms since 1970, or later is; the end where there is none.
+    pub async fn at_time(&self, streams: Vec<Stream>, time_ms: i64) -> anyhow::Result<Places> {
+        self.places(streams, move |consumer, topic, number| {
+            let mut asked = TopicPartitionList::new();
+            asked.add_partition_offset(topic, number, Offset::Offset(time_ms))?;
+            let found = consumer.offsets_for_times(asked, BROKER_TIMEOUT)?;
+            match found.find_partition(topic, number).map(|found| found.offset()) {
+                Some(Offset::Offset(offset)) => Ok(offset),
+                _ => Ok(consumer.fetch_watermarks(topic, number, BROKER_TIMEOUT)?.1),
+            }
+        })
+        .await
+    }
+
+    async fn places<Ask>(&self, streams: Vec<Stream>, ask: Ask) -> anyhow::Result<Places>
+    where
+        Ask: Fn(&BaseConsumer, &str, i32) -> anyhow::Result<i64> + Send + 'static,
+    {
+        let log = self.clone();
+        let asked = spawn_blocking(move || {
+            let consumer = log.consumer()?;
+            let mut places = Places::new();
+            for stream in streams {
+                let topic = log.topics.name(stream);
+                let metadata = consumer
+                    .fetch_metadata(Some(&topic), BROKER_TIMEOUT)
+                    .with_context(|| format!("failed to ask for the partitions of {topic}"))?;
+                let numbers =
+                    metadata.topics().iter().flat_map(MetadataTopic::partitions).map(MetadataPartition::id);
+                for number in numbers {
+                    let place = ask(&consumer, &topic, number)
+                        .with_context(|| format!("failed to ask about {topic}[{number}]"))?;
+                    places.insert(Partition { stream, number }, place);
+                }
+            }
+            Ok(places)
+        });
+        asked.await.context("asking about the log panicked")?
+    }
+
+    fn consumer(&self) -> anyhow::Result<BaseConsumer> {
+        ClientConfig::new()
+            .set("bootstrap.servers", &self.brokers)
+            // A group is needed by the client library; nothing is committed and nobody joins.
+            .set("group.id", "vidlog-replay")
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "error")
+            .set("queued.max.messages.kbytes", "16384")
+            .create()
+            .context("failed to set up a consumer")
+    }
+}
+
+/// Folds what a sink does not have yet before some places, and settles it there.
+pub async fn replay(log: &Log, sink: &Sink, until: &Places, tally: &Arc<Tally>) -> anyhow::Result<()> {
+    let partitions: Vec<Partition> = until.keys().copied().collect();
+    let positions = sink.positions(&partitions).await.context("the store does not say where it stands")?;
+    let mut queues = BTreeMap::new();
+    let mut from = Places::new();
+    let mut tasks = JoinSet::new();
+    for (partition, position) in partitions.into_iter().zip(positions) {
+        let end = until.get(&partition).copied().unwrap_or_default();
+        if position.lowest() < end {
+            from.insert(partition, position.lowest());
+        }
+        let (queue, records) = mpsc::channel(QUEUE);
+        queues.insert(partition, queue);
+        let folding = Folding { sink: sink.clone(), partition, position, end, tally: tally.clone() };
+        tasks.spawn(folding.run(records));
+    }
+    let (log, until) = (log.clone(), until.clone());
+    // Dropped when this future is, which ends the reading.
+    let wanted = Wanted(Arc::new(AtomicBool::new(true)));
+    let still_wanted = wanted.0.clone();
+    let reading = spawn_blocking(move || read(&log, from, &until, &queues, &still_wanted));
+    while let Some(folded) = tasks.join_next().await {
+        folded.context("folding a partition panicked")??;
+    }
+    reading.await.context("reading the log panicked")?
+}
+
+struct Wanted(Arc<AtomicBool>);
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Reads partitions from some places until others, and hands over what comes. It blocks.
+fn read(
+    log: &Log,
+    mut from: Places,
+    until: &Places,
+    queues: &BTreeMap<Partition, Sender<Record>>,
+    wanted: &AtomicBool,
+) -> anyhow::Result<()> {
+    let consumer = log.consumer()?;
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in &from {
+        let topic = log.topics.name(partition.stream);
+        list.add_partition_offset(&topic, partition.number, Offset::Offset(*offset))?;
+    }
+    consumer.assign(&list).context("failed to read the log")?;
+    let mut heard = Instant::now();
+    while !from.is_empty() && wanted.load(Ordering::Relaxed) {
+        let Some(message) = consumer.poll(POLL) else {
+            if heard.elapsed() > BROKER_TIMEOUT {
+                bail!("the log could not be read on: nothing came for {} s", BROKER_TIMEOUT.as_secs());
+            }
+            continue;
+        };
+        let message = message.context("failed to read the log")?;
+        heard = Instant::now();
+        let Some(stream) = log.topics.stream(message.topic()) else {
+            continue;
+        };
+        let partition = Partition { stream, number: message.partition() };
+        let end = until.get(&partition).copied().unwrap_or_default();
+        if !from.contains_key(&partition) || message.offset() >= end {
+            continue;
+        }
+        let envelope = decode_message(stream, &message)
+            .with_context(|| format!("{} at offset {}", partition.field(), message.offset()))?;
+        let record = Record { offset: message.offset(), envelope };
+        if queues.get(&partition).is_none_or(|queue| queue.blocking_send(record).is_err()) {
+            // The task has ended with an error, which is the one to tell.
+            return Ok(());
+        }
+        if message.offset() + 1 == end {
+            from.remove(&partition);
+        }
+        heard = Instant::now();
+    }
+    Ok(())
+}
+
+/// Folds one partition.
+struct Folding {
+    sink: Sink,
+    partition: Partition,
+    position: Position,
+    end: i64,
+    tally: Arc<Tally>,
+}
+
+impl Folding {
+    async fn run(mut self, mut records: Receiver<Record>) -> anyhow::Result<()> {
+        let mut next = self.position.lowest();
+        while next < self.end {
+            let mut batch = Vec::with_capacity(BATCH);
+            if records.recv_many(&mut batch, BATCH).await == 0 {
+                bail!("{} was read to {next} only, not to {}", self.partition.field(), self.end);
+            }
+            next = batch.last().map_or(next, |record| record.offset + 1);
+            if let Some(touched) = &self.tally.touched {
+                let keys = self.sink.keys_written(&batch);
+                touched.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
+            }
+            self.write(&batch, next).await?;
+            self.tally.folded.fetch_add(i64::try_from(batch.len()).unwrap_or_default(), Ordering::Relaxed);
+        }
+        self.write(&[], next).await
+    }
+
+    /// Writes a batch, or settles if there is none.
+    async fn write(&mut self, batch: &[Record], next: i64) -> anyhow::Result<()> {
+        let mut attempt = 0;
+        loop {
+            let written = if batch.is_empty() {
+                self.sink.settle(self.partition, &mut self.position, next).await
+            } else {
+                self.sink.apply(self.partition, &mut self.position, batch, next).await
+            };
+            match written {
+                Ok(()) => return Ok(()),
+                Err(SinkError::Retry(_)) if attempt < ATTEMPTS => {
+                    sleep(PAUSE * (1 << attempt)).await;
+                    attempt += 1;
+                }
+                Err(error) => return Err(error).with_context(|| format!("in {}", self.partition.field())),
+            }
+        }
+    }
+}

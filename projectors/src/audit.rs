@@ -21,11 +21,15 @@ use vidlog_service_kit::{
 };
 
 use crate::{
-    projections,
+    control, projections,
     sink::{Partition, Sink, Target},
 };
 
-pub use self::{live::lines as live_lines, log::LogEnd, model::Model};
+pub use self::{
+    live::{key_lines, lines as live_lines, snapshot},
+    log::LogEnd,
+    model::Model,
+};
 
 /// How long the views may take to reach the end of the log.
 const CATCH_UP: Duration = Duration::from_mins(1);
@@ -71,13 +75,19 @@ pub async fn audit(log: &Log, stores: &Stores) -> anyhow::Result<Report> {
         redis: Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?,
         mysql: mysql::open(stores.mysql_url.reveal(), 4).context("failed to read the MySQL address")?,
     };
+    let wanted =
+        control::read(&target.mysql).await.context("MySQL does not say which generations are live")?;
+    for projection in projections::ALL {
+        let generation = wanted.get(projection.name()).cloned().unwrap_or_default().generation;
+        target.keys.set_generation(&projection.catalogued, generation);
+    }
     let topics = Topics::new(&stores.namespace);
     let (brokers, read_topics) = (log.kafka_brokers.clone(), topics.clone());
     let (model, end) = tokio::task::spawn_blocking(move || log::fold(&brokers, &read_topics))
         .await
         .context("reading the log panicked")??;
     reach(&target, &end).await?;
-    let found = live::lines(&target, &stores.namespace, &projections::ALL).await?;
+    let found = live::lines(&target, &projections::ALL).await?;
     let expected = model.lines(&Keys::new(&stores.namespace, stores.shards));
 
     let (brokers, end_after) = (log.kafka_brokers.clone(), end.clone());

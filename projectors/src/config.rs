@@ -23,6 +23,10 @@ pub enum Command {
     List,
     /// Fold the log anew and compare every key and row with the views. Exit code 1 if any differs.
     Audit(Audit),
+    /// Fold a view anew beside the one that serves, compare the two, and switch. Exit code 1 if they differ.
+    ///
+    /// Cut off at any moment, it goes on where it was when it is run again; the old view serves until the switch.
+    Rebuild(Rebuild),
 }
 
 /// Settings of `run`.
@@ -48,6 +52,26 @@ pub struct Run {
 /// Settings of `audit`.
 #[derive(Args, Debug)]
 pub struct Audit {
+    /// Where the log is.
+    #[command(flatten)]
+    pub log: Log,
+    /// Where the stores are.
+    #[command(flatten)]
+    pub stores: Stores,
+}
+
+/// Settings of `rebuild`.
+#[derive(Args, Debug)]
+pub struct Rebuild {
+    /// The projection, by name.
+    #[arg(value_parser = parse_projection)]
+    pub projection: Projection,
+    /// Switch even if the two differ: the fold was changed, or the view that serves is wrong.
+    #[arg(long)]
+    pub take_over: bool,
+    /// Drop what a rebuild that was cut off has left, and do nothing else.
+    #[arg(long, conflicts_with = "take_over")]
+    pub drop: bool,
     /// Where the log is.
     #[command(flatten)]
     pub log: Log,

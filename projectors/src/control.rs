@@ -168,11 +168,11 @@ pub async fn hold(pool: &MySqlPool, projection: &Projection, time: Duration) -> 
     Ok(())
 }
 
-/// Makes a generation the live one.
+/// Makes a generation the live one, and ends the hold that it was made for.
 pub async fn set_generation(pool: &MySqlPool, projection: &Projection, generation: u32) -> sqlx::Result<()> {
     sqlx::query(
         "INSERT INTO projections (name, generation) VALUES (?, ?)
-         ON DUPLICATE KEY UPDATE generation = VALUES(generation)",
+         ON DUPLICATE KEY UPDATE generation = VALUES(generation), held_until_ms = 0",
     )
     .bind(projection.name())
     .bind(generation)

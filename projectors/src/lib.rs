@@ -10,6 +10,7 @@ pub mod control;
 mod metrics;
 pub mod projection;
 pub mod projections;
+pub mod rebuild;
 mod record;
 pub mod replay;
 pub mod runner;

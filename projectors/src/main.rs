@@ -6,8 +6,9 @@ use anyhow::Context;
 use clap::Parser;
 use vidlog_projectors::{
     audit,
-    config::{Audit, Cli, Command, Run},
+    config::{self, Audit, Cli, Command, Run},
     projections,
+    rebuild::{IfDifferent, Rebuild},
 };
 use vidlog_service_kit::{
     ops::{self, Readiness},
@@ -25,6 +26,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Audit(config) => audit(config).await,
+        Command::Rebuild(config) => rebuild(config).await,
     }
 }
 
@@ -55,4 +57,36 @@ async fn audit(config: Audit) -> anyhow::Result<ExitCode> {
     }
     println!("{} records, {} lines, {} differences", report.records, report.lines, report.differences.len());
     Ok(if report.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn rebuild(config: config::Rebuild) -> anyhow::Result<ExitCode> {
+    let name = config.projection.name();
+    let rebuild = Rebuild::begin(&config.log, &config.stores, config.projection).await?;
+    if config.drop {
+        rebuild.drop_next().await?;
+        println!("{name}: dropped all but the live generation");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut progress = rebuild.progress();
+    tokio::spawn(async move {
+        while progress.changed().await.is_ok() {
+            let now = progress.borrow_and_update().to_string();
+            eprintln!("{name}: {now}");
+        }
+    });
+    let if_different = if config.take_over { IfDifferent::TakeOver } else { IfDifferent::Keep };
+    let outcome = rebuild.run(if_different).await?;
+    for difference in &outcome.differences {
+        println!("{difference}");
+    }
+    let (before, after) = outcome.generation;
+    println!("{name}: {} lines, {} differences", outcome.lines, outcome.differences.len());
+    if before == after {
+        println!(
+            "generation {before} stays live; run it again with --take-over to switch all the same, or with --drop"
+        );
+    } else {
+        println!("generation {after} is live");
+    }
+    Ok(if outcome.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

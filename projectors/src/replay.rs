@@ -170,6 +170,9 @@ fn read(
     queues: &BTreeMap<Partition, Sender<Record>>,
     wanted: &AtomicBool,
 ) -> anyhow::Result<()> {
+    if from.is_empty() {
+        return Ok(());
+    }
     let consumer = log.consumer()?;
     let mut list = TopicPartitionList::new();
     for (partition, offset) in &from {

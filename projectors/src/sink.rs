@@ -184,7 +184,7 @@ impl Sink {
 
     /// Tells readers how far the view is.
     pub async fn publish_progress(&self, partition: Partition, next: i64) -> Result<(), SinkError> {
-        let key = self.target.keys.progress(self.projection.name());
+        let key = self.target.keys.progress(&self.projection.catalogued);
         let command = cmd("HSET").arg(&key).arg(partition.field()).arg(next).take();
         Ok(self.target.redis.query(&command).await?)
     }

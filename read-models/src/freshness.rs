@@ -173,7 +173,7 @@ impl Freshness {
         for projection in need.projections {
             for position in positions.iter().filter(|position| projection.streams.contains(&position.stream))
             {
-                let fields = awaited.entry(self.keys.progress(projection.name)).or_default();
+                let fields = awaited.entry(self.keys.progress(projection)).or_default();
                 let offset = fields.entry(position.field()).or_default();
                 *offset = position.next_offset.max(*offset);
             }

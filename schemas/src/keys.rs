@@ -7,11 +7,14 @@
 //! A view that was folded anew has the number of its generation in the kinds of its keys, from the second on:
 //! `likers`, then `likers.2`. So two generations of a view lie side by side, on the same shards.
 
+mod view_key;
+
 use std::sync::{
     Arc,
     atomic::{AtomicU32, Ordering},
 };
 
+pub use self::view_key::ViewKey;
 use crate::projections::{self, Projection, View};
 
 /// Shards of a namespace where nothing else was configured: enough to spread over some eight nodes.
@@ -92,6 +95,11 @@ impl Keys {
     /// Every shard.
     pub fn shards(&self) -> impl Iterator<Item = Shard> + use<> {
         (0..self.shards).map(Shard)
+    }
+
+    /// What every key's name matches, for `SCAN`.
+    pub fn pattern(&self) -> String {
+        format!("{}:{{s*", self.namespace)
     }
 
     /// HASH of a user's card: `name`, `registered_ms`.
@@ -180,8 +188,8 @@ impl Keys {
 
     /// HASH of how far a projection is on all shards: field `<stream>:<partition>`, value the next offset.
     /// Readers that wait for a write look here.
-    pub fn progress(&self, projection: &str) -> Key {
-        self.of_name("progress", projection)
+    pub fn progress(&self, projection: &Projection) -> Key {
+        self.of_name(&self.kind(projection, "progress"), projection.name)
     }
 
     /// ZSET of the positions of recent writes that a reader of a scope must wait for: member
@@ -200,7 +208,19 @@ impl Keys {
         self.key(Shard(0), "meta", "shards")
     }
 
+    /// The name of a view's key, given as it is in the first generation, in the generation that these keys are of.
+    pub fn in_own_generation(&self, name: &str) -> Option<String> {
+        let key = ViewKey::read(name)?;
+        let (shard, rest) = key.name.split_once("}:")?;
+        let (kind, entity) = rest.split_once(':')?;
+        Some(format!("{shard}}}:{}:{entity}", self.kind(&key.projection, kind)))
+    }
+
     fn own_generation(&self, projection: &Projection) -> Option<&AtomicU32> {
+        // The generations of a view in MySQL have their tables' names in common.
+        let View::Redis(_) = projection.view else {
+            return None;
+        };
         let index = projections::ALL.iter().position(|known| known.name == projection.name)?;
         self.generations.get(index)
     }
@@ -243,33 +263,6 @@ fn name_hash(name: &str) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// What the name of a view's key says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ViewKey {
-    /// Whose view it is of.
-    pub projection: Projection,
-    /// The view's generation.
-    pub generation: u32,
-    /// The name without the generation: what it has in common with the same key of another generation.
-    pub name: String,
-}
-
-impl ViewKey {
-    /// Reads a key's name; `None` if it is no view's.
-    pub fn read(name: &str) -> Option<Self> {
-        let (shard, rest) = name.split_once("}:")?;
-        let (kind, entity) = rest.split_once(':')?;
-        let (kind, generation) = match kind.split_once('.') {
-            Some((kind, generation)) => (kind, generation.parse().ok()?),
-            None => (kind, FIRST_GENERATION),
-        };
-        let has_kind =
-            |projection: &&Projection| matches!(projection.view, View::Redis(kinds) if kinds.contains(&kind));
-        let projection = *projections::ALL.iter().find(has_kind)?;
-        Some(Self { projection, generation, name: format!("{shard}}}:{kind}:{entity}") })
-    }
-}
-
 /// The field under which a partition's position stands, in checkpoints, progress and recent writes.
 pub fn partition_field(stream: &str, partition: i32) -> String {
     format!("{stream}:{partition}")
@@ -300,48 +293,6 @@ mod tests {
         let keys = Keys::new("n", DEFAULT_SHARDS);
         let names: Vec<_> = [1, 2, 3].map(|id| keys.user_card(id).name).into();
         assert_eq!(names, ["n:{s01}:user:1", "n:{s14}:user:2", "n:{s13}:user:3"]);
-    }
-
-    #[test]
-    fn generations_lie_side_by_side_and_are_told_apart() {
-        let keys = Keys::new("n", DEFAULT_SHARDS);
-        let next = keys.of_generation(&projections::LIKES, 2);
-        assert_eq!(next.likers(1).name, "n:{s01}:likers.2:1");
-        assert_eq!(keys.likers(1).name, "n:{s01}:likers:1");
-        let read = |key: Key| ViewKey::read(&key.name).map(|key| (key.projection, key.generation, key.name));
-        let name = keys.likers(1).name;
-        assert_eq!(read(next.likers(1)), Some((projections::LIKES, 2, name.clone())));
-        assert_eq!(read(keys.likers(1)), Some((projections::LIKES, 1, name)));
-        assert_eq!(next.works(1), keys.works(1), "another view stays as it is");
-        keys.clone().set_generation(&projections::LIKES, 3);
-        assert_eq!(keys.generation(&projections::LIKES), 3);
-    }
-
-    #[test]
-    fn every_view_s_keys_are_of_its_kinds() {
-        let keys = Keys::new("n", DEFAULT_SHARDS);
-        let of_views = [
-            (projections::USER_CARDS, keys.user_card(1)),
-            (projections::FOLLOWS, keys.following(1)),
-            (projections::FOLLOWS, keys.followers(1)),
-            (projections::LIKES, keys.favorites(1)),
-            (projections::LIKES, keys.favorited(1)),
-            (projections::LIKES, keys.likers(1)),
-            (projections::WORKS, keys.works(1)),
-            (projections::WORKS, keys.uploads(1)),
-            (projections::VIDEO_CARDS, keys.video_card(1)),
-            (projections::COMMENT_COUNTS, keys.comments(1)),
-            (projections::COMMENT_COUNTS, keys.deleted_comments(1)),
-            (projections::FEED, keys.feed_week(1)),
-            (projections::FEED, keys.feed_weeks()),
-        ];
-        for (projection, key) in of_views {
-            assert_eq!(ViewKey::read(&key.name).map(|key| key.projection), Some(projection), "{key:?}");
-        }
-        let shard = Shard(0);
-        for key in [keys.checkpoint(shard, &projections::FEED), keys.progress("feed"), keys.generations()] {
-            assert_eq!(ViewKey::read(&key.name), None, "{key:?}");
-        }
     }
 
     #[test]

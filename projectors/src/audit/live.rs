@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
 use redis::{Value, cmd, from_redis_value};
-use sqlx::MySqlPool;
+use sqlx::{AssertSqlSafe, Connection, MySqlConnection, MySqlPool};
+use vidlog_events::Stream;
 use vidlog_schemas::{
     keys::ViewKey,
     projections::View,
@@ -12,7 +13,11 @@ use vidlog_schemas::{
 };
 
 use super::{Lines, digest};
-use crate::{projection::Projection, sink::Target};
+use crate::{
+    projection::Projection,
+    replay::Places,
+    sink::{Partition, Target},
+};
 
 /// Keys looked for, and read, in one round trip.
 const PAGE: usize = 1000;
@@ -21,39 +26,68 @@ const TEXTS: [&str; 3] = ["name", "title", "reason"];
 
 /// The lines of some projections' views, in the generations that the target's keys are of. A line of Redis is named as
 /// the key is in the first generation.
-pub async fn lines(target: &Target, namespace: &str, projections: &[Projection]) -> anyhow::Result<Lines> {
+pub async fn lines(target: &Target, projections: &[Projection]) -> anyhow::Result<Lines> {
     let mut lines = Lines::new();
     if projections.iter().any(|projection| matches!(projection.catalogued.view, View::Redis(_))) {
         let is_wanted = |key: &ViewKey| {
             let is_of = |projection: &Projection| projection.catalogued == key.projection;
             projections.iter().any(is_of) && target.keys.generation(&key.projection) == key.generation
         };
-        redis_lines(target, namespace, is_wanted, &mut lines)
-            .await
-            .context("failed to read the views in Redis")?;
+        redis_lines(target, is_wanted, &mut lines).await.context("failed to read the views in Redis")?;
     }
     for projection in projections {
         if let View::MySql(tables) = projection.catalogued.view {
-            for table in tables {
-                mysql_lines(&target.mysql, table, &mut lines)
-                    .await
-                    .with_context(|| format!("failed to read the table {table} in MySQL"))?;
-            }
+            let mut connection = target.mysql.acquire().await.context("failed to reach MySQL")?;
+            tables_lines(&mut connection, tables, &mut lines).await?;
         }
+    }
+    Ok(lines)
+}
+
+/// The lines of a view in MySQL and the places that they are at, of one moment, while others go on writing.
+pub async fn snapshot(pool: &MySqlPool, projection: &Projection) -> anyhow::Result<(Places, Lines)> {
+    let mut connection = pool.acquire().await.context("failed to reach MySQL")?;
+    // Of the next transaction alone.
+    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *connection).await?;
+    let mut transaction = connection.begin_with("START TRANSACTION WITH CONSISTENT SNAPSHOT").await?;
+    let table = projection.catalogued.checkpoint_table();
+    let select = format!("SELECT stream, partition_no, next_offset FROM {table} WHERE record_key = ''");
+    let stored: Vec<(String, i32, i64)> =
+        sqlx::query_as(AssertSqlSafe(select)).fetch_all(&mut *transaction).await?;
+    let streams: Vec<Stream> = projection.streams().collect();
+    let place = |(stream, number, next): (String, i32, i64)| {
+        let stream = *streams.iter().find(|known| known.name() == stream)?;
+        Some((Partition { stream, number }, next))
+    };
+    let places = stored.into_iter().filter_map(place).collect();
+    let mut lines = Lines::new();
+    if let View::MySql(tables) = projection.catalogued.view {
+        tables_lines(&mut transaction, tables, &mut lines).await?;
+    }
+    transaction.commit().await?;
+    Ok((places, lines))
+}
+
+/// The lines of some keys, by their names in the first generation, in the generation that the target's keys are of.
+pub async fn key_lines(target: &Target, names: &BTreeSet<String>) -> anyhow::Result<Lines> {
+    let mut lines = Lines::new();
+    let own = names.iter().filter_map(|name| target.keys.in_own_generation(name));
+    let own: Vec<String> = own.collect();
+    for page in own.chunks(PAGE) {
+        read_keys(target, page.to_vec(), &mut lines).await?;
     }
     Ok(lines)
 }
 
 async fn redis_lines(
     target: &Target,
-    namespace: &str,
     is_wanted: impl Fn(&ViewKey) -> bool,
     lines: &mut Lines,
 ) -> anyhow::Result<()> {
     let mut cursor = 0_u64;
     loop {
         let mut scan = cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg(format!("{namespace}:{{s*")).arg("COUNT").arg(PAGE);
+        scan.arg(cursor).arg("MATCH").arg(target.keys.pattern()).arg("COUNT").arg(PAGE);
         let (next, found): (u64, Vec<String>) = target.redis.query(&scan).await?;
         let names = found.into_iter().filter(|name| ViewKey::read(name).is_some_and(|key| is_wanted(&key)));
         read_keys(target, names.collect(), lines).await?;
@@ -105,30 +139,43 @@ fn pairs(value: Value) -> anyhow::Result<BTreeSet<String>> {
     Ok(pairs.into_iter().map(show).collect())
 }
 
-async fn mysql_lines(pool: &MySqlPool, table: &str, lines: &mut Lines) -> sqlx::Result<()> {
+async fn tables_lines(
+    connection: &mut MySqlConnection,
+    tables: &[&str],
+    lines: &mut Lines,
+) -> anyhow::Result<()> {
+    for table in tables {
+        table_lines(connection, table, lines)
+            .await
+            .with_context(|| format!("failed to read the table {table} in MySQL"))?;
+    }
+    Ok(())
+}
+
+async fn table_lines(connection: &mut MySqlConnection, table: &str, lines: &mut Lines) -> sqlx::Result<()> {
     match table {
-        "users" => user_lines(pool, lines).await,
-        "videos" => video_lines(pool, lines).await,
-        "comments" => comment_lines(pool, lines).await,
-        "messages" => message_lines(pool, lines).await,
-        "conversations" => conversation_lines(pool, lines).await,
-        "likes" => like_lines(pool, lines).await,
-        "follows" => follow_lines(pool, lines).await,
+        "users" => user_lines(connection, lines).await,
+        "videos" => video_lines(connection, lines).await,
+        "comments" => comment_lines(connection, lines).await,
+        "messages" => message_lines(connection, lines).await,
+        "conversations" => conversation_lines(connection, lines).await,
+        "likes" => like_lines(connection, lines).await,
+        "follows" => follow_lines(connection, lines).await,
         _ => Err(sqlx::Error::Configuration(format!("nothing is known of the rows of {table}").into())),
     }
 }
 
-async fn user_lines(pool: &MySqlPool, lines: &mut Lines) -> sqlx::Result<()> {
+async fn user_lines(connection: &mut MySqlConnection, lines: &mut Lines) -> sqlx::Result<()> {
     for UserRow { user_id, name, registered_ms } in
-        sqlx::query_as("SELECT * FROM users").fetch_all(pool).await?
+        sqlx::query_as("SELECT * FROM users").fetch_all(connection).await?
     {
         lines.insert(format!("users/{user_id}"), format!("{} {registered_ms}", digest(&name)));
     }
     Ok(())
 }
 
-async fn video_lines(pool: &MySqlPool, lines: &mut Lines) -> sqlx::Result<()> {
-    for row in sqlx::query_as::<_, VideoRow>("SELECT * FROM videos").fetch_all(pool).await? {
+async fn video_lines(connection: &mut MySqlConnection, lines: &mut Lines) -> sqlx::Result<()> {
+    for row in sqlx::query_as::<_, VideoRow>("SELECT * FROM videos").fetch_all(connection).await? {
         let VideoRow { author_id, state, uploaded_ms, published_ms, play_key, cover_key, .. } = &row;
         let (title, reason) = (digest(&row.title), digest(&row.reason));
         lines.insert(
@@ -141,26 +188,30 @@ async fn video_lines(pool: &MySqlPool, lines: &mut Lines) -> sqlx::Result<()> {
     Ok(())
 }
 
-async fn like_lines(pool: &MySqlPool, lines: &mut Lines) -> sqlx::Result<()> {
+async fn like_lines(connection: &mut MySqlConnection, lines: &mut Lines) -> sqlx::Result<()> {
     let likes: Vec<(i64, i64, i64, i64)> =
-        sqlx::query_as("SELECT video_id, user_id, author_id, liked_ms FROM likes").fetch_all(pool).await?;
+        sqlx::query_as("SELECT video_id, user_id, author_id, liked_ms FROM likes")
+            .fetch_all(connection)
+            .await?;
     for (video, user, author, liked_ms) in likes {
         lines.insert(format!("likes/{video}/{user}"), format!("{author} {liked_ms}"));
     }
     Ok(())
 }
 
-async fn follow_lines(pool: &MySqlPool, lines: &mut Lines) -> sqlx::Result<()> {
+async fn follow_lines(connection: &mut MySqlConnection, lines: &mut Lines) -> sqlx::Result<()> {
     let follows: Vec<(i64, i64, i64)> =
-        sqlx::query_as("SELECT follower_id, followee_id, followed_ms FROM follows").fetch_all(pool).await?;
+        sqlx::query_as("SELECT follower_id, followee_id, followed_ms FROM follows")
+            .fetch_all(connection)
+            .await?;
     for (follower, followee, followed_ms) in follows {
         lines.insert(format!("follows/{follower}/{followee}"), followed_ms.to_string());
     }
     Ok(())
 }
 
-async fn comment_lines(pool: &MySqlPool, lines: &mut Lines) -> sqlx::Result<()> {
-    for row in sqlx::query_as::<_, CommentRow>("SELECT * FROM comments").fetch_all(pool).await? {
+async fn comment_lines(connection: &mut MySqlConnection, lines: &mut Lines) -> sqlx::Result<()> {
+    for row in sqlx::query_as::<_, CommentRow>("SELECT * FROM comments").fetch_all(connection).await? {
         let CommentRow { comment_id, video_id, user_id, text, posted_ms, deleted } = row;
         lines.insert(
             format!("comments/{video_id}/{comment_id}"),
@@ -170,8 +221,8 @@ async fn comment_lines(pool: &MySqlPool, lines: &mut Lines) -> sqlx::Result<()> 
     Ok(())
 }
 
-async fn message_lines(pool: &MySqlPool, lines: &mut Lines) -> sqlx::Result<()> {
-    for row in sqlx::query_as::<_, MessageRow>("SELECT * FROM messages").fetch_all(pool).await? {
+async fn message_lines(connection: &mut MySqlConnection, lines: &mut Lines) -> sqlx::Result<()> {
+    for row in sqlx::query_as::<_, MessageRow>("SELECT * FROM messages").fetch_all(connection).await? {
         let MessageRow { message_id, from_user_id: from, to_user_id: to, content, create_ms } = row;
         lines.insert(
             format!("messages/{}/{}/{create_ms}", from.min(to), from.max(to)),
@@ -181,11 +232,11 @@ async fn message_lines(pool: &MySqlPool, lines: &mut Lines) -> sqlx::Result<()> 
     Ok(())
 }
 
-async fn conversation_lines(pool: &MySqlPool, lines: &mut Lines) -> sqlx::Result<()> {
+async fn conversation_lines(connection: &mut MySqlConnection, lines: &mut Lines) -> sqlx::Result<()> {
     let conversations: Vec<(i64, i64, i64, i64, String, i64)> = sqlx::query_as(
         "SELECT low_id, high_id, last_message_id, last_from_id, last_content, last_ms FROM conversations",
     )
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     for (low, high, message, from, content, last_ms) in conversations {
         lines.insert(

@@ -58,7 +58,7 @@ impl Drop for Process {
     }
 }
 
-fn made_up(length: usize) -> Vec<Envelope> {
+pub(crate) fn made_up(length: usize) -> Vec<Envelope> {
     let mut runner = TestRunner::deterministic();
     history(length)
         .prop_filter("long", move |events| events.len() > length / 2)
@@ -198,14 +198,14 @@ async fn a_view_that_is_further_than_its_log_is_left_alone() {
 }
 
 /// The projections in this process.
-struct Running {
+pub(crate) struct Running {
     readiness: Readiness,
     shutdown: Shutdown,
     task: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
 impl Running {
-    fn start(world: &World) -> Self {
+    pub(crate) fn start(world: &World) -> Self {
         let (readiness, shutdown) = (Readiness::new(), Shutdown::new());
         let (log, stores) = (world.log.clone(), world.stores.clone());
         let (ready, stop) = (readiness.clone(), shutdown.clone());
@@ -215,7 +215,7 @@ impl Running {
         Self { readiness, shutdown, task }
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.shutdown.give();
         timeout(BOUND, self.task).await.expect("the projections stop in time").unwrap().unwrap();
     }
@@ -250,7 +250,7 @@ async fn lose_redis(world: &World) {
     let _: i64 = world.target.redis.query(cmd("DEL").arg(keys)).await.unwrap();
 }
 
-async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     let reached = async {
         while !condition().await {
             sleep(Duration::from_millis(20)).await;

@@ -140,7 +140,7 @@ async fn assert_equals_model(world: &World, events: &[Envelope]) {
     for envelope in events {
         model.fold(envelope);
     }
-    let found = audit::live_lines(&world.target, &world.stores.namespace, &projections::ALL).await.unwrap();
+    let found = audit::live_lines(&world.target, &projections::ALL).await.unwrap();
     let differences = audit::compare(model.lines(&world.target.keys), found);
     assert!(differences.is_empty(), "{differences:#?}\nof {events:#?}");
 }

@@ -4,4 +4,5 @@
 
 mod faults;
 mod folding;
+mod rebuild;
 mod support;

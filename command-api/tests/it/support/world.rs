@@ -152,7 +152,7 @@ impl World {
     /// Says that a projection has passed a position, such as `likes:1:7`.
     pub(crate) async fn passed(&self, projection: Projection, position: &str) {
         let (field, offset) = position.rsplit_once(':').unwrap();
-        self.hset(self.keys.progress(projection.name), &[field, offset]).await;
+        self.hset(self.keys.progress(&projection), &[field, offset]).await;
     }
 
     /// The marks that readers of a scope find, as positions.

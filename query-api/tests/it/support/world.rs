@@ -14,6 +14,7 @@ use vidlog_read_models::{MediaUrls, ReadModels};
 use vidlog_schemas::{
     Keys,
     keys::{feed_week_of, partition_field},
+    projections,
     rows::VideoState,
 };
 use vidlog_service_kit::{clock::Clock, mysql, redis::Redis};
@@ -221,6 +222,7 @@ impl World {
     /// Says how far a projection is in a partition.
     pub(crate) async fn progress(&self, projection: &str, stream: &str, partition: i32, next_offset: i64) {
         let field = partition_field(stream, partition);
+        let projection = projections::ALL.iter().find(|known| known.name == projection).unwrap();
         self.do_all(&[cmd("HSET").arg(self.keys.progress(projection)).arg(field).arg(next_offset).take()])
             .await;
     }

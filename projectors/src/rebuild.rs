@@ -1,0 +1,245 @@
+//! Folds a view anew while the old one serves: blue/green.
+//!
+//! The next generation is folded beside the live one, up to where that stands and never beyond. Both are compared at one
+//! position: first all there is, while the live one goes on; then, while that is held still for a moment, what it has
+//! changed since. Then the next one takes over in one step, at exactly the position of the one before, so that no reader
+//! sees anything go back. Whatever interrupts it leaves the old generation serving; it is gone on with, or dropped.
+
+mod compare;
+mod generation;
+mod progress;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+use vidlog_events::Topics;
+use vidlog_schemas::Keys;
+use vidlog_service_kit::{
+    config::{self, Stores},
+    mysql,
+    redis::Redis,
+};
+
+pub use self::progress::Progress;
+use self::{
+    compare::{Comparison, Pair},
+    generation::Generations,
+};
+use crate::{
+    audit::Difference,
+    control,
+    projection::Projection,
+    replay::{Log, Places, Tally, replay},
+    sink::{Partition, Position, Target},
+};
+
+/// A round of catching up that leaves fewer records than this to the next is the last.
+const NEARLY_THERE: i64 = 2000;
+/// How long the live generation is held still at most. The hold ends by itself if this process dies.
+const HOLD: Duration = Duration::from_secs(3);
+/// How long a hold takes to be known to every process: several times of asking.
+const HOLD_IS_KNOWN: Duration = Duration::from_millis(350);
+/// What is kept of a hold for the switch itself: one statement in each store.
+const LET_GO: Duration = Duration::from_millis(500);
+/// Between two looks whether the live generation has come to rest.
+const LOOK: Duration = Duration::from_millis(20);
+/// Holds until it is given up.
+const HOLDS: u32 = 5;
+/// Between two holds, for readers that wait.
+const BETWEEN_HOLDS: Duration = Duration::from_secs(2);
+/// How long the old generation is kept: a request that began with it ends within 5 s.
+const GRACE: Duration = Duration::from_secs(8);
+/// How often the progress is told.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+
+/// What becomes of a next generation that differs from the live one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfDifferent {
+    /// It is kept, beside the live one, for whoever wants to look.
+    Keep,
+    /// It takes over: the fold was changed, or the live one was wrong.
+    TakeOver,
+}
+
+/// What a rebuild came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Keys or rows that were compared.
+    pub lines: usize,
+    /// Those that differ: expected is what the next generation has, found what the live one has.
+    pub differences: Vec<Difference>,
+    /// The live generation, before and after.
+    pub generation: (u32, u32),
+}
+
+/// A rebuild of one projection's view.
+pub struct Rebuild {
+    projection: Projection,
+    log: Log,
+    live: Target,
+    generations: Generations,
+    progress: watch::Sender<Progress>,
+}
+
+impl Rebuild {
+    /// Prepares a rebuild: takes the lock that no two have at once, and makes the place for the next generation.
+    pub async fn begin(log: &config::Log, stores: &Stores, projection: Projection) -> anyhow::Result<Self> {
+        let redis = Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?;
+        let mysql = mysql::open(stores.mysql_url.reveal(), 8).context("failed to read the MySQL address")?;
+        let wanted = control::read(&mysql).await.context("MySQL does not say which generation is live")?;
+        let generation = wanted.get(projection.name()).cloned().unwrap_or_default().generation;
+        let keys = Keys::new(&stores.namespace, stores.shards);
+        keys.set_generation(&projection.catalogued, generation);
+        let live = Target { keys, redis, mysql };
+        let generations = Generations::lock(projection, stores, live.clone(), generation).await?;
+        let log = Log { brokers: log.kafka_brokers.clone(), topics: Topics::new(&stores.namespace) };
+        let (progress, _) = watch::channel(Progress::Preparing);
+        Ok(Self { projection, log, live, generations, progress })
+    }
+
+    /// Tells how far it is.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// Drops what an earlier rebuild left. The live generation is not touched.
+    pub async fn drop_next(self) -> anyhow::Result<()> {
+        self.generations.drop_all_but_live().await
+    }
+
+    /// Rebuilds.
+    pub async fn run(self, if_different: IfDifferent) -> anyhow::Result<Outcome> {
+        let next = self.generations.make_next().await?;
+        let ends = self.log.ends(self.projection.streams().collect()).await?;
+        let partitions = ends.into_keys().collect();
+        let pair = Pair { projection: self.projection, partitions, live: self.live.clone(), next };
+        self.catch_up(&pair).await?;
+        self.tell(Progress::Comparing);
+        let mut comparison = pair.compare_all(&self.log).await?;
+        let mut holds = 0;
+        // What may only differ because the live one went on is compared again below; what differs for sure is not.
+        while comparison.differences.is_empty() || if_different == IfDifferent::TakeOver {
+            self.tell(Progress::TakingOver);
+            match self.hold_and_take_over(&pair, &mut comparison, if_different).await? {
+                Held::TookOver => {
+                    self.tell(Progress::Waiting);
+                    sleep(GRACE).await;
+                    self.generations.drop_old().await?;
+                    return Ok(self.outcome(comparison, self.generations.next_number()));
+                }
+                Held::Different => break,
+                Held::Restless => holds += 1,
+            }
+            ensure!(
+                holds < HOLDS,
+                "the live view of {} did not come to rest, so that the two could be compared at one position; \
+                 if its process was killed, start one, then run this again",
+                self.projection.name()
+            );
+            sleep(BETWEEN_HOLDS).await;
+        }
+        Ok(self.outcome(comparison, self.generations.live))
+    }
+
+    fn outcome(&self, comparison: Comparison, after: u32) -> Outcome {
+        let Comparison { lines, differences, .. } = comparison;
+        self.tell(Progress::Done);
+        Outcome { lines, differences, generation: (self.generations.live, after) }
+    }
+
+    fn tell(&self, progress: Progress) {
+        self.progress.send_replace(progress);
+    }
+
+    /// Folds until little is left: what came while it folded, again and again.
+    async fn catch_up(&self, pair: &Pair) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let tally = Arc::new(Tally::default());
+        loop {
+            let until = lowest(&pair.live_positions().await?);
+            let left = pair.left(&until).await?;
+            let of = tally.folded.load(Ordering::Relaxed) + left;
+            let sink = pair.next_sink();
+            let round = replay(&self.log, &sink, &until, &tally);
+            tokio::pin!(round);
+            loop {
+                let folded = tally.folded.load(Ordering::Relaxed);
+                self.tell(Progress::Folding { folded, of, elapsed: begun.elapsed() });
+                tokio::select! {
+                    ended = &mut round => break ended?,
+                    () = sleep(TELL_EVERY) => {}
+                }
+            }
+            if left < NEARLY_THERE {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Holds the live generation, and lets go of it whatever happens.
+    async fn hold_and_take_over(
+        &self,
+        pair: &Pair,
+        comparison: &mut Comparison,
+        if_different: IfDifferent,
+    ) -> anyhow::Result<Held> {
+        control::hold(&self.live.mysql, &self.projection, HOLD).await?;
+        let until = Instant::now() + HOLD - LET_GO;
+        sleep(HOLD_IS_KNOWN).await;
+        let held = self.take_over(pair, comparison, if_different, until).await;
+        control::hold(&self.live.mysql, &self.projection, Duration::ZERO).await?;
+        held
+    }
+
+    async fn take_over(
+        &self,
+        pair: &Pair,
+        comparison: &mut Comparison,
+        if_different: IfDifferent,
+        until: Instant,
+    ) -> anyhow::Result<Held> {
+        while Instant::now() < until {
+            let rest = pair.live_positions().await?;
+            if rest.values().any(|position| position.lowest() < position.highest()) {
+                sleep(LOOK).await;
+                continue;
+            }
+            replay(&self.log, &pair.next_sink(), &lowest(&rest), &comparison.since).await?;
+            pair.compare_rest(comparison).await?;
+            // Someone who does not know of the hold may still have written: then all of this is of no account.
+            if pair.live_positions().await? != rest || Instant::now() >= until {
+                continue;
+            }
+            if !comparison.differences.is_empty() && if_different == IfDifferent::Keep {
+                return Ok(Held::Different);
+            }
+            pair.publish_progress(&lowest(&rest)).await?;
+            let took_over = self.generations.take_over().await?;
+            return Ok(if took_over { Held::TookOver } else { Held::Restless });
+        }
+        Ok(Held::Restless)
+    }
+}
+
+/// What came of a hold.
+enum Held {
+    /// The next generation is live.
+    TookOver,
+    /// It differs, and is not.
+    Different,
+    /// The live one went on, or could not be replaced.
+    Restless,
+}
+
+/// The lowest of some positions: what all parts of a view have.
+fn lowest(positions: &BTreeMap<Partition, Position>) -> Places {
+    positions.iter().map(|(partition, position)| (*partition, position.lowest())).collect()
+}

@@ -1,0 +1,164 @@
+//! Views folded anew while the old ones serve.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use redis::cmd;
+use tokio::{task::JoinHandle, time::timeout};
+use vidlog_events::Envelope;
+use vidlog_projectors::{
+    control,
+    projection::Projection,
+    projections,
+    rebuild::{IfDifferent, Outcome, Progress, Rebuild},
+};
+use vidlog_schemas::keys::ViewKey;
+
+use crate::{
+    faults::{Running, made_up, until},
+    support::{World, envelope, liked},
+};
+
+/// One of each store, and the one with totals across shards.
+const REBUILT: [&str; 4] = ["likes", "feed", "likes-table", "messages-table"];
+
+fn projection(name: &str) -> Projection {
+    projections::find(name).unwrap()
+}
+
+async fn begin(world: &World, name: &str) -> Rebuild {
+    Rebuild::begin(&world.log, &world.stores, projection(name)).await.unwrap()
+}
+
+async fn rebuild(world: &World, name: &str, if_different: IfDifferent) -> Outcome {
+    begin(world, name).await.run(if_different).await.unwrap()
+}
+
+/// Names of keys of generations beyond the first, and of databases beside the live one.
+async fn left_behind(world: &World, name: &str) -> Vec<String> {
+    let catalogued = projection(name).catalogued;
+    let keys: Vec<String> =
+        world.target.redis.query(cmd("KEYS").arg(format!("{}:*", world.stores.namespace))).await.unwrap();
+    let live = control::read(&world.target.mysql).await.unwrap();
+    let live = live.get(name).map_or(1, |wanted| wanted.generation);
+    let is_left = |key: &String| ViewKey::generation_of(key, &catalogued).is_some_and(|found| found != live);
+    let databases: Vec<String> =
+        sqlx::query_scalar("SELECT schema_name FROM information_schema.schemata WHERE schema_name LIKE ?")
+            .bind(format!("{}\\_%", world.stores.namespace))
+            .fetch_all(&world.target.mysql)
+            .await
+            .unwrap();
+    keys.into_iter().filter(is_left).chain(databases).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn views_are_rebuilt_while_events_flow() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    let events = made_up(3000);
+    let (first, rest) = events.split_at(events.len() / 2);
+    world.append(first).await;
+    world.assert_views_equal_the_log().await;
+
+    let ended = AtomicBool::new(false);
+    let flowing = async {
+        for chunk in rest.chunks(10).cycle() {
+            world.append(chunk).await;
+            if ended.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    };
+    let rebuilding = async {
+        let outcomes =
+            futures::future::join_all(REBUILT.map(|name| rebuild(&world, name, IfDifferent::Keep))).await;
+        ended.store(true, Ordering::Relaxed);
+        outcomes
+    };
+    let (outcomes, ()) = tokio::join!(rebuilding, flowing);
+    for (name, outcome) in REBUILT.iter().zip(outcomes) {
+        assert!(outcome.differences.is_empty(), "{name}: {:#?}", outcome.differences);
+        assert!(outcome.lines > 0, "{name}");
+        assert_eq!(outcome.generation, (1, 2), "{name}");
+        assert_eq!(left_behind(&world, name).await, Vec::<String>::new(), "{name}");
+    }
+    world.assert_views_equal_the_log().await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_that_is_wrong_is_found_and_replaced() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    world.append(&likes(40)).await;
+    world.assert_views_equal_the_log().await;
+    let spoil = cmd("SREM").arg(world.target.keys.likers(1)).arg(7).take();
+    let _: i64 = world.target.redis.query(&spoil).await.unwrap();
+    sqlx::query("DELETE FROM likes WHERE user_id = 8").execute(&world.target.mysql).await.unwrap();
+
+    for name in ["likes", "likes-table"] {
+        let outcome = rebuild(&world, name, IfDifferent::Keep).await;
+        assert_eq!(outcome.differences.len(), 1, "{name}: {:#?}", outcome.differences);
+        assert_eq!(outcome.generation, (1, 1), "{name} stays as it is");
+        let outcome = rebuild(&world, name, IfDifferent::TakeOver).await;
+        assert_eq!((outcome.differences.len(), outcome.generation), (1, (1, 2)), "{name}");
+    }
+    world.assert_views_equal_the_log().await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_that_was_cut_off_is_gone_on_with_or_dropped() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    world.append(&made_up(3000)).await;
+    world.assert_views_equal_the_log().await;
+    for name in ["likes", "likes-table"] {
+        for phase in [Progress::Comparing, Progress::TakingOver] {
+            cut_off_at(&world, name, &phase).await;
+            world.assert_views_equal_the_log().await;
+        }
+        assert!(!left_behind(&world, name).await.is_empty(), "{name}");
+        begin(&world, name).await.drop_next().await.unwrap();
+        assert_eq!(left_behind(&world, name).await, Vec::<String>::new(), "{name}");
+
+        cut_off_at(&world, name, &Progress::Comparing).await;
+        world.append(&likes(10)).await;
+        cut_off_at(&world, name, &Progress::Waiting).await;
+        world.assert_views_equal_the_log().await;
+        assert_eq!(rebuild(&world, name, IfDifferent::Keep).await.generation, (2, 3), "{name}");
+        assert_eq!(left_behind(&world, name).await, Vec::<String>::new(), "{name}");
+    }
+    world.assert_views_equal_the_log().await;
+    running.stop().await;
+}
+
+/// Begins a rebuild, and cuts it off once it is in a phase.
+async fn cut_off_at(world: &World, name: &str, phase: &Progress) {
+    let begun = begin(world, name).await;
+    let mut progress = begun.progress();
+    let task: JoinHandle<_> = tokio::spawn(begun.run(IfDifferent::Keep));
+    let reached = progress.wait_for(|now| now == phase);
+    timeout(Duration::from_mins(1), reached).await.expect("the phase is reached").unwrap();
+    task.abort();
+    assert!(task.await.is_err_and(|error| error.is_cancelled()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_is_rebuilt_by_one_at_a_time() {
+    let world = World::new().await;
+    let first = begin(&world, "likes").await;
+    let second = Rebuild::begin(&world.log, &world.stores, projection("likes")).await;
+    assert!(second.is_err_and(|error| error.to_string().contains("is being rebuilt by another process")));
+    drop(first);
+    until("the lock is free", async || {
+        Rebuild::begin(&world.log, &world.stores, projection("likes")).await.is_ok()
+    })
+    .await;
+}
+
+fn likes(count: i64) -> Vec<Envelope> {
+    (1..=count).map(|user| envelope(liked(1, user), 1_700_000_000_000 + user)).collect()
+}

@@ -3,7 +3,11 @@
 use clap::{Args, Parser, Subcommand};
 use vidlog_service_kit::config::{Log, Stores, Telemetry};
 
-use crate::{projection::Projection, projections};
+use crate::{
+    as_of::{self, Until},
+    projection::Projection,
+    projections,
+};
 
 /// Folds the event log of vidlog into its read models.
 #[derive(Debug, Parser)]
@@ -27,6 +31,8 @@ pub enum Command {
     ///
     /// Cut off at any moment, it goes on where it was when it is run again; the old view serves until the switch.
     Rebuild(Rebuild),
+    /// Fold a scratch namespace up to a time or a position: what the state was then.
+    AsOf(AsOf),
 }
 
 /// Settings of `run`.
@@ -71,6 +77,26 @@ pub struct Rebuild {
     pub take_over: bool,
     /// Drop what a rebuild that was cut off has left, and do nothing else.
     #[arg(long, conflicts_with = "take_over")]
+    pub drop: bool,
+    /// Where the log is.
+    #[command(flatten)]
+    pub log: Log,
+    /// Where the stores are.
+    #[command(flatten)]
+    pub stores: Stores,
+}
+
+/// Settings of `as-of`.
+#[derive(Args, Debug)]
+pub struct AsOf {
+    /// What the scratch namespace is to be called.
+    pub name: as_of::Name,
+    /// A time, such as 2026-01-31T18:00:00Z: what was appended before it. Or positions, such as likes:3:1042: what was
+    /// before them, and elsewhere no later.
+    #[arg(long, required_unless_present = "drop")]
+    pub until: Option<Until>,
+    /// Remove the scratch namespace.
+    #[arg(long, conflicts_with = "until")]
     pub drop: bool,
     /// Where the log is.
     #[command(flatten)]

@@ -4,10 +4,12 @@
 //! retries, metrics, shutdown. A batch's writes and its position are one atomic write in the store that holds the
 //! view, and the store refuses a batch that does not follow: so every record counts once, whoever dies when.
 
+pub mod as_of;
 pub mod audit;
 pub mod config;
 pub mod control;
 mod metrics;
+mod mysql_url;
 pub mod projection;
 pub mod projections;
 pub mod rebuild;

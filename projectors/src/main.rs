@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use vidlog_projectors::{
+    as_of::Scratch,
     audit,
-    config::{self, Audit, Cli, Command, Run},
+    config::{self, AsOf, Audit, Cli, Command, Run},
     projections,
     rebuild::{IfDifferent, Rebuild},
 };
@@ -27,6 +28,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
         Command::Audit(config) => audit(config).await,
         Command::Rebuild(config) => rebuild(config).await,
+        Command::AsOf(config) => as_of(config).await,
     }
 }
 
@@ -57,6 +59,15 @@ async fn audit(config: Audit) -> anyhow::Result<ExitCode> {
     }
     println!("{} records, {} lines, {} differences", report.records, report.lines, report.differences.len());
     Ok(if report.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn as_of(config: AsOf) -> anyhow::Result<ExitCode> {
+    let scratch = Scratch::new(&config.log, &config.stores, &config.name)?;
+    match &config.until {
+        Some(until) => println!("{}", scratch.fold(until).await?),
+        None => scratch.drop_all().await?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn rebuild(config: config::Rebuild) -> anyhow::Result<ExitCode> {

@@ -87,6 +87,21 @@ impl Log {
         .await
     }
 
+    /// The time of a record, in ms since 1970.
+    pub async fn time_of(&self, partition: Partition, offset: i64) -> anyhow::Result<i64> {
+        let log = self.clone();
+        let asked = spawn_blocking(move || {
+            let (consumer, topic) = (log.consumer()?, log.topics.name(partition.stream));
+            let mut list = TopicPartitionList::new();
+            list.add_partition_offset(&topic, partition.number, Offset::Offset(offset))?;
+            consumer.assign(&list)?;
+            let message = consumer.poll(BROKER_TIMEOUT).context("the broker does not send it")??;
+            message.timestamp().to_millis().context("it has no time")
+        });
+        let time = asked.await.context("reading the log panicked")?;
+        time.with_context(|| format!("failed to read the time of {} at offset {offset}", partition.field()))
+    }
+
     async fn places<Ask>(&self, streams: Vec<Stream>, ask: Ask) -> anyhow::Result<Places>
     where
         Ask: Fn(&BaseConsumer, &str, i32) -> anyhow::Result<i64> + Send + 'static,

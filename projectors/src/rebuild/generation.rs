@@ -4,7 +4,7 @@
 //! next generation is built in a database of its own, beside the live one on the same server, and one `RENAME TABLE` puts
 //! its tables, with their checkpoints, in the place of the live ones.
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use redis::cmd;
 use sqlx::{AssertSqlSafe, MySql, error::DatabaseError, mysql::MySqlDatabaseError, pool::PoolConnection};
 use tokio::{sync::Mutex, time::sleep};
@@ -12,7 +12,7 @@ use vidlog_schemas::{keys::ViewKey, projections::View};
 use vidlog_service_kit::{config::Stores, mysql};
 
 use super::GRACE;
-use crate::{control, projection::Projection, sink::Target};
+use crate::{control, mysql_url::MySqlUrl, projection::Projection, sink::Target};
 
 /// Connections for folding into the next generation: partitions take turns on them.
 const CONNECTIONS: u32 = 8;
@@ -74,7 +74,8 @@ impl Generations {
                 Ok(Target { keys, ..self.target.clone() })
             }
             View::MySql(tables) => {
-                let (live, next) = (self.database(None)?, self.database(Some("next"))?);
+                let url = MySqlUrl::read(&self.mysql_url)?;
+                let (live, next) = (url.database(), self.beside("next")?);
                 self.execute(format!("CREATE DATABASE IF NOT EXISTS `{next}`")).await?;
                 for table in self.tables(tables) {
                     self.execute(format!(
@@ -82,7 +83,7 @@ impl Generations {
                     ))
                     .await?;
                 }
-                let mysql = mysql::open(&self.url(&next)?, CONNECTIONS)?;
+                let mysql = mysql::open(&url.with_database(&next), CONNECTIONS)?;
                 Ok(Target { mysql, ..self.target.clone() })
             }
         }
@@ -105,8 +106,8 @@ impl Generations {
                 let _: i64 = self.target.redis.query(&take_over).await?;
             }
             View::MySql(tables) => {
-                let (live, next, old) =
-                    (self.database(None)?, self.database(Some("next"))?, self.database(Some("old"))?);
+                let url = MySqlUrl::read(&self.mysql_url)?;
+                let (live, next, old) = (url.database(), self.beside("next")?, self.beside("old")?);
                 self.execute(format!("DROP DATABASE IF EXISTS `{old}`")).await?;
                 self.execute(format!("CREATE DATABASE `{old}`")).await?;
                 let moves: Vec<_> = self
@@ -183,7 +184,7 @@ impl Generations {
             return Ok(());
         };
         for which in which {
-            self.execute(format!("DROP DATABASE IF EXISTS `{}`", self.database(Some(which))?)).await?;
+            self.execute(format!("DROP DATABASE IF EXISTS `{}`", self.beside(which)?)).await?;
         }
         Ok(())
     }
@@ -193,18 +194,10 @@ impl Generations {
         own.chain([self.projection.catalogued.checkpoint_table()])
     }
 
-    /// The live view's database, or one beside it.
-    fn database(&self, beside: Option<&str>) -> anyhow::Result<String> {
-        let (_, live) = split_url(&self.mysql_url)?;
-        Ok(match beside {
-            None => live.to_owned(),
-            Some(which) => format!("{live}_{which}_{}", self.projection.name().replace('-', "_")),
-        })
-    }
-
-    fn url(&self, database: &str) -> anyhow::Result<String> {
-        let (server, live) = split_url(&self.mysql_url)?;
-        Ok(format!("{server}/{database}{}", &self.mysql_url[server.len() + 1 + live.len()..]))
+    /// The name of a database beside the live one.
+    fn beside(&self, what: &str) -> anyhow::Result<String> {
+        let what = format!("{what}_{}", self.projection.name().replace('-', "_"));
+        Ok(MySqlUrl::read(&self.mysql_url)?.beside(&what))
     }
 
     async fn execute(&self, statement: String) -> anyhow::Result<()> {
@@ -236,25 +229,4 @@ fn is_lock_wait(error: &sqlx::Error) -> bool {
         error.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number)
     };
     error.as_database_error().and_then(number) == Some(LOCK_WAIT_TIMEOUT)
-}
-
-/// A MySQL address up to its database, and the database.
-fn split_url(url: &str) -> anyhow::Result<(&str, &str)> {
-    let path = url.split(['?', '#']).next().unwrap_or(url);
-    match path.rsplit_once('/') {
-        Some((server, database)) if !database.is_empty() && !server.ends_with('/') => Ok((server, database)),
-        _ => bail!("the MySQL address names no database"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_database_of_an_address_is_found() {
-        assert_eq!(split_url("mysql://u:p@h:1/vidlog?x=/y").unwrap(), ("mysql://u:p@h:1", "vidlog"));
-        assert!(split_url("mysql://u:p@h:1").is_err());
-        assert!(split_url("mysql://u:p@h:1/").is_err());
-    }
 }

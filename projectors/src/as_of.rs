@@ -1,0 +1,248 @@
+//! What the state was then: a scratch namespace, folded from the log up to a time or a position.
+//!
+//! It lies beside the real one, with keys and a database of its own, and is served by a query-api that is pointed at it.
+
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
+
+use anyhow::{Context, bail, ensure};
+use futures::{StreamExt, TryStreamExt, stream};
+use redis::cmd;
+use sqlx::AssertSqlSafe;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use vidlog_events::{Stream, Topics};
+use vidlog_schemas::{Keys, projections::View};
+use vidlog_service_kit::{
+    config::{self, Stores},
+    mysql,
+    redis::Redis,
+    shutdown::Shutdown,
+};
+
+use crate::{
+    mysql_url::MySqlUrl,
+    projections,
+    replay::{Log, Places, Tally, replay},
+    sink::{self, Partition, Sink, Target},
+};
+
+/// Projections that are folded at once.
+const AT_ONCE: usize = 4;
+const CONNECTIONS: u32 = 16;
+/// Longer names would not leave room for the database's own.
+const NAME_LENGTH: usize = 20;
+/// Keys that are looked for, and deleted, in one round trip.
+const PAGE: usize = 1000;
+
+/// Up to where the log is folded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// All that was appended before a time, in ms since 1970.
+    Time(i64),
+    /// All before these next offsets, and elsewhere what was appended no later than that.
+    Positions(Vec<(Partition, i64)>),
+}
+
+impl FromStr for Until {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
+            let ms = i64::try_from(time.unix_timestamp_nanos() / 1_000_000);
+            return Ok(Self::Time(ms.map_err(|_| format!("{text} is out of range"))?));
+        }
+        let positions: Option<Vec<_>> = text.split(',').map(|part| position(part.trim())).collect();
+        positions.map(Self::Positions).ok_or_else(|| {
+            format!(
+                "{text:?} is neither a time such as 2026-01-31T18:00:00Z nor positions such as likes:3:1042,users:0:7"
+            )
+        })
+    }
+}
+
+/// `<stream>:<partition>:<next offset>`, as commands answer it.
+fn position(text: &str) -> Option<(Partition, i64)> {
+    let mut parts = text.split(':');
+    let name = parts.next()?;
+    let stream = Stream::ALL.into_iter().find(|stream| stream.name() == name)?;
+    let number = parts.next()?.parse().ok().filter(|number| *number >= 0)?;
+    let next = parts.next()?.parse().ok().filter(|next| *next > 0)?;
+    parts.next().is_none().then_some((Partition { stream, number }, next))
+}
+
+/// The name of a scratch namespace: lower-case letters, digits and underscores.
+#[derive(Clone, Debug)]
+pub struct Name(String);
+
+impl FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        if text.is_empty() || text.len() > NAME_LENGTH || !text.chars().all(is_allowed) {
+            return Err(format!("at most {NAME_LENGTH} of a-z, 0-9 and _"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// A scratch namespace of some namespace.
+pub struct Scratch {
+    log: Log,
+    stores: Stores,
+    namespace: String,
+    database: String,
+}
+
+/// What was folded, and how it can be asked.
+#[derive(Debug)]
+pub struct Folded {
+    /// Records, of all projections together.
+    pub records: i64,
+    /// The scratch namespace.
+    pub namespace: String,
+    /// Its database, on the server of the real one.
+    pub database: String,
+}
+
+impl Scratch {
+    /// A scratch namespace by its name; nothing is made yet.
+    pub fn new(log: &config::Log, stores: &Stores, name: &Name) -> anyhow::Result<Self> {
+        let url = MySqlUrl::read(stores.mysql_url.reveal())?;
+        Ok(Self {
+            log: Log { brokers: log.kafka_brokers.clone(), topics: Topics::new(&stores.namespace) },
+            stores: stores.clone(),
+            namespace: format!("{}-as-of-{}", stores.namespace, name.0),
+            database: url.beside(&format!("as_of_{}", name.0)),
+        })
+    }
+
+    /// Folds into it what it does not have yet. What it has of an earlier call must not be beyond.
+    pub async fn fold(&self, until: &Until) -> anyhow::Result<Folded> {
+        let until = self.places(until).await?;
+        let create = format!("CREATE DATABASE IF NOT EXISTS `{}`", self.database);
+        let mysql = mysql::open(self.stores.mysql_url.reveal(), 1)?;
+        sqlx::query(AssertSqlSafe(create)).execute(&mysql).await.context("failed to create its database")?;
+        let target = self.target()?;
+        sink::prepare(&target, self.stores.shards, &Shutdown::new()).await?;
+
+        let tally = Arc::new(Tally::default());
+        let folding = projections::ALL.map(async |projection| {
+            let streams: Vec<Stream> = projection.streams().collect();
+            let own = until.iter().filter(|(partition, _)| streams.contains(&partition.stream));
+            let own: Places = own.map(|(partition, end)| (*partition, *end)).collect();
+            let sink = Sink::new(projection, target.clone());
+            let partitions: Vec<Partition> = own.keys().copied().collect();
+            let stands = sink.positions(&partitions).await?;
+            ensure!(
+                stands.iter().zip(own.values()).all(|(at, end)| at.highest() <= *end),
+                "{} has been folded beyond that already; drop it first",
+                self.namespace
+            );
+            replay(&self.log, &sink, &own, &tally).await
+        });
+        stream::iter(folding).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+        self.declare_complete(&target).await?;
+        Ok(Folded {
+            records: tally.folded.load(std::sync::atomic::Ordering::Relaxed),
+            namespace: self.namespace.clone(),
+            database: self.database.clone(),
+        })
+    }
+
+    /// Removes all of it.
+    pub async fn drop_all(&self) -> anyhow::Result<()> {
+        let target = self.target()?;
+        let mut cursor = 0_u64;
+        loop {
+            let pattern = target.keys.pattern();
+            let scan = cmd("SCAN").arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(PAGE).take();
+            let (next, found): (u64, Vec<String>) = target.redis.query(&scan).await?;
+            let unlinks: Vec<_> = found.into_iter().map(|name| cmd("UNLINK").arg(name).take()).collect();
+            target.redis.all(&unlinks).await?;
+            if next == 0 {
+                break;
+            }
+            cursor = next;
+        }
+        let mysql = mysql::open(self.stores.mysql_url.reveal(), 1)?;
+        let drop = format!("DROP DATABASE IF EXISTS `{}`", self.database);
+        sqlx::query(AssertSqlSafe(drop)).execute(&mysql).await.context("failed to drop its database")?;
+        Ok(())
+    }
+
+    fn target(&self) -> anyhow::Result<Target> {
+        let url = MySqlUrl::read(self.stores.mysql_url.reveal())?.with_database(&self.database);
+        Ok(Target {
+            keys: Keys::new(&self.namespace, self.stores.shards),
+            redis: Redis::open(self.stores.redis_url.reveal()).context("failed to read the Redis address")?,
+            mysql: mysql::open(&url, CONNECTIONS).context("failed to read the MySQL address")?,
+        })
+    }
+
+    async fn places(&self, until: &Until) -> anyhow::Result<Places> {
+        let streams = Stream::ALL.to_vec();
+        match until {
+            Until::Time(time_ms) => self.log.at_time(streams, *time_ms).await,
+            Until::Positions(positions) => {
+                let ends = self.log.ends(streams.clone()).await?;
+                let mut latest_ms = 0;
+                for (partition, next) in positions {
+                    if ends.get(partition).is_none_or(|end| next > end) {
+                        bail!("the log has no {}:{next}", partition.field());
+                    }
+                    latest_ms = latest_ms.max(self.log.time_of(*partition, next - 1).await?);
+                }
+                let mut places = self.log.at_time(streams, latest_ms + 1).await?;
+                places.extend(positions.iter().copied().collect::<BTreeMap<_, _>>());
+                Ok(places)
+            }
+        }
+    }
+
+    /// Readers read a view of Redis once it is said to be complete.
+    async fn declare_complete(&self, target: &Target) -> anyhow::Result<()> {
+        let mut set = cmd("HSET");
+        set.arg(target.keys.generations());
+        for projection in projections::ALL {
+            if let View::Redis(_) = projection.catalogued.view {
+                set.arg(projection.name()).arg(target.keys.generation(&projection.catalogued));
+            }
+        }
+        let _: i64 = target.redis.query(&set).await?;
+        Ok(())
+    }
+}
+
+impl fmt::Display for Folded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { records, namespace, database } = self;
+        write!(
+            f,
+            "{records} records folded; a query-api serves them with VIDLOG_NAMESPACE={namespace} \
+             and the database {database} in VIDLOG_MYSQL_URL"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_or_positions_are_read() {
+        assert_eq!("1970-01-01T00:00:01.5Z".parse(), Ok(Until::Time(1500)));
+        let likes = Partition { stream: Stream::Likes, number: 3 };
+        assert_eq!("likes:3:1042".parse(), Ok(Until::Positions(vec![(likes, 1042)])));
+        for text in ["yesterday", "likes:3", "likes:3:0", "dreams:1:1", "likes:3:1042:7", "likes:-1:4", ""] {
+            assert!(text.parse::<Until>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_short_and_plain() {
+        assert!("monday_2".parse::<Name>().is_ok());
+        for name in ["", "Monday", "a-b", "a`b", "far_too_long_for_a_name_"] {
+            assert!(name.parse::<Name>().is_err(), "{name}");
+        }
+    }
+}

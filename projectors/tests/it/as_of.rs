@@ -1,0 +1,85 @@
+//! What the state was then.
+
+use redis::cmd;
+use vidlog_events::{Envelope, Event, Stream, Topics};
+use vidlog_projectors::{
+    as_of::{Scratch, Until},
+    audit::{self, Model},
+    projections,
+    replay::Log,
+    sink::Target,
+};
+use vidlog_schemas::Keys;
+use vidlog_service_kit::mysql;
+
+use crate::{
+    faults::made_up,
+    support::{World, envelope, liked},
+};
+
+/// The target of a scratch namespace.
+fn scratch_of(world: &World, name: &str) -> Target {
+    let stores = &world.stores;
+    Target {
+        keys: Keys::new(&format!("{}-as-of-{name}", stores.namespace), stores.shards),
+        redis: world.target.redis.clone(),
+        mysql: mysql::open(&format!("{}_as_of_{name}", stores.mysql_url.reveal()), 2).unwrap(),
+    }
+}
+
+/// Asserts that a scratch namespace is what some events come to.
+async fn assert_is(world: &World, name: &str, events: &[Envelope]) {
+    let mut model = Model::default();
+    for envelope in events {
+        model.fold(envelope);
+    }
+    let target = scratch_of(world, name);
+    let found = audit::live_lines(&target, &projections::ALL).await.unwrap();
+    let differences = audit::compare(model.lines(&target.keys), found);
+    assert!(differences.is_empty(), "{differences:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scratch_namespace_is_the_state_of_then_and_moves_on_and_goes() {
+    let world = World::new().await;
+    // Repeated events have their first time, which Kafka looks up records by.
+    let mut events = made_up(800);
+    events.sort_by_key(|envelope| envelope.time_ms);
+    world.append(&events).await;
+    let scratch = Scratch::new(&world.log, &world.stores, &"then".parse().unwrap()).unwrap();
+    for part in [3, 2] {
+        let time_ms = events[events.len() / part].time_ms;
+        let before = events.partition_point(|envelope| envelope.time_ms < time_ms);
+        scratch.fold(&Until::Time(time_ms)).await.unwrap();
+        assert_is(&world, "then", &events[..before]).await;
+    }
+    let back = scratch.fold(&Until::Time(events[10].time_ms)).await;
+    assert!(back.is_err_and(|error| error.to_string().contains("beyond that already")));
+
+    scratch.drop_all().await.unwrap();
+    let pattern = scratch_of(&world, "then").keys.pattern();
+    let left: Vec<String> = world.target.redis.query(cmd("KEYS").arg(pattern)).await.unwrap();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_is_the_state_that_a_command_answered_with() {
+    let world = World::new().await;
+    let events: Vec<_> =
+        (1..=60).map(|user| envelope(liked(user % 7 + 1, user), 1_700_000_000_000 + user)).collect();
+    world.append(&events).await;
+    let log = Log { brokers: world.log.kafka_brokers.clone(), topics: Topics::new(&world.stores.namespace) };
+    let likes = log.ends(vec![Stream::Likes]).await.unwrap();
+    let (partition, end) = likes.into_iter().find(|(_, end)| *end > 3).unwrap();
+    let position = format!("{}:{}", partition.field(), end - 2);
+
+    let scratch = Scratch::new(&world.log, &world.stores, &"position".parse().unwrap()).unwrap();
+    scratch.fold(&position.parse().unwrap()).await.unwrap();
+    let time_ms = log.time_of(partition, end - 3).await.unwrap();
+    let until: Vec<_> = events.iter().filter(|envelope| envelope.time_ms <= time_ms).cloned().collect();
+    assert!(until.len() < events.len() && matches!(until[0].event, Event::Like(_)));
+    assert_is(&world, "position", &until).await;
+
+    let beyond = format!("{}:{}", partition.field(), end + 1).parse().unwrap();
+    assert!(scratch.fold(&beyond).await.is_err_and(|error| error.to_string().contains("the log has no")));
+}

@@ -8,6 +8,7 @@ pub mod as_of;
 pub mod audit;
 pub mod config;
 pub mod control;
+pub mod log_identity;
 mod metrics;
 mod mysql_url;
 pub mod projection;
@@ -35,6 +36,7 @@ use vidlog_service_kit::{
 pub use record::Record;
 
 use crate::{
+    log_identity::FirstRecords,
     projection::Projection,
     runner::{Runner, Settings},
     sink::Target,
@@ -75,10 +77,12 @@ async fn run_all(
         return Ok(());
     };
 
+    let topics = Topics::new(&stores.namespace);
     let settings = Arc::new(Settings {
         brokers: log.kafka_brokers.clone(),
         namespace: stores.namespace.clone(),
-        topics: Topics::new(&stores.namespace),
+        first_records: FirstRecords::new(log.kafka_brokers.clone(), topics.clone()),
+        topics,
         wanted,
     });
     let mut running = JoinSet::new();

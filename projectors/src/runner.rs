@@ -17,6 +17,7 @@ use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 use crate::{
     control::AllWanted,
+    log_identity::FirstRecords,
     projection::Projection,
     sink::{Sink, Target},
 };
@@ -29,6 +30,8 @@ pub struct Settings {
     pub namespace: String,
     /// The topics.
     pub topics: Topics,
+    /// Tells which log it is.
+    pub first_records: FirstRecords,
     /// What is wanted of the projections.
     pub wanted: watch::Receiver<AllWanted>,
 }

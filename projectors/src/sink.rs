@@ -131,6 +131,15 @@ impl Sink {
         }
     }
 
+    /// The first record of the log that each of some partitions was folded from, remembered from now on where the store
+    /// does not know of any.
+    pub async fn logs(&self, firsts: &[(Partition, String)]) -> Result<Vec<String>, SinkError> {
+        match self.projection.fold {
+            Fold::Redis(_) => redis::logs(&self.target, firsts).await,
+            Fold::MySql(_) => mysql::logs(&self.target.mysql, firsts).await,
+        }
+    }
+
     /// Writes the records of a partition that the store does not have yet, and that it has all before `next`. The
     /// records follow `position`, which is moved on. An error may have moved some parts of the store, never a part
     /// without its writes.

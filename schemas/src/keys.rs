@@ -216,6 +216,11 @@ impl Keys {
         Some(format!("{shard}}}:{}:{entity}", self.kind(&key.projection, kind)))
     }
 
+    /// HASH: field `<stream>:<partition>`, value the id of the first record of the log that the views were folded from.
+    pub fn logs(&self) -> Key {
+        self.key(Shard(0), "meta", "logs")
+    }
+
     fn own_generation(&self, projection: &Projection) -> Option<&AtomicU32> {
         // The generations of a view in MySQL have their tables' names in common.
         let View::Redis(_) = projection.view else {

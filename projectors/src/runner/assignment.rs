@@ -152,6 +152,25 @@ impl Assignment {
         }
     }
 
+    /// Of which partitions the store says that it folded them from a log with another first record, or does not say.
+    pub(super) fn folded_from_others(&self, firsts: &[(Partition, String)]) -> BTreeMap<Partition, String> {
+        let asked = async { timeout(ASK_TIMEOUT, self.sink.logs(firsts)).await };
+        let Ok(Ok(remembered)) = self.runtime.block_on(asked) else {
+            let why = "the store does not say which log the view was folded from";
+            return firsts.iter().map(|(partition, _)| (*partition, why.to_owned())).collect();
+        };
+        let others = firsts.iter().zip(remembered).filter(|((_, first), remembered)| first != remembered);
+        let why = |((partition, first), remembered): (&(Partition, String), String)| {
+            let why = format!(
+                "this is another log than the one that the view was folded from: {} begins with the record {first} here, \
+                 with {remembered} there. Is this another cluster, or was the topic made again? The view stays as it is",
+                partition.field()
+            );
+            (*partition, why)
+        };
+        others.map(why).collect()
+    }
+
     /// Starts a partition's task, of which the records from the position's lowest part on will come.
     pub(super) fn start(&self, partition: Partition, position: Position) {
         let active = self.spawn(partition, position);

@@ -1,6 +1,7 @@
 //! The thread that polls Kafka for one projection and hands records to its partitions' tasks.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
@@ -255,9 +256,10 @@ impl Poller {
             }
             return;
         };
+        let others = self.other_logs(&due);
         for (partition, position) in due.into_iter().zip(positions) {
-            let topic = self.settings.topics.name(partition.stream);
-            match self.seek(&topic, partition, &position) {
+            let is_ours = others.get(&partition).map_or(Ok(()), |why| Err(why.clone()));
+            match is_ours.and_then(|()| self.seek(partition, &position)) {
                 Ok(()) => {
                     self.assignment().start(partition, position);
                     if let Err(error) = self.consumer.resume(&self.list(partition)) {
@@ -266,24 +268,52 @@ impl Poller {
                     }
                 }
                 Err(why) => {
-                    warn!(
-                        projection = self.projection.name(),
-                        partition = partition.field(),
-                        why,
-                        "can't start yet"
-                    );
+                    let (projection, partition_name) = (self.projection.name(), partition.field());
+                    warn!(projection, partition = partition_name, why, "can't start yet");
                     self.assignment().put_off(partition, &why);
                 }
             }
         }
     }
 
+    /// Why some partitions are not those that the view was folded from, or not known to be.
+    fn other_logs(&self, partitions: &[Partition]) -> BTreeMap<Partition, String> {
+        let mut whys = BTreeMap::new();
+        // What has no first record can be any log's.
+        let with_first = partitions.iter().filter(|partition| {
+            let topic = self.settings.topics.name(partition.stream);
+            let ends = self.consumer.fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT);
+            ends.is_ok_and(|(low, end)| low == 0 && end > 0)
+        });
+        let with_first: Vec<_> = with_first.copied().collect();
+        let firsts = self.settings.first_records.of(&with_first).unwrap_or_default();
+        let mut known = Vec::with_capacity(with_first.len());
+        for (index, partition) in with_first.into_iter().enumerate() {
+            if let Some(first) = firsts.get(index).cloned().flatten() {
+                known.push((partition, first));
+            } else {
+                whys.insert(partition, "the broker does not send the log's first record".to_owned());
+            }
+        }
+        whys.extend(self.assignment().folded_from_others(&known));
+        whys
+    }
+
     /// Has the consumer read a partition from where the store stands; says why if it can't.
-    fn seek(&self, topic: &str, partition: Partition, position: &Position) -> Result<(), String> {
-        let (_, end) =
+    fn seek(&self, partition: Partition, position: &Position) -> Result<(), String> {
+        let topic = &self.settings.topics.name(partition.stream);
+        let (low, end) =
             self.consumer.fetch_watermarks(topic, partition.number, BROKER_TIMEOUT).map_err(|error| {
                 format!("the broker does not say where {topic}[{}] ends: {error}", partition.number)
             })?;
+        if position.lowest() < low {
+            return Err(format!(
+                "{topic}[{}] begins at {low}, but the view stands at {}: what lies between is gone from the log. \
+                 The view stays as it is until the log or the view is restored",
+                partition.number,
+                position.lowest()
+            ));
+        }
         // Any part that is further than the log was folded from another log, and would ignore what comes next.
         if position.highest() > end {
             return Err(format!(

@@ -55,6 +55,29 @@ async fn create(pool: &MySqlPool, projection: &Projection, partitions: Vec<&Part
     Ok(())
 }
 
+/// The first records that are remembered, of these partitions in their order; these, where there were none.
+pub(super) async fn logs(pool: &MySqlPool, firsts: &[(Partition, String)]) -> Result<Vec<String>, SinkError> {
+    if firsts.is_empty() {
+        return Ok(Vec::new());
+    }
+    QueryBuilder::new("INSERT IGNORE INTO logs (stream, partition_no, first_record) ")
+        .push_values(firsts, |mut values, (partition, first)| {
+            values.push_bind(partition.stream.name()).push_bind(partition.number).push_bind(first);
+        })
+        .build()
+        .execute(pool)
+        .await?;
+    let stored: Vec<(String, i32, String)> =
+        sqlx::query_as("SELECT stream, partition_no, first_record FROM logs").fetch_all(pool).await?;
+    let recalled = |(partition, first): &(Partition, String)| {
+        let is_it = |(stream, number, _): &&(String, i32, String)| {
+            stream == partition.stream.name() && *number == partition.number
+        };
+        stored.iter().find(is_it).map_or_else(|| first.clone(), |(_, _, recalled)| recalled.clone())
+    };
+    Ok(firsts.iter().map(recalled).collect())
+}
+
 impl View<'_> {
     pub(super) async fn apply(
         &self,

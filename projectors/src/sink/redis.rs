@@ -89,6 +89,18 @@ pub(super) async fn positions(
     Ok(positions)
 }
 
+/// The first records that are remembered, of these partitions in their order; these, where there were none.
+pub(super) async fn logs(target: &Target, firsts: &[(Partition, String)]) -> Result<Vec<String>, SinkError> {
+    let key = target.keys.logs();
+    let remember = firsts
+        .iter()
+        .map(|(partition, first)| cmd("HSETNX").arg(&key).arg(partition.field()).arg(first).take());
+    let recall = firsts.iter().map(|(partition, _)| cmd("HGET").arg(&key).arg(partition.field()).take());
+    let answers = target.redis.all(&remember.chain(recall).collect::<Vec<_>>()).await?;
+    let recalled = answers.into_iter().skip(firsts.len()).map(from_redis_value);
+    recalled.collect::<Result<_, _>>().map_err(|error| SinkError::Retry(error.to_string()))
+}
+
 impl View<'_> {
     pub(super) async fn apply(
         &self,

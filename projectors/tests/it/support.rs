@@ -76,6 +76,20 @@ impl World {
         }
     }
 
+    /// Deletes a topic, and makes one of the same name.
+    pub(crate) async fn make_topic_anew(&self, stream: Stream) {
+        let topic = Topics::new(&self.stores.namespace).name(stream);
+        let admin: AdminClient<DefaultClientContext> = client(&self.log).create().unwrap();
+        admin.delete_topics(&[&topic], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+        let made = async {
+            let new = [NewTopic::new(&topic, PARTITIONS, TopicReplication::Fixed(1))];
+            while admin.create_topics(&new, &AdminOptions::new()).await.unwrap().remove(0).is_err() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_mins(1), made).await.unwrap();
+    }
+
     /// Appends events in order; returns when the broker has all of them.
     pub(crate) async fn append(&self, events: &[Envelope]) {
         let topics = Topics::new(&self.stores.namespace);

@@ -8,6 +8,7 @@ pub mod as_of;
 pub mod audit;
 pub mod config;
 pub mod control;
+mod keeper;
 pub mod log_identity;
 mod metrics;
 mod mysql_url;
@@ -36,6 +37,7 @@ use vidlog_service_kit::{
 pub use record::Record;
 
 use crate::{
+    keeper::Keeper,
     log_identity::FirstRecords,
     projection::Projection,
     runner::{Runner, Settings},
@@ -89,6 +91,8 @@ async fn run_all(
     for projection in projections {
         let runner = Runner::new(*projection, target.clone(), settings.clone(), readiness.clone());
         running.spawn(runner.run(shutdown.clone()));
+        let keeper = Keeper::new(*projection, target.clone(), settings.clone(), readiness.clone());
+        running.spawn(keeper.run(shutdown.clone()));
     }
     while let Some(ended) = running.join_next().await {
         ended.context("a projection panicked")??;

@@ -19,7 +19,7 @@ use vidlog_service_kit::{mysql::migrate, redis::Redis, shutdown::Shutdown};
 
 pub use self::redis::RedisWrites;
 use crate::{
-    Record,
+    Record, keeper,
     projection::{Fold, Projection},
 };
 
@@ -179,6 +179,15 @@ impl Sink {
                 view.settle(&mut position.parts, next).await
             }
             // A transaction moves all there is.
+            Fold::MySql(_) => Ok(()),
+        }
+    }
+
+    /// Says that the store lost writes: readers must not take the view as complete any more, until it is filled up
+    /// again. Nothing to say of a view in MySQL: its readers have no other.
+    pub async fn forget_complete(&self) -> Result<(), SinkError> {
+        match self.projection.fold {
+            Fold::Redis(_) => Ok(keeper::forget(&self.target, &self.projection).await?),
             Fold::MySql(_) => Ok(()),
         }
     }

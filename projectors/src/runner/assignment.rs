@@ -266,7 +266,7 @@ impl Assignment {
     }
 
     /// The partitions of which the store no longer has what was written to it: a Redis that failed over, was flushed
-    /// or restored.
+    /// or restored. Readers know by then. None if they can't be told: then the next check finds the same.
     pub(super) fn lost(&self) -> Vec<Partition> {
         let confirmed: Vec<(Partition, Position)> = self
             .partitions()
@@ -281,18 +281,30 @@ impl Assignment {
             .collect();
         let partitions: Vec<_> = confirmed.iter().map(|(partition, _)| *partition).collect();
         let stored = self.stored(&partitions).unwrap_or_default();
-        let lost =
-            confirmed.into_iter().zip(stored).filter(|((_, confirmed), stored)| stored.is_behind(confirmed));
-        lost.map(|((partition, _), stored)| {
-            warn!(
-                projection = self.name,
-                partition = partition.field(),
-                stored = stored.lowest(),
-                "the store lost writes; reading them again from its position"
-            );
-            partition
-        })
-        .collect()
+        let mut lost = Vec::new();
+        for ((partition, confirmed), stored) in confirmed.into_iter().zip(stored) {
+            if stored.is_behind(&confirmed) {
+                warn!(
+                    projection = self.name,
+                    partition = partition.field(),
+                    stored = stored.lowest(),
+                    "the store lost writes; reading them again from its position"
+                );
+                lost.push(partition);
+            }
+        }
+        if lost.is_empty() || self.forget_complete() { lost } else { Vec::new() }
+    }
+
+    /// Has readers take the view as incomplete; false if that fails.
+    fn forget_complete(&self) -> bool {
+        let forgotten = async { timeout(ASK_TIMEOUT, self.sink.forget_complete()).await };
+        match self.runtime.block_on(forgotten) {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => warn!(projection = self.name, %error, "readers can't be told of the loss yet"),
+            Err(_) => warn!(projection = self.name, "readers can't be told of the loss yet"),
+        }
+        false
     }
 
     fn partitions(&self) -> MutexGuard<'_, BTreeMap<Partition, State>> {

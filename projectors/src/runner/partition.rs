@@ -177,23 +177,26 @@ impl Worker {
     /// After a failed write: waits before the next attempt, or says why there is none.
     async fn recover(&self, error: SinkError, pause: &mut Duration) -> Result<(), Ended> {
         counter!(FAILURES, "projection" => self.name).increment(1);
-        match error {
-            SinkError::Behind { stored } => {
-                warn!(
-                    projection = self.name,
-                    partition = self.partition.field(),
-                    stored,
-                    "the store lost writes; reading them again from its position"
-                );
-                Err(Ended::Lost)
-            }
-            SinkError::Retry(error) => {
-                warn!(projection = self.name, partition = self.partition.field(), error, "trying again");
-                let stopped = timeout(*pause, self.stop.cancelled()).await.is_ok();
-                *pause = RETRY.1.min(*pause * 2);
-                if stopped { Err(Ended::Stopped) } else { Ok(()) }
-            }
-        }
+        let error = match error {
+            // Readers have to know before the view is filled up again.
+            SinkError::Behind { stored } => match bounded(self.sink.forget_complete()).await {
+                Ok(()) => {
+                    warn!(
+                        projection = self.name,
+                        partition = self.partition.field(),
+                        stored,
+                        "the store lost writes; reading them again from its position"
+                    );
+                    return Err(Ended::Lost);
+                }
+                Err(error) => error,
+            },
+            SinkError::Retry(_) => error,
+        };
+        warn!(projection = self.name, partition = self.partition.field(), %error, "trying again");
+        let stopped = timeout(*pause, self.stop.cancelled()).await.is_ok();
+        *pause = RETRY.1.min(*pause * 2);
+        if stopped { Err(Ended::Stopped) } else { Ok(()) }
     }
 
     /// A reader may wait for this; that it failed is not worth more than another try after the next batch.

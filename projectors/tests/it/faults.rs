@@ -28,10 +28,10 @@ use crate::support::{PARTITIONS, World, envelope, history, liked};
 const BOUND: Duration = Duration::from_mins(1);
 
 /// A projectors process that is killed when it goes out of scope.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
-    fn start(world: &World) -> Self {
+    pub(crate) fn start(world: &World) -> Self {
         let stores = &world.stores;
         let child = Command::new(env!("CARGO_BIN_EXE_projectors"))
             .arg("run")
@@ -45,7 +45,7 @@ impl Process {
     }
 
     /// `kill -9`.
-    fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
@@ -226,7 +226,7 @@ async fn a_view_that_was_folded_from_another_log_is_left_alone() {
 
 /// The projections in this process.
 pub(crate) struct Running {
-    readiness: Readiness,
+    pub(crate) readiness: Readiness,
     shutdown: Shutdown,
     task: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
@@ -271,7 +271,7 @@ async fn folded(world: &World) -> i64 {
 }
 
 /// Deletes every key of the namespace: FLUSHALL for one test.
-async fn lose_redis(world: &World) {
+pub(crate) async fn lose_redis(world: &World) {
     let pattern = format!("{}:*", world.stores.namespace);
     let keys: Vec<String> = world.target.redis.query(cmd("KEYS").arg(pattern)).await.unwrap();
     let _: i64 = world.target.redis.query(cmd("DEL").arg(keys)).await.unwrap();

@@ -5,5 +5,6 @@
 mod as_of;
 mod faults;
 mod folding;
+mod keeper;
 mod rebuild;
 mod support;

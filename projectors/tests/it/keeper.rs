@@ -1,0 +1,184 @@
+//! What readers are told of views: that they are complete, never while they are not.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use redis::cmd;
+use vidlog_schemas::projections::{self, LIKES, Projection, View};
+
+use crate::{
+    faults::{Process, Running, lose_redis, made_up, until},
+    support::{World, envelope, liked},
+};
+
+/// The field of a view, and how many of some keys are there, at one moment.
+const LOOK: &str = "return {redis.call('HGET', KEYS[1], ARGV[1]), redis.call('EXISTS', unpack(KEYS, 2))}";
+
+fn views() -> impl Iterator<Item = &'static Projection> {
+    projections::ALL.iter().filter(|projection| matches!(projection.view, View::Redis(_)))
+}
+
+/// The generation that readers are told to read.
+async fn promised(world: &World, projection: &Projection) -> Option<u32> {
+    let command = cmd("HGET").arg(world.target.keys.generations()).arg(projection.name).take();
+    world.target.redis.query(&command).await.unwrap()
+}
+
+async fn until_complete(world: &World) {
+    until("every view is complete", async || {
+        for projection in views() {
+            if promised(world, projection).await.is_none() {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+}
+
+/// Likes of many videos: their view takes many writes.
+async fn append_likes(world: &World) {
+    let likes: Vec<_> =
+        (0..6000).map(|at| envelope(liked(at % 900 + 1, at % 40 + 1), 1_700_000_000_000 + at)).collect();
+    world.append(&likes).await;
+}
+
+/// The names of all keys of kinds.
+async fn keys_of(world: &World, kinds: &[&str]) -> Vec<String> {
+    let mut keys = Vec::new();
+    for kind in kinds {
+        let pattern = format!("{}:*:{kind}:*", world.stores.namespace);
+        keys.extend(world.target.redis.query::<Vec<String>>(cmd("KEYS").arg(pattern)).await.unwrap());
+    }
+    keys
+}
+
+/// Looks at the view of likes without a pause.
+struct Watch<'a> {
+    world: &'a World,
+    keys: Vec<String>,
+    /// What must not be seen: a promise with so many keys.
+    is_wrong: fn(usize, usize) -> bool,
+    wrong: AtomicUsize,
+    missed: AtomicBool,
+    is_over: AtomicBool,
+}
+
+impl<'a> Watch<'a> {
+    async fn new(world: &'a World, is_wrong: fn(usize, usize) -> bool) -> Self {
+        let keys = keys_of(world, &["likers", "favorites", "favorited"]).await;
+        assert!(keys.len() > 900, "{}", keys.len());
+        let (missed, is_over) = (AtomicBool::default(), AtomicBool::default());
+        Self { world, keys, is_wrong, wrong: AtomicUsize::default(), missed, is_over }
+    }
+
+    async fn run(&self) {
+        while !self.is_over.load(Ordering::Relaxed) {
+            let mut look = cmd("EVAL");
+            look.arg(LOOK).arg(self.keys.len() + 1).arg(self.world.target.keys.generations());
+            look.arg(&self.keys).arg(LIKES.name);
+            let (promised, there): (Option<u32>, usize) = self.world.target.redis.query(&look).await.unwrap();
+            if promised.is_none() {
+                self.missed.store(true, Ordering::Relaxed);
+            } else if (self.is_wrong)(there, self.keys.len()) {
+                self.wrong.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Watches until the promise was taken back, and is there again.
+    async fn while_lost(&self, lose: impl Future<Output = ()>) {
+        let lost = async {
+            lose.await;
+            until("the loss is noticed", async || self.missed.load(Ordering::Relaxed)).await;
+            until_complete(self.world).await;
+            self.is_over.store(true, Ordering::Relaxed);
+        };
+        tokio::join!(lost, self.run());
+        assert_eq!(self.wrong.load(Ordering::Relaxed), 0, "looks at which the view was promised wrongly");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_views_of_an_empty_log_are_complete() {
+    let world = World::new().await;
+    let instances = [Running::start(&world), Running::start(&world)];
+    until_complete(&world).await;
+    for projection in views() {
+        assert_eq!(promised(&world, projection).await, Some(1));
+    }
+    for instance in &instances {
+        until("it is ready", async || instance.readiness.missing().is_none()).await;
+    }
+    let fields: usize =
+        world.target.redis.query(cmd("HLEN").arg(world.target.keys.generations())).await.unwrap();
+    assert_eq!(fields, views().count(), "nothing is left of how it was found out");
+    for instance in instances {
+        instance.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_emptied_redis_is_not_promised_before_it_is_filled_again() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    append_likes(&world).await;
+    world.append(&made_up(300)).await;
+    world.assert_views_equal_the_log().await;
+    until_complete(&world).await;
+
+    let watch = Watch::new(&world, |there, all| there < all).await;
+    watch.while_lost(lose_redis(&world)).await;
+    world.assert_views_equal_the_log().await;
+    until("it is ready again", async || running.readiness.missing().is_none()).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promise_that_outlives_its_view_is_taken_back_before_the_refill() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    append_likes(&world).await;
+    world.assert_views_equal_the_log().await;
+    until_complete(&world).await;
+
+    // As when one node of a cluster comes back empty: that it is so has to be noticed first.
+    let watch = Watch::new(&world, |there, all| 0 < there && there < all).await;
+    let lose = async {
+        let mut lost = watch.keys.clone();
+        lost.extend(keys_of(&world, &["checkpoint"]).await.into_iter().filter(|key| key.contains(":likes")));
+        let _: i64 = world.target.redis.query(cmd("DEL").arg(lost)).await.unwrap();
+    };
+    watch.while_lost(lose).await;
+    world.assert_views_equal_the_log().await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refill_that_is_killed_is_completed_by_the_next_process() {
+    let world = World::new().await;
+    append_likes(&world).await;
+    let process = Process::start(&world);
+    let first = world.target.keys.likers(1);
+    until("the view is being filled", async || {
+        world.target.redis.query::<bool>(cmd("EXISTS").arg(&first)).await.unwrap()
+    })
+    .await;
+    process.kill();
+    assert_eq!(promised(&world, &LIKES).await, None);
+
+    let next = Process::start(&world);
+    until_complete(&world).await;
+    world.assert_views_equal_the_log().await;
+    drop(next);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_are_told_the_generation_that_is_live() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    until_complete(&world).await;
+    let command = cmd("HSET").arg(world.target.keys.generations()).arg(LIKES.name).arg(0).take();
+    let _: i64 = world.target.redis.query(&command).await.unwrap();
+    until("it is set right", async || promised(&world, &LIKES).await == Some(1)).await;
+    running.stop().await;
+}

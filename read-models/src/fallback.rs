@@ -1,5 +1,5 @@
-//! What the cards hold, computed from the MySQL tables while Redis is away. Each function is one query, whatever the
-//! number of ids: slower than the views, but exact.
+//! What the cards hold, computed from the MySQL tables while Redis is away, or a view is not complete. Each function is
+//! a query or two, whatever the number of ids: slower than the views, but exact.
 
 use std::collections::HashMap;
 

@@ -17,10 +17,11 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use vidlog_contract::ApiError;
-use vidlog_schemas::{Keys, keys::Key, projections::Projection};
+use vidlog_schemas::{Keys, projections::Projection};
 
 use crate::{
     error::{ReadError, Store},
+    live::Heard,
     metrics::{FALLBACK_READS, FRESHNESS_TIMEOUTS, FRESHNESS_WAIT_SECONDS, FRESHNESS_WAITS},
     position::{Position, Scope},
     stores::{Source, Views},
@@ -38,6 +39,8 @@ const MAX_WAIT: Duration = Duration::from_secs(2);
 /// Reads that wait at once. More are answered as they are, and said to be stale: whoever asks for a position that will
 /// never come must not take the place of others.
 const MAX_WAITING: usize = 256;
+/// Generations that a read follows. A second is only heard of by answers that overtake each other.
+const MAX_SWITCHES: usize = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 
@@ -72,7 +75,7 @@ pub struct Need {
 pub struct Fresh<T> {
     /// What was read.
     pub value: T,
-    /// Whether a wait ran out, or freshness can't be known.
+    /// Whether a wait ran out, or freshness can't be known, or a view is not complete.
     pub stale: bool,
 }
 
@@ -106,8 +109,8 @@ impl<T: IntoResponse> IntoResponse for Fresh<T> {
     }
 }
 
-/// What a read waits for: by progress key, by field, the offset that must be reached.
-type Awaited = BTreeMap<Key, BTreeMap<String, i64>>;
+/// What a read waits for: of each projection, by the field of its progress, the offset that must be reached.
+type Awaited = Vec<(Projection, BTreeMap<String, i64>)>;
 
 impl Freshness {
     pub(crate) fn new(keys: Keys, views: Views) -> Self {
@@ -129,30 +132,56 @@ impl Freshness {
     /// Reads what is at least as new as the marks.
     ///
     /// The marks are fetched while the read goes on. If there are any, the read is repeated once they are passed:
-    /// that they are passed by now says nothing about a read that began before. While Redis is away, the read is
-    /// asked for from the tables.
+    /// that they are passed by now says nothing about a read that began before. While Redis is away, or one of its
+    /// views is not complete, the read is asked for from the tables.
     pub async fn read<T, F, Reading>(&self, need: Need, read: F) -> Result<Fresh<T>, ReadError>
     where
         F: Fn(Source) -> Reading,
         Reading: Future<Output = Result<T, ReadError>>,
     {
-        let (awaited, first) = tokio::join!(self.awaited(&need), read(Source::Views));
-        let (read_views, stale) = match awaited {
-            Ok(awaited) if awaited.is_empty() => (first, false),
-            Ok(awaited) => {
+        let (awaited, first) = tokio::join!(self.awaited(&need), self.read_views(need.projections, &read));
+        let (answer, stale) = match (awaited, first) {
+            // There is nothing to wait for: the tables do not get newer with the views.
+            (_, Ok(None)) => (Ok(None), true),
+            (Ok(awaited), first) if awaited.is_empty() => (first, false),
+            (Ok(awaited), _) => {
                 let passed = self.wait(&awaited).await;
-                (read(Source::Views).await, !passed)
+                (self.read_views(need.projections, &read).await, !passed)
             }
-            Err(error) if error.is_away(Store::Redis) => (first, true),
-            Err(error) => return Err(error),
+            (Err(error), first) if error.is_away(Store::Redis) => (first, true),
+            (Err(error), _) => return Err(error),
         };
-        match read_views {
-            Err(error) if error.is_away(Store::Redis) => {
-                counter!(FALLBACK_READS).increment(1);
-                Ok(Fresh { value: read(Source::Tables).await?, stale: true })
-            }
-            other => Ok(Fresh { value: other?, stale }),
+        match answer {
+            Ok(Some(value)) => return Ok(Fresh { value, stale }),
+            Ok(None) => {}
+            Err(error) if error.is_away(Store::Redis) => {}
+            Err(error) => return Err(error),
         }
+        counter!(FALLBACK_READS).increment(1);
+        Ok(Fresh { value: read(Source::Tables).await?, stale: true })
+    }
+
+    /// Reads from the live generation of the views; `None` if one of them is not complete.
+    async fn read_views<T, F, Reading>(
+        &self,
+        projections: &[Projection],
+        read: &F,
+    ) -> Result<Option<T>, ReadError>
+    where
+        F: Fn(Source) -> Reading,
+        Reading: Future<Output = Result<T, ReadError>>,
+    {
+        let live = self.views.live();
+        for _ in 0..MAX_SWITCHES {
+            let known = live.known(projections);
+            let answer = read(Source::Views).await;
+            match live.heard_since(&known) {
+                Heard::Nothing => return answer.map(Some),
+                Heard::Switch => {}
+                Heard::Loss => break,
+            }
+        }
+        Ok(None)
     }
 
     async fn awaited(&self, need: &Need) -> Result<Awaited, ReadError> {
@@ -169,16 +198,16 @@ impl Freshness {
             positions
                 .extend(marks.into_iter().filter_map(|(field, offset)| Position::of_field(&field, offset)));
         }
-        let mut awaited = Awaited::new();
-        for projection in need.projections {
+        let of_projection = |projection: &Projection| {
+            let mut fields = BTreeMap::new();
             for position in positions.iter().filter(|position| projection.streams.contains(&position.stream))
             {
-                let fields = awaited.entry(self.keys.progress(projection)).or_default();
                 let offset = fields.entry(position.field()).or_default();
                 *offset = position.next_offset.max(*offset);
             }
-        }
-        Ok(awaited)
+            (*projection, fields)
+        };
+        Ok(need.projections.iter().map(of_projection).filter(|(_, fields)| !fields.is_empty()).collect())
     }
 
     /// Waits until everything awaited is passed. `false` if that took too long, or can't be known.
@@ -209,12 +238,14 @@ impl Freshness {
     }
 
     async fn is_passed(&self, awaited: &Awaited) -> Result<bool, ReadError> {
+        // Of the generation that is live by now: another one's progress stands still.
         let commands: Vec<_> = awaited
             .iter()
-            .map(|(key, fields)| cmd("HMGET").arg(key).arg(fields.keys().collect::<Vec<_>>()).take())
+            .map(|(projection, fields)| (self.keys.progress(projection), fields.keys().collect::<Vec<_>>()))
+            .map(|(key, fields)| cmd("HMGET").arg(key).arg(fields).take())
             .collect();
         let mut answers = self.views.all(&commands).await?;
-        for fields in awaited.values() {
+        for (_, fields) in awaited {
             let progress: Vec<Option<i64>> = answers.take()?;
             if progress.iter().zip(fields.values()).any(|(progress, offset)| progress.unwrap_or(0) < *offset)
             {

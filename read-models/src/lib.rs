@@ -1,7 +1,7 @@
 //! The shared read side of both APIs: what the read models say about users and videos, and how fresh that is.
 //!
-//! Answers come from the Redis views. While Redis is away they come from the MySQL tables, which are folded from the
-//! same log; [`freshness`] decides between the two and says so.
+//! Answers come from the Redis views. While Redis is away, or a view is not complete, they come from the MySQL tables,
+//! which are folded from the same log; [`freshness`] decides between the two and says so.
 
 mod breaker;
 mod cards;
@@ -9,6 +9,7 @@ mod error;
 mod facts;
 mod fallback;
 pub mod freshness;
+mod live;
 mod media;
 pub mod metrics;
 mod position;
@@ -43,7 +44,7 @@ pub struct ReadModels {
 impl ReadModels {
     /// The read models of one namespace.
     pub fn new(keys: Keys, redis: Redis, mysql: MySqlPool, media: MediaUrls) -> Self {
-        let views = Views::new(redis);
+        let views = Views::new(redis, keys.clone());
         let freshness = Freshness::new(keys.clone(), views.clone());
         Self { keys, views, tables: Tables::new(mysql), freshness, media }
     }

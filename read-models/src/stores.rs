@@ -4,11 +4,13 @@ use std::{time::Duration, vec};
 
 use redis::{Cmd, FromRedisValue, Value, cmd};
 use sqlx::MySqlPool;
+use vidlog_schemas::Keys;
 use vidlog_service_kit::redis::Redis;
 
 use crate::{
     breaker::{Breaker, Guarded, guard},
     error::{ReadError, Store},
+    live::Live,
 };
 
 /// A query that takes longer holds its connection from others; with the waits before it, a request still ends
@@ -20,7 +22,7 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
 pub enum Source {
     /// The Redis views: the ordinary case.
     Views,
-    /// The MySQL tables, while Redis is away.
+    /// The MySQL tables, while Redis is away or a view is not complete.
     Tables,
 }
 
@@ -29,6 +31,7 @@ pub enum Source {
 pub struct Views {
     redis: Redis,
     breaker: Breaker,
+    live: Live,
 }
 
 /// The MySQL tables. Clones share the pool.
@@ -45,19 +48,28 @@ pub struct Answers {
 }
 
 impl Views {
-    pub(crate) fn new(redis: Redis) -> Self {
-        Self { redis, breaker: Breaker::default() }
+    pub(crate) fn new(redis: Redis, keys: Keys) -> Self {
+        Self { redis, breaker: Breaker::default(), live: Live::new(keys) }
     }
 
     /// Sends one command.
     pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, ReadError> {
-        guard(self, self.redis.query(command)).await
+        self.all(std::slice::from_ref(command)).await?.take()
     }
 
-    /// Sends many commands in one round trip.
+    /// Sends many commands in one round trip. The last to be answered is which views are complete.
     pub async fn all(&self, commands: &[Cmd]) -> Result<Answers, ReadError> {
-        let values = guard(self, self.redis.all(commands)).await?;
+        if commands.is_empty() {
+            return Ok(Answers { values: Vec::new().into_iter() });
+        }
+        let commands = [commands, &[self.live.question()]].concat();
+        let mut values = guard(self, self.redis.all(&commands)).await?;
+        self.live.hear(values.pop().unwrap_or(Value::Nil))?;
         Ok(Answers { values: values.into_iter() })
+    }
+
+    pub(crate) const fn live(&self) -> &Live {
+        &self.live
     }
 }
 

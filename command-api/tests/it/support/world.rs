@@ -11,7 +11,11 @@ use uuid::Uuid;
 use vidlog_command_api::{Settings, config::CommandConfig, start};
 use vidlog_contract::config::ApiConfig;
 use vidlog_events::Topics;
-use vidlog_schemas::{Keys, projections::Projection, rows::VideoState};
+use vidlog_schemas::{
+    Keys,
+    projections::{self, Projection},
+    rows::VideoState,
+};
 use vidlog_service_kit::{
     clock::Clock,
     config::{self, Stores},
@@ -67,14 +71,18 @@ impl World {
         sqlx::query(AssertSqlSafe(create)).execute(&admin).await.unwrap();
         stores.mysql_url = mysql_url.into();
         let topics = Topics::new(&stores.namespace);
-        Self {
+        let world = Self {
             keys: Keys::new(&stores.namespace, stores.shards),
             redis: Redis::open(stores.redis_url.reveal()).unwrap(),
             mysql: mysql::open(stores.mysql_url.reveal(), 4).unwrap(),
             log: Log { brokers: log.kafka_brokers, topics },
             objects: TempDir::new().unwrap(),
             stores,
+        };
+        for projection in projections::ALL {
+            world.hset(world.keys.generations(), &[projection.name, "1"]).await;
         }
+        world
     }
 
     /// A namespace with the command side over it, ready.

@@ -14,7 +14,7 @@ use vidlog_read_models::{MediaUrls, ReadModels};
 use vidlog_schemas::{
     Keys,
     keys::{feed_week_of, partition_field},
-    projections,
+    projections::{self, Projection},
     rows::VideoState,
 };
 use vidlog_service_kit::{clock::Clock, mysql, redis::Redis};
@@ -63,12 +63,27 @@ impl World {
         sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {namespace}"))).execute(&admin).await.unwrap();
         let mysql = mysql::open(&format!("{server}/{namespace}"), 4).unwrap();
         vidlog_schemas::MIGRATOR.run(&mysql).await.unwrap();
-        Self {
+        let world = Self {
             keys: Keys::new(&namespace, 16),
             redis: Redis::open(&environment.redis_url).unwrap(),
             mysql,
             clock: Clock::fixed(NOW),
+        };
+        for projection in projections::ALL {
+            world.complete(projection, 1).await;
         }
+        world
+    }
+
+    /// Says that a view is complete, and which generation is live.
+    pub(crate) async fn complete(&self, projection: &Projection, generation: u32) {
+        let key = self.keys.generations();
+        self.do_all(&[cmd("HSET").arg(key).arg(projection.name).arg(generation).take()]).await;
+    }
+
+    /// Says that a view is not complete.
+    pub(crate) async fn incomplete(&self, projection: &Projection) {
+        self.do_all(&[cmd("HDEL").arg(self.keys.generations()).arg(projection.name).take()]).await;
     }
 
     pub(crate) fn api(&self) -> Api {
@@ -89,8 +104,10 @@ impl World {
 
     pub(crate) fn state_over(&self, redis: Redis, mysql: MySqlPool) -> QueryState {
         let clock = self.clock.clone();
+        // The keys of another process, which has to hear of the live generations by itself.
+        let keys = self.keys.of_generation(&projections::FEED, self.keys.generation(&projections::FEED));
         QueryState {
-            models: ReadModels::new(self.keys.clone(), redis, mysql, MediaUrls::new("http://media")),
+            models: ReadModels::new(keys, redis, mysql, MediaUrls::new("http://media")),
             tokens: Tokens::parse("a:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", move || clock.now_ms())
                 .unwrap(),
             clock: self.clock.clone(),

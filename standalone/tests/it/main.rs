@@ -8,5 +8,6 @@ mod client;
 mod exactness;
 mod faults;
 mod openapi;
+mod rebuild;
 mod rules;
 mod story;

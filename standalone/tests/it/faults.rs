@@ -1,16 +1,21 @@
 //! A store that goes away and comes back: every answer is a right one or an error at once, and nothing is lost.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
+use futures::{StreamExt, stream};
 use serde_json::Value;
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
     task::{AbortHandle, JoinHandle},
 };
+use vidlog_service_kit::{mysql, redis::Redis};
 
 use crate::{
     app::{App, Detours, until},
@@ -151,6 +156,67 @@ async fn without_redis_mysql_answers_and_writes_are_kept() {
     })
     .await;
     app.assert_views_equal_the_log().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_redis_is_emptied_and_filled_again_every_answer_is_right() {
+    const LIKES: i64 = 40;
+    let app = App::start().await;
+    let ada = app.register("ada").await;
+    let video = ada.publish("always there").await;
+    let other = ada.publish("liked meanwhile").await;
+    let likes = stream::iter(1..=LIKES).map(|user| app.stranger(user));
+    likes.for_each_concurrent(8, async |user| _ = ok(user.like(video).await)).await;
+    let shown = async || {
+        let response = app.http.get(app.url("/douyin/feed/")).send().await.unwrap();
+        let is_stale = response.headers().contains_key("vidlog-stale");
+        let body: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+        let videos = body["video_list"].as_array();
+        let shown = videos.and_then(|videos| videos.iter().find(|shown| shown["id"] == video));
+        (is_stale, shown.map(|shown| shown["favorite_count"].clone()), body)
+    };
+    until("the tables have all, too", async || {
+        let query = sqlx::query_scalar("SELECT COUNT(*) FROM likes WHERE video_id = ?").bind(video);
+        let pool = mysql::open(app.stores.mysql_url.reveal(), 1).unwrap();
+        query.fetch_one(&pool).await.unwrap_or(0) == LIKES
+    })
+    .await;
+
+    let is_over = AtomicBool::new(false);
+    let answers = [AtomicUsize::new(0), AtomicUsize::new(0)];
+    let read = async || {
+        while !is_over.load(Ordering::Relaxed) {
+            let (is_stale, count, body) = shown().await;
+            assert_eq!(count, Some(LIKES.into()), "stale: {is_stale}, {body}");
+            answers[usize::from(is_stale)].fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let like = async || {
+        for user in (1000..).take_while(|_| !is_over.load(Ordering::Relaxed)) {
+            ok(app.stranger(user).like(other).await);
+        }
+    };
+    let lose = async || {
+        for _ in 0..3 {
+            let before = [0, 1].map(|kind| answers[kind].load(Ordering::Relaxed));
+            let grew = |kind: usize| answers[kind].load(Ordering::Relaxed) > before[kind];
+            empty_redis(&app).await;
+            until("an answer came from MySQL", async || grew(1)).await;
+            until("an answer came from Redis", async || !shown().await.0).await;
+        }
+        is_over.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(lose(), like(), read(), read(), read(), read());
+    assert!(answers[0].load(Ordering::Relaxed) > 0);
+    app.assert_views_equal_the_log().await;
+}
+
+/// Deletes every key of the namespace at one moment: FLUSHALL for one test.
+async fn empty_redis(app: &App) {
+    let redis = Redis::open(app.stores.redis_url.reveal()).unwrap();
+    let script = "for _, key in ipairs(redis.call('KEYS', ARGV[1])) do redis.call('DEL', key) end return 0";
+    let pattern = format!("{}:*", app.stores.namespace);
+    let _: i64 = redis.query(redis::cmd("EVAL").arg(script).arg(0).arg(pattern)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,7 @@
 mod assignment;
 mod consumer;
 mod partition;
+mod queue;
 
 use std::sync::Arc;
 

@@ -14,7 +14,6 @@ use metrics::counter;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use tokio::{
     runtime::Handle,
-    sync::mpsc,
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -23,14 +22,15 @@ use tracing::{error, info, warn};
 use vidlog_events::Topics;
 use vidlog_service_kit::ops::Readiness;
 
-use super::partition::{Confirmed, Delivery, Request, Worker};
+use super::{
+    partition::{Confirmed, Request, Worker},
+    queue::{self, Queued, queue},
+};
 use crate::{
     metrics::REWINDS,
     sink::{Partition, Position, Sink},
 };
 
-/// Records that wait for a partition's task. More would only be memory: the broker keeps them as well.
-const QUEUE: usize = 2000;
 /// How long the store may take to say where it stands. It is asked on the poller's thread, which has to go on polling.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two attempts to start a partition.
@@ -69,9 +69,9 @@ enum State {
 
 /// A partition's task.
 struct Active {
-    queue: mpsc::Sender<Delivery>,
+    queue: queue::Sender,
     /// What did not fit into the queue. While there is any the partition is paused.
-    held: VecDeque<Delivery>,
+    held: VecDeque<Queued>,
     confirmed: Confirmed,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -229,19 +229,19 @@ impl Assignment {
     }
 
     /// Hands a record to its task.
-    pub(super) fn route(&self, partition: Partition, delivery: Delivery) -> Routed {
+    pub(super) fn route(&self, partition: Partition, record: Queued) -> Routed {
         let mut partitions = self.partitions();
         let Some(State::Running(active)) = partitions.get_mut(&partition) else {
             return Routed::Done;
         };
         if !active.held.is_empty() {
-            active.held.push_back(delivery);
+            active.held.push_back(record);
             return Routed::Held;
         }
-        match active.queue.try_send(delivery) {
-            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Routed::Done,
-            Err(mpsc::error::TrySendError::Full(delivery)) => {
-                active.held.push_back(delivery);
+        match active.queue.offer(record) {
+            None => Routed::Done,
+            Some(record) => {
+                active.held.push_back(record);
                 Routed::Held
             }
         }
@@ -256,9 +256,9 @@ impl Assignment {
         if active.held.is_empty() {
             return false;
         }
-        while let Some(delivery) = active.held.pop_front() {
-            if let Err(mpsc::error::TrySendError::Full(delivery)) = active.queue.try_send(delivery) {
-                active.held.push_front(delivery);
+        while let Some(record) = active.held.pop_front() {
+            if let Some(record) = active.queue.offer(record) {
+                active.held.push_front(record);
                 return false;
             }
         }
@@ -335,7 +335,7 @@ impl Assignment {
     }
 
     fn spawn(&self, partition: Partition, position: Position) -> Active {
-        let (queue, records) = mpsc::channel(QUEUE);
+        let (queue, records) = queue();
         let confirmed = Arc::new(Mutex::new(position.clone()));
         let stop = CancellationToken::new();
         let hint = self.hint.get().cloned();

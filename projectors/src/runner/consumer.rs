@@ -12,7 +12,7 @@ use rdkafka::{
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::{KafkaError, RDKafkaErrorCode},
-    message::BorrowedMessage,
+    message::{BorrowedMessage, Headers},
     types::RDKafkaRespErr,
 };
 use tokio::runtime::Handle;
@@ -24,6 +24,7 @@ use super::{
     Runner, Settings,
     assignment::{Assignment, Routed},
     partition::{Delivery, Request},
+    queue::Queued,
 };
 use crate::{
     Record,
@@ -119,7 +120,12 @@ impl Poller {
             .set("session.timeout.ms", "10000")
             .set("heartbeat.interval.ms", "2000")
             .set("fetch.wait.max.ms", "100")
+            // What the client reads ahead of the partitions' queues: so much for all of them together, overshot by
+            // what is on its way then, which is one answer of each broker.
             .set("queued.max.messages.kbytes", "2048")
+            .set("fetch.max.bytes", "4194304")
+            // The room is small, so how soon it is used again decides the speed of a long way to go.
+            .set("fetch.queue.backoff.ms", "20")
             .set("reconnect.backoff.max.ms", "1000")
             .set("log_level", "4")
             .create_with_context(context)?;
@@ -357,11 +363,17 @@ impl Poller {
     }
 }
 
-fn read(stream: Stream, message: &BorrowedMessage<'_>) -> Delivery {
-    match decode_message(stream, message) {
+fn read(stream: Stream, message: &BorrowedMessage<'_>) -> Queued {
+    let delivery = match decode_message(stream, message) {
         Ok(envelope) => Delivery::Record(Record { offset: message.offset(), envelope }),
         Err(error) => Delivery::Poison { offset: message.offset(), error },
-    }
+    };
+    let headers = message.headers().map_or(0, |headers| {
+        headers.iter().map(|header| header.key.len() + header.value.map_or(0, <[u8]>::len)).sum()
+    });
+    // What is decoded is about as large as what it was decoded from, and a structure around it.
+    let bytes = message.payload_len() + message.key_len() + headers + size_of::<Queued>();
+    Queued { delivery, bytes }
 }
 
 fn named(topics: &Topics, partitions: &TopicPartitionList) -> Vec<Partition> {

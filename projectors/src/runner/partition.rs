@@ -6,20 +6,19 @@ use std::{
 };
 
 use metrics::{counter, gauge, histogram};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use vidlog_events::DecodeError;
 use vidlog_service_kit::ops::Readiness;
 
+use super::queue::{BATCH_RECORDS, Receiver};
 use crate::{
     Record,
     metrics::{BATCH_SECONDS, BLOCKED, FAILURES, RECORDS},
     sink::{Partition, Position, Sink, SinkError},
 };
 
-/// Records in a batch: enough that a round trip is shared by many, few enough that a batch takes milliseconds.
-const BATCH: usize = 500;
 /// Batches between two times that every part of the store is brought to the same position: what a restart reads
 /// again is bounded by it.
 const SETTLE_EVERY: u32 = 32;
@@ -65,7 +64,7 @@ pub(super) struct Worker {
     pub(super) sink: Sink,
     pub(super) position: Position,
     pub(super) confirmed: Confirmed,
-    pub(super) records: mpsc::Receiver<Delivery>,
+    pub(super) records: Receiver,
     pub(super) requests: std::sync::mpsc::Sender<Request>,
     pub(super) readiness: Readiness,
     pub(super) stop: CancellationToken,
@@ -96,7 +95,7 @@ impl Worker {
             if unpublished {
                 unpublished = self.publish(next).await.is_err();
             }
-            let mut deliveries = Vec::with_capacity(BATCH);
+            let mut deliveries = Vec::with_capacity(BATCH_RECORDS);
             match timeout(IDLE, self.take(&mut deliveries)).await {
                 Ok(true) => {}
                 Ok(false) => return self.finish(next).await,
@@ -137,7 +136,7 @@ impl Worker {
         let taken = tokio::select! {
             biased;
             () = self.stop.cancelled() => 0,
-            taken = self.records.recv_many(deliveries, BATCH) => taken,
+            taken = self.records.take(deliveries) => taken,
         };
         if taken > 0 && self.records.is_empty() {
             _ = self.requests.send(Request::Resume(self.partition));

@@ -25,6 +25,12 @@ pub enum Command {
     Run(Run),
     /// List the projections.
     List,
+    /// How the projections are: position, lag, state, rate and errors of each partition.
+    Status(Look),
+    /// Have projections stand still until they are resumed, whatever is restarted meanwhile.
+    Pause(Choose),
+    /// Have projections go on that were paused, or that stopped themselves.
+    Resume(Choose),
     /// Fold the log anew and compare every key and row with the views. Exit code 1 if any differs.
     Audit(Audit),
     /// Fold a view anew beside the one that serves, compare the two, and switch. Exit code 1 if they differ.
@@ -41,9 +47,12 @@ pub struct Run {
     /// The projections to run, by name; all of them if none is given.
     #[arg(long, num_args = 1.., value_parser = parse_projection)]
     pub only: Vec<Projection>,
-    /// Address of `/livez`, `/readyz` and `/metrics`. Not for the public.
+    /// Address of `/livez`, `/readyz`, `/metrics` and `/projections`. Not for the public.
     #[arg(long, env = "VIDLOG_OPS_LISTEN", default_value = "127.0.0.1:18084")]
     pub ops_listen: String,
+    /// How they are operated.
+    #[command(flatten)]
+    pub operation: Operation,
     /// Where the log is.
     #[command(flatten)]
     pub log: Log,
@@ -53,6 +62,46 @@ pub struct Run {
     /// What is logged.
     #[command(flatten)]
     pub telemetry: Telemetry,
+}
+
+/// How the projections of a process are operated.
+#[derive(Args, Clone, Debug)]
+pub struct Operation {
+    /// The name of this process among those that run the same projections. With a name its partitions wait for it while
+    /// it restarts, for the session timeout. No two processes may have the same.
+    #[arg(long, env = "VIDLOG_INSTANCE")]
+    pub instance: Option<String>,
+}
+
+/// Settings of `status`.
+#[derive(Args, Debug)]
+pub struct Look {
+    /// The projections, by name; all of them if none is given.
+    #[arg(value_parser = parse_projection)]
+    pub projections: Vec<Projection>,
+    /// For programs.
+    #[arg(long)]
+    pub json: bool,
+    /// Where the log is.
+    #[command(flatten)]
+    pub log: Log,
+    /// Where the stores are.
+    #[command(flatten)]
+    pub stores: Stores,
+}
+
+/// Settings of `pause` and `resume`.
+#[derive(Args, Debug)]
+pub struct Choose {
+    /// The projections, by name.
+    #[arg(required = true, value_parser = parse_projection)]
+    pub projections: Vec<Projection>,
+    /// Where the log is.
+    #[command(flatten)]
+    pub log: Log,
+    /// Where the stores are.
+    #[command(flatten)]
+    pub stores: Stores,
 }
 
 /// Settings of `audit`.

@@ -12,6 +12,7 @@ mod keeper;
 pub mod log_identity;
 mod metrics;
 mod mysql_url;
+pub mod operate;
 pub mod projection;
 pub mod projections;
 pub mod rebuild;
@@ -19,6 +20,7 @@ mod record;
 pub mod replay;
 pub mod runner;
 pub mod sink;
+pub mod status;
 
 use std::sync::Arc;
 
@@ -40,36 +42,44 @@ use crate::{
     keeper::Keeper,
     log_identity::FirstRecords,
     projection::Projection,
-    runner::{Runner, Settings},
+    runner::{Board, Runner, Settings},
     sink::Target,
+    status::Reporter,
 };
 
 /// MySQL connections of a process: partitions take turns on them.
 const MYSQL_CONNECTIONS: u32 = 16;
 
-/// Runs projections until shutdown is given, each by itself. A store, a broker or a record that one of them can't go on
-/// with holds up only that one; what can't be set up at all is an error.
-pub fn run<'a>(
-    log: &'a Log,
-    stores: &'a Stores,
-    projections: &'a [Projection],
-    readiness: Readiness,
-    shutdown: Shutdown,
-) -> impl Future<Output = anyhow::Result<()>> + 'a {
-    // At once, not when it is first polled: whoever asks before that must not be told that all is ready.
-    for projection in projections {
-        readiness.not_ready(projection.name(), "joining its consumer group");
-    }
-    run_all(log, stores, projections, readiness, shutdown)
+/// What runs, where, and as whom.
+#[derive(Clone, Copy)]
+pub struct Plan<'a> {
+    /// Where the log is.
+    pub log: &'a Log,
+    /// Where the stores are.
+    pub stores: &'a Stores,
+    /// What runs.
+    pub projections: &'a [Projection],
+    /// The name of this process, by which it has the same partitions after a restart; no two may have the same. Without
+    /// one it is a new member of its consumer groups each time.
+    pub instance: Option<&'a str>,
 }
 
-async fn run_all(
-    log: &Log,
-    stores: &Stores,
-    projections: &[Projection],
+/// Runs projections until shutdown is given, each by itself. A store, a broker or a record that one of them can't go on
+/// with holds up only that one; what can't be set up at all is an error, and that another took this instance's place.
+pub fn run(
+    plan: Plan<'_>,
     readiness: Readiness,
     shutdown: Shutdown,
-) -> anyhow::Result<()> {
+) -> impl Future<Output = anyhow::Result<()>> + '_ {
+    // At once, not when it is first polled: whoever asks before that must not be told that all is ready.
+    for projection in plan.projections {
+        readiness.not_ready(projection.name(), "joining its consumer group");
+    }
+    run_all(plan, readiness, shutdown)
+}
+
+async fn run_all(plan: Plan<'_>, readiness: Readiness, shutdown: Shutdown) -> anyhow::Result<()> {
+    let Plan { log, stores, projections, instance } = plan;
     let redis = Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?;
     let mysql = mysql::open(stores.mysql_url.reveal(), MYSQL_CONNECTIONS)
         .context("failed to read the MySQL address")?;
@@ -80,12 +90,22 @@ async fn run_all(
     };
 
     let topics = Topics::new(&stores.namespace);
+    let board = Arc::new(Board::default());
+    let reporter = Reporter {
+        instance: instance.map_or_else(this_process, str::to_owned),
+        target: target.clone(),
+        board: board.clone(),
+        readiness: readiness.clone(),
+    };
+    tokio::spawn(reporter.run(shutdown.clone()));
     let settings = Arc::new(Settings {
         brokers: log.kafka_brokers.clone(),
+        instance: instance.map(str::to_owned),
         namespace: stores.namespace.clone(),
         first_records: FirstRecords::new(log.kafka_brokers.clone(), topics.clone()),
         topics,
         wanted,
+        board,
     });
     let mut running = JoinSet::new();
     for projection in projections {
@@ -98,4 +118,10 @@ async fn run_all(
         ended.context("a projection panicked")??;
     }
     Ok(())
+}
+
+/// What a process without a name is told apart by.
+fn this_process() -> String {
+    let machine = rustix::system::uname();
+    format!("{}/{}", machine.nodename().to_string_lossy(), std::process::id())
 }

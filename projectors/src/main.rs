@@ -5,9 +5,12 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use vidlog_projectors::{
+    Plan,
     as_of::Scratch,
     audit,
-    config::{self, AsOf, Audit, Cli, Command, Run},
+    config::{self, AsOf, Audit, Cli, Command, Look, Run},
+    operate::Operator,
+    projection::Projection,
     projections,
     rebuild::{IfDifferent, Rebuild},
 };
@@ -26,6 +29,21 @@ async fn main() -> anyhow::Result<ExitCode> {
             list();
             Ok(ExitCode::SUCCESS)
         }
+        Command::Status(config) => status(config).await,
+        Command::Pause(config) => {
+            let operator = Operator::open(&config.log, &config.stores)?;
+            for projection in &config.projections {
+                println!("{}", operator.pause(projection).await?);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Resume(config) => {
+            let operator = Operator::open(&config.log, &config.stores)?;
+            for projection in &config.projections {
+                println!("{}", operator.resume(projection).await?);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Audit(config) => audit(config).await,
         Command::Rebuild(config) => rebuild(config).await,
         Command::AsOf(config) => as_of(config).await,
@@ -39,11 +57,30 @@ async fn run(config: Run) -> anyhow::Result<()> {
     let ops = bind(&config.ops_listen).await?;
     let ops =
         tokio::spawn(serve(ops, ops::router(readiness.clone(), metrics, shutdown.clone()), shutdown.clone()));
-    let chosen = if config.only.is_empty() { projections::ALL.to_vec() } else { config.only };
-    let ran = vidlog_projectors::run(&config.log, &config.stores, &chosen, readiness, shutdown.clone()).await;
+    let plan = Plan {
+        log: &config.log,
+        stores: &config.stores,
+        projections: &chosen(config.only),
+        instance: config.operation.instance.as_deref(),
+    };
+    let ran = vidlog_projectors::run(plan, readiness, shutdown.clone()).await;
     shutdown.give();
     ops.await.context("the ops server panicked")??;
     ran
+}
+
+async fn status(config: Look) -> anyhow::Result<ExitCode> {
+    let status = Operator::open(&config.log, &config.stores)?.status(&chosen(config.projections)).await;
+    if config.json {
+        println!("{}", serde_json::to_string_pretty(&status).context("failed to write JSON")?);
+    } else {
+        print!("{status}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn chosen(named: Vec<Projection>) -> Vec<Projection> {
+    if named.is_empty() { projections::ALL.to_vec() } else { named }
 }
 
 fn list() {

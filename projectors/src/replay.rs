@@ -128,7 +128,7 @@ impl Log {
         asked.await.context("asking about the log panicked")?
     }
 
-    fn consumer(&self) -> anyhow::Result<BaseConsumer> {
+    pub(crate) fn consumer(&self) -> anyhow::Result<BaseConsumer> {
         ClientConfig::new()
             .set("bootstrap.servers", &self.brokers)
             // A group is needed by the client library; nothing is committed and nobody joins.

@@ -5,6 +5,7 @@
 //! Kafka's committed offset is only a hint for lag tools.
 
 mod assignment;
+mod board;
 mod consumer;
 mod partition;
 mod queue;
@@ -16,6 +17,8 @@ use tokio::sync::watch;
 use vidlog_events::Topics;
 use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
+pub use self::board::Board;
+pub(crate) use self::board::{Line, Phase};
 use crate::{
     control::AllWanted,
     log_identity::FirstRecords,
@@ -27,6 +30,8 @@ use crate::{
 pub struct Settings {
     /// Kafka brokers.
     pub brokers: String,
+    /// The name of this process, if it was given one: it keeps its partitions over a restart.
+    pub instance: Option<String>,
     /// Prefix of the consumer groups.
     pub namespace: String,
     /// The topics.
@@ -35,6 +40,8 @@ pub struct Settings {
     pub first_records: FirstRecords,
     /// What is wanted of the projections.
     pub wanted: watch::Receiver<AllWanted>,
+    /// Where the runners tell how their partitions are.
+    pub board: Arc<Board>,
 }
 
 /// Runs one projection.

@@ -44,6 +44,11 @@ impl Readiness {
         (!lines.is_empty()).then(|| lines.join("\n"))
     }
 
+    /// Why a part is not ready; `None` if it is.
+    pub fn why(&self, part: &str) -> Option<String> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner).get(part).cloned().flatten()
+    }
+
     fn set(&self, part: &str, why: Option<String>) {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner).insert(part.to_owned(), why);
     }

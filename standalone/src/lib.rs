@@ -14,7 +14,7 @@ use vidlog_command_api::{
     media::{self, Media, MediaConfig, Uploads},
 };
 use vidlog_contract::{ApiError, config::ApiConfig};
-use vidlog_projectors::projections;
+use vidlog_projectors::{Plan, config::Operation, projections};
 use vidlog_query_api::{QueryConfig, QueryState};
 use vidlog_service_kit::{
     clock::Clock,
@@ -49,6 +49,9 @@ pub struct Cli {
     /// The query side.
     #[command(flatten)]
     pub query: QueryConfig,
+    /// How the projections are operated.
+    #[command(flatten)]
+    pub operation: Operation,
     /// Where the log is.
     #[command(flatten)]
     pub log: Log,
@@ -78,8 +81,13 @@ pub async fn run(cli: Cli, listeners: Listeners, metrics: Metrics, shutdown: Shu
     let ops = ops::router(readiness.clone(), metrics, shutdown.clone());
     info!(%address, "standalone answers");
 
-    let projections =
-        vidlog_projectors::run(&cli.log, &cli.stores, &projections::ALL, readiness.clone(), shutdown.clone());
+    let plan = Plan {
+        log: &cli.log,
+        stores: &cli.stores,
+        projections: &projections::ALL,
+        instance: cli.operation.instance.as_deref(),
+    };
+    let projections = vidlog_projectors::run(plan, readiness.clone(), shutdown.clone());
     let uploads = Uploads { log: &cli.log, namespace: &cli.stores.namespace };
     let media =
         media::run(cli.media, uploads, Media::of(&command.state), readiness.clone(), shutdown.clone());

@@ -23,10 +23,13 @@ use vidlog_events::Topics;
 use vidlog_service_kit::ops::Readiness;
 
 use super::{
+    Runner,
+    board::{Board, Place},
     partition::{Confirmed, Request, Worker},
     queue::{self, Queued, queue},
 };
 use crate::{
+    control::Wanted,
     metrics::REWINDS,
     sink::{Partition, Position, Sink},
 };
@@ -53,6 +56,7 @@ pub(super) struct Assignment {
     name: &'static str,
     sink: Sink,
     readiness: Readiness,
+    board: Arc<Board>,
     requests: Sender<Request>,
     runtime: Handle,
     partitions: Mutex<BTreeMap<Partition, State>>,
@@ -78,15 +82,12 @@ struct Active {
 }
 
 impl Assignment {
-    pub(super) fn new(
-        name: &'static str,
-        sink: Sink,
-        readiness: Readiness,
-        requests: Sender<Request>,
-        runtime: Handle,
-    ) -> Self {
+    /// The assignment of a runner's projection, of which nothing is there yet; its tasks run on a runtime.
+    pub(super) fn new(runner: Runner, requests: Sender<Request>, runtime: Handle) -> Self {
+        let Runner { projection, sink, settings, readiness } = runner;
+        let (name, board) = (projection.name(), settings.board.clone());
         let (partitions, hint) = (Mutex::default(), OnceLock::new());
-        Self { name, sink, readiness, requests, runtime, partitions, hint }
+        Self { name, sink, readiness, board, requests, runtime, partitions, hint }
     }
 
     /// Stores applied positions with the consumer, which commits them: a hint for lag tools.
@@ -109,6 +110,9 @@ impl Assignment {
     pub(super) fn take(&self, partitions: &[Partition]) {
         let now = Instant::now();
         self.partitions().extend(partitions.iter().map(|partition| (*partition, State::Waiting(now))));
+        for partition in partitions {
+            self.place(*partition).wait("about to start");
+        }
         info!(projection = self.name, partitions = partitions.len(), "partitions assigned");
         self.readiness.ready(self.name);
     }
@@ -120,6 +124,7 @@ impl Assignment {
         self.stop(given);
         for partition in partitions {
             self.readiness.ready(&self.part(*partition));
+            self.place(*partition).leave();
         }
     }
 
@@ -173,6 +178,7 @@ impl Assignment {
 
     /// Starts a partition's task, of which the records from the position's lowest part on will come.
     pub(super) fn start(&self, partition: Partition, position: Position) {
+        self.place(partition).run(position.lowest());
         let active = self.spawn(partition, position);
         self.partitions().insert(partition, State::Running(active));
         self.readiness.ready(&self.part(partition));
@@ -181,6 +187,8 @@ impl Assignment {
     /// Puts off a start, and says why, in words for an operator.
     pub(super) fn put_off(&self, partition: Partition, why: &str) {
         self.readiness.not_ready(&self.part(partition), why);
+        self.place(partition).wait(why);
+        self.place(partition).fail(why);
         self.partitions().insert(partition, State::Waiting(Instant::now() + START_RETRY));
     }
 
@@ -192,21 +200,27 @@ impl Assignment {
             Some(State::Waiting(_)) | None => return false,
         };
         counter!(REWINDS, "projection" => self.name).increment(1);
+        self.place(partition).wait("starting again where the store stands");
         self.stop(vec![state]);
         true
     }
 
     /// Stops all tasks, and lets what they fold be another generation from now on. They are started again when they
-    /// are due.
-    pub(super) fn rest(&self, generation: u32) {
+    /// are due and it is wished.
+    pub(super) fn rest(&self, wanted: &Wanted) {
         let now = Instant::now();
-        let states: Vec<_> = self
+        let states: BTreeMap<_, _> = self
             .partitions()
-            .values_mut()
-            .map(|state| std::mem::replace(state, State::Waiting(now)))
+            .iter_mut()
+            .map(|(partition, state)| (*partition, std::mem::replace(state, State::Waiting(now))))
             .collect();
-        self.stop(states);
-        self.sink.set_generation(generation);
+        let partitions: Vec<_> = states.keys().copied().collect();
+        self.stop(states.into_values().collect());
+        self.sink.set_generation(wanted.generation);
+        for partition in partitions {
+            self.place(partition).wait("about to start");
+        }
+        self.board.follow(self.name, &wanted.wish);
     }
 
     /// Says whether the projection waits for an operator, and why. That an operator paused it is no fault.
@@ -290,6 +304,7 @@ impl Assignment {
                     stored = stored.lowest(),
                     "the store lost writes; reading them again from its position"
                 );
+                self.place(partition).fail("the store lost writes");
                 lost.push(partition);
             }
         }
@@ -309,6 +324,10 @@ impl Assignment {
 
     fn partitions(&self) -> MutexGuard<'_, BTreeMap<Partition, State>> {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn place(&self, partition: Partition) -> Place {
+        self.board.place(self.name, partition)
     }
 
     /// A partition's name as a part of the readiness.
@@ -338,7 +357,7 @@ impl Assignment {
         let (queue, records) = queue();
         let confirmed = Arc::new(Mutex::new(position.clone()));
         let stop = CancellationToken::new();
-        let hint = self.hint.get().cloned();
+        let (hint, place) = (self.hint.get().cloned(), self.place(partition));
         let worker = Worker {
             name: self.name,
             partition,
@@ -349,16 +368,19 @@ impl Assignment {
             requests: self.requests.clone(),
             readiness: self.readiness.clone(),
             stop: stop.clone(),
+            place: place.clone(),
             hint: Box::new(move |next| {
+                place.folded(next);
                 if let Some(hint) = &hint {
                     hint(partition, next);
                 }
             }),
         };
-        let (name, requests) = (self.name, self.requests.clone());
+        let (name, requests, place) = (self.name, self.requests.clone(), self.place(partition));
         let task = self.runtime.spawn(async move {
             if AssertUnwindSafe(worker.run()).catch_unwind().await.is_err() {
                 error!(projection = name, partition = partition.field(), "the partition's task panicked");
+                place.fail("the partition's task panicked");
                 sleep(PANIC_PAUSE).await;
                 _ = requests.send(Request::Restart(partition));
             }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use rdkafka::{
     ClientConfig, ClientContext, Message, Offset, TopicPartitionList,
     config::RDKafkaLogLevel,
@@ -101,11 +101,15 @@ impl ConsumerContext for Context {
 impl Poller {
     /// A poller of a runner's projection; its tasks run on a runtime.
     pub(super) fn new(runner: Runner, shutdown: Shutdown, runtime: Handle) -> anyhow::Result<Self> {
-        let Runner { projection, sink, settings, readiness } = runner;
+        let (projection, settings) = (runner.projection, runner.settings.clone());
         let (requested, requests) = mpsc::channel();
-        let assignment = Assignment::new(projection.name(), sink, readiness, requested, runtime);
+        let assignment = Assignment::new(runner, requested, runtime);
         let context = Context { assignment, topics: settings.topics.clone() };
-        let consumer: BaseConsumer<Context> = ClientConfig::new()
+        let mut config = ClientConfig::new();
+        if let Some(instance) = &settings.instance {
+            config.set("group.instance.id", format!("{instance}-{}", projection.name()));
+        }
+        let consumer: BaseConsumer<Context> = config
             .set("bootstrap.servers", &settings.brokers)
             .set("group.id", format!("{}.{}", settings.namespace, projection.name()))
             .set("client.id", format!("vidlog-projector-{}", projection.name()))
@@ -146,7 +150,7 @@ impl Poller {
         while !self.shutdown.is_given() {
             match self.consumer.poll(POLL) {
                 Some(Ok(message)) => self.route(&message),
-                Some(Err(error)) => self.endure(&error),
+                Some(Err(error)) => self.endure(&error)?,
                 None => {}
             }
             self.serve_requests();
@@ -236,7 +240,7 @@ impl Poller {
         }
         info!(projection = name, generation = wanted.generation, wish = ?wanted.wish, "following what is wanted");
         let running: Vec<_> = self.assignment().running();
-        self.assignment().rest(wanted.generation);
+        self.assignment().rest(&wanted);
         for partition in running {
             self.pause(partition);
         }
@@ -347,13 +351,26 @@ impl Poller {
         }
     }
 
-    /// Goes on after an error of the consumer, which tries again by itself where that can help.
-    fn endure(&self, error: &KafkaError) {
+    /// Goes on after an error of the consumer, which tries again by itself where that can help. An error after which it
+    /// is of no more use is given back.
+    fn endure(&self, error: &KafkaError) -> anyhow::Result<()> {
+        if let Some((code, why)) = self.consumer.client().fatal_error() {
+            self.assignment().give_up_all();
+            if code == RDKafkaErrorCode::FencedInstanceId {
+                let instance = self.settings.instance.as_deref().unwrap_or_default();
+                bail!(
+                    "another process runs as instance {instance:?} and has taken the place of this one; \
+                     give each a name of its own with --instance"
+                );
+            }
+            bail!("the consumer can't go on: {why}");
+        }
         warn!(projection = self.projection.name(), %error, "the log can't be read now; trying again");
         if matches!(error, KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) {
             // The log does not have what comes next: starting again finds out which partition it is, and says so.
             self.assignment().running().into_iter().for_each(|partition| self.restart(partition));
         }
+        Ok(())
     }
 
     fn list(&self, partition: Partition) -> TopicPartitionList {

@@ -12,7 +12,10 @@ use tracing::{error, info, warn};
 use vidlog_events::DecodeError;
 use vidlog_service_kit::ops::Readiness;
 
-use super::queue::{BATCH_RECORDS, Receiver};
+use super::{
+    board::Place,
+    queue::{BATCH_RECORDS, Receiver},
+};
 use crate::{
     Record,
     metrics::{BATCH_SECONDS, BLOCKED, FAILURES, RECORDS},
@@ -68,6 +71,7 @@ pub(super) struct Worker {
     pub(super) requests: std::sync::mpsc::Sender<Request>,
     pub(super) readiness: Readiness,
     pub(super) stop: CancellationToken,
+    pub(super) place: Place,
     /// Called with the position after each batch: the hint for lag tools.
     pub(super) hint: Box<dyn Fn(i64) + Send + Sync>,
 }
@@ -176,6 +180,7 @@ impl Worker {
     /// After a failed write: waits before the next attempt, or says why there is none.
     async fn recover(&self, error: SinkError, pause: &mut Duration) -> Result<(), Ended> {
         counter!(FAILURES, "projection" => self.name).increment(1);
+        self.place.fail(error.to_string());
         let error = match error {
             // Readers have to know before the view is filled up again.
             SinkError::Behind { stored } => match bounded(self.sink.forget_complete()).await {

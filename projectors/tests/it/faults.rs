@@ -17,7 +17,7 @@ use redis::cmd;
 use tokio::time::{sleep, timeout};
 use vidlog_events::{Envelope, Stream};
 use vidlog_projectors::{
-    projections,
+    Plan, projections,
     sink::{Partition, Sink},
 };
 use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
@@ -237,7 +237,8 @@ impl Running {
         let (log, stores) = (world.log.clone(), world.stores.clone());
         let (ready, stop) = (readiness.clone(), shutdown.clone());
         let task = tokio::spawn(async move {
-            vidlog_projectors::run(&log, &stores, &projections::ALL, ready, stop).await
+            let plan = Plan { log: &log, stores: &stores, projections: &projections::ALL, instance: None };
+            vidlog_projectors::run(plan, ready, stop).await
         });
         Self { readiness, shutdown, task }
     }

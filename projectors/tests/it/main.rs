@@ -6,5 +6,6 @@ mod as_of;
 mod faults;
 mod folding;
 mod keeper;
+mod operate;
 mod rebuild;
 mod support;

@@ -1,0 +1,110 @@
+//! The hands of an operator: looking, pausing, resuming.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::time::{Instant, sleep};
+use vidlog_events::Topics;
+use vidlog_schemas::Keys;
+use vidlog_service_kit::{
+    config::{Log, Stores},
+    mysql,
+    redis::Redis,
+};
+
+use crate::{
+    control::{self, Wanted, Wish},
+    projection::Projection,
+    replay,
+    sink::Target,
+    status::{self, Report, State, Status, read_reports},
+};
+
+/// MySQL connections of an operator.
+const MYSQL_CONNECTIONS: u32 = 4;
+/// How long the processes may take to stand still: longer than their tasks may take to end.
+const STAND_STILL: Duration = Duration::from_secs(10);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Who operates the projections of a namespace. Clones share their connections.
+#[derive(Clone)]
+pub struct Operator {
+    log: replay::Log,
+    target: Target,
+}
+
+impl Operator {
+    /// An operator of a namespace. It connects when it has something to do.
+    pub fn open(log: &Log, stores: &Stores) -> anyhow::Result<Self> {
+        let target = Target {
+            keys: Keys::new(&stores.namespace, stores.shards),
+            redis: Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?,
+            mysql: mysql::open(stores.mysql_url.reveal(), MYSQL_CONNECTIONS)
+                .context("failed to read the MySQL address")?,
+        };
+        let log = replay::Log { brokers: log.kafka_brokers.clone(), topics: Topics::new(&stores.namespace) };
+        Ok(Self { log, target })
+    }
+
+    /// How projections are.
+    pub async fn status(&self, projections: &[Projection]) -> Status {
+        status::gather(&self.log, &self.target, projections).await
+    }
+
+    /// Has a projection stand still until it is resumed, and waits until it does. Says what came of it.
+    pub async fn pause(&self, projection: &Projection) -> anyhow::Result<String> {
+        let name = projection.name();
+        let before = self.wanted(projection).await?;
+        control::pause(&self.target.mysql, projection).await.context("failed to write it into MySQL")?;
+        let deadline = Instant::now() + STAND_STILL;
+        loop {
+            let reports = self.reports(projection).await?;
+            let folding: Vec<_> = reports
+                .iter()
+                .filter(|report| matches!(report.state, State::Running | State::Blocked))
+                .map(|report| format!("{} by {}", report.partition.field(), report.instance))
+                .collect();
+            let already = if before.wish == Wish::Pause { "was paused already" } else { "is paused" };
+            if reports.is_empty() {
+                return Ok(format!("{name} {already}; no instance runs it now"));
+            }
+            if folding.is_empty() {
+                return Ok(format!("{name} {already}: {} partitions stand still", reports.len()));
+            }
+            if Instant::now() > deadline {
+                let folding = folding.join(", ");
+                return Ok(format!("{name} {already}, but it is not known yet to stand still: {folding}"));
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Has a projection go on that was paused, or that stopped itself. Says what came of it.
+    pub async fn resume(&self, projection: &Projection) -> anyhow::Result<String> {
+        let name = projection.name();
+        let before = self.wanted(projection).await?;
+        control::resume(&self.target.mysql, projection).await.context("failed to write it into MySQL")?;
+        let done = match before.wish {
+            Wish::Pause => format!("{name} goes on"),
+            Wish::Stopped(why) => format!("{name} goes on; it had stopped: {why}"),
+            Wish::Hold => format!("{name} was not paused; a rebuild holds it for a moment"),
+            Wish::Run => format!("{name} was not paused"),
+        };
+        let is_alone = self.reports(projection).await?.is_empty();
+        Ok(if is_alone { format!("{done}; no instance runs it now") } else { done })
+    }
+
+    async fn wanted(&self, projection: &Projection) -> anyhow::Result<Wanted> {
+        let mut wanted =
+            control::read(&self.target.mysql).await.context("failed to ask MySQL what is wanted")?;
+        Ok(wanted.remove(projection.name()).unwrap_or_default())
+    }
+
+    async fn reports(&self, projection: &Projection) -> anyhow::Result<Vec<Report>> {
+        let mut reports =
+            read_reports(&self.target.mysql).await.context("failed to ask MySQL who runs the projection")?;
+        reports.retain(|report| report.projection == projection.name());
+        Ok(reports)
+    }
+}

@@ -1,0 +1,192 @@
+//! What each process says of its partitions, by way of MySQL.
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::{MySqlPool, QueryBuilder};
+use tokio::time::{sleep, timeout};
+use tracing::warn;
+use vidlog_events::Stream;
+use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
+
+use super::State;
+use crate::{
+    control::Wish,
+    projections,
+    runner::{Board, Line, Phase},
+    sink::{Partition, Target},
+};
+
+/// Between two reports.
+const EVERY: Duration = Duration::from_secs(2);
+/// Between two reports of changes.
+const AT_MOST_EVERY: Duration = Duration::from_millis(100);
+/// How long MySQL may take.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A report that is older is of a process that is no more, or can't report.
+const FRESH_MS: i64 = 10_000;
+/// Characters of a text that are kept.
+const TEXT_LENGTH: usize = 1000;
+
+/// What a process says of a partition.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Report {
+    /// Whose partition.
+    pub(crate) projection: String,
+    /// Which.
+    pub(crate) partition: Partition,
+    /// The process.
+    pub(crate) instance: String,
+    /// The generation that it folds into.
+    pub(crate) generation: u32,
+    /// How it is.
+    pub(crate) state: State,
+    /// Why, in words for an operator.
+    pub(crate) why: Option<String>,
+    /// Records folded, over the last 10 seconds.
+    pub(crate) records_per_second: f64,
+    /// The last error, and how many milliseconds ago it was.
+    pub(crate) last_error: Option<(String, i64)>,
+}
+
+/// Reports what a process has, as `instance`, until shutdown is given.
+pub(crate) struct Reporter {
+    pub(crate) instance: String,
+    pub(crate) target: Target,
+    pub(crate) board: Arc<Board>,
+    pub(crate) readiness: Readiness,
+}
+
+impl Reporter {
+    pub(crate) async fn run(self, shutdown: Shutdown) {
+        let mut is_away = false;
+        while !shutdown.is_given() {
+            let reports = self.board.lines().into_iter().map(|line| self.report(line)).collect();
+            match timeout(WRITE_TIMEOUT, write(&self.target.mysql, reports)).await {
+                Ok(Ok(())) => is_away = false,
+                failed if !is_away => {
+                    is_away = true;
+                    let error = failed.map_or("MySQL does not answer".to_owned(), |failed| {
+                        failed.map_or_else(|error| error.to_string(), |()| String::new())
+                    });
+                    warn!(error, "the state of the projections can't be reported");
+                }
+                _ => {}
+            }
+            sleep(AT_MOST_EVERY).await;
+            tokio::select! {
+                () = self.board.changed() => {}
+                () = sleep(EVERY) => {}
+                () = shutdown.wait() => {}
+            }
+        }
+    }
+
+    fn report(&self, line: Line) -> Report {
+        let Line { projection, partition, phase, followed, records_per_second, error } = line;
+        let held_up = self.readiness.why(&format!("{projection}/{}", partition.field()));
+        let (state, why) = match (phase, followed) {
+            (Phase::Running, _) => (held_up.as_ref().map_or(State::Running, |_| State::Blocked), held_up),
+            (Phase::Waiting(_), Wish::Pause) => (State::Paused, None),
+            (Phase::Waiting(_), Wish::Hold) => (State::Held, None),
+            (Phase::Waiting(_), Wish::Stopped(why)) => (State::Stopped, Some(why)),
+            (Phase::Waiting(why), Wish::Run) => (State::Waiting, Some(why)),
+        };
+        let catalogued = projections::find(projection).map(|projection| projection.catalogued);
+        Report {
+            projection: projection.to_owned(),
+            partition,
+            instance: self.instance.clone(),
+            generation: catalogued.map_or(0, |catalogued| self.target.keys.generation(&catalogued)),
+            state,
+            why,
+            records_per_second,
+            last_error: error.map(|(error, ago)| (error, i64::try_from(ago.as_millis()).unwrap_or(i64::MAX))),
+        }
+    }
+}
+
+async fn write(pool: &MySqlPool, reports: Vec<Report>) -> sqlx::Result<()> {
+    if reports.is_empty() {
+        return Ok(());
+    }
+    let cut = |text: &str| text.chars().take(TEXT_LENGTH).collect::<String>();
+    let mut upsert = QueryBuilder::new(
+        "INSERT INTO projector_status (projection, stream, partition_no, instance, generation, state, why,
+             records_per_second, last_error, last_error_ms, reported_ms) ",
+    );
+    upsert.push_values(reports, |mut row, report| {
+        let Report { projection, partition, instance, generation, state, why, .. } = report;
+        let (error, ago) = report.last_error.unzip();
+        row.push_bind(projection)
+            .push_bind(partition.stream.name())
+            .push_bind(partition.number)
+            .push_bind(instance)
+            .push_bind(generation)
+            .push_bind(state.name())
+            .push_bind(why.as_deref().map(cut))
+            .push_bind(report.records_per_second)
+            .push_bind(error.as_deref().map(cut))
+            .push("UNIX_TIMESTAMP(NOW(3)) * 1000 - ")
+            .push_bind_unseparated(ago)
+            .push("UNIX_TIMESTAMP(NOW(3)) * 1000");
+    });
+    upsert.push(" ON DUPLICATE KEY UPDATE ");
+    let mut columns = upsert.separated(", ");
+    for column in [
+        "instance",
+        "generation",
+        "state",
+        "why",
+        "records_per_second",
+        "last_error",
+        "last_error_ms",
+        "reported_ms",
+    ] {
+        columns.push(format!("{column} = VALUES({column})"));
+    }
+    upsert.build().execute(pool).await?;
+    Ok(())
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    projection: String,
+    stream: String,
+    partition_no: i32,
+    instance: String,
+    generation: u32,
+    state: String,
+    why: Option<String>,
+    records_per_second: f64,
+    last_error: Option<String>,
+    last_error_ago_ms: Option<i64>,
+}
+
+/// What the processes that are there say.
+pub(crate) async fn read(pool: &MySqlPool) -> sqlx::Result<Vec<Report>> {
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT projection, stream, partition_no, instance, CAST(generation AS UNSIGNED) AS generation, state, why,
+                records_per_second, last_error,
+                CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 - last_error_ms AS SIGNED) AS last_error_ago_ms
+         FROM projector_status
+         WHERE reported_ms > UNIX_TIMESTAMP(NOW(3)) * 1000 - ?
+         ORDER BY projection, stream, partition_no",
+    )
+    .bind(FRESH_MS)
+    .fetch_all(pool)
+    .await?;
+    let report = |row: Row| {
+        let stream = Stream::ALL.into_iter().find(|stream| stream.name() == row.stream)?;
+        Some(Report {
+            projection: row.projection,
+            partition: Partition { stream, number: row.partition_no },
+            instance: row.instance,
+            generation: row.generation,
+            state: State::read(&row.state)?,
+            why: row.why,
+            records_per_second: row.records_per_second,
+            last_error: row.last_error.zip(row.last_error_ago_ms),
+        })
+    };
+    Ok(rows.into_iter().filter_map(report).collect())
+}

@@ -1,0 +1,168 @@
+//! The table for people.
+
+use std::{collections::BTreeMap, fmt};
+
+use super::{PartitionStatus, ProjectionStatus, State, Status};
+
+const HEADINGS: [&str; 10] = [
+    "PROJECTION",
+    "GENERATION",
+    "PARTITION",
+    "POSITION",
+    "END",
+    "LAG",
+    "BEHIND",
+    "STATE",
+    "RECORDS/S",
+    "INSTANCE",
+];
+/// What is not known, or not there.
+const NOTHING: &str = "-";
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rows = vec![HEADINGS.map(str::to_owned)];
+        for projection in &self.projections {
+            rows.extend(projection.partitions.iter().map(|partition| row(projection, partition)));
+        }
+        let widths: Vec<usize> = (0..HEADINGS.len())
+            .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default())
+            .collect();
+        for row in &rows {
+            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+            writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
+        }
+        for projection in &self.projections {
+            notes(f, projection)?;
+        }
+        for unknown in &self.unknown {
+            writeln!(f, "not known: {unknown}")?;
+        }
+        Ok(())
+    }
+}
+
+fn row(projection: &ProjectionStatus, partition: &PartitionStatus) -> [String; 10] {
+    [
+        projection.name.to_owned(),
+        shown(projection.generation.as_ref()),
+        partition.partition.clone(),
+        shown(partition.position.as_ref()),
+        shown(partition.end.as_ref()),
+        shown(partition.lag.as_ref()),
+        partition.lag_seconds.map_or(NOTHING.to_owned(), duration),
+        match partition.state {
+            State::Unassigned => "no instance runs it",
+            state => state.name(),
+        }
+        .to_owned(),
+        partition.records_per_second.map_or(NOTHING.to_owned(), |rate| format!("{rate:.1}")),
+        shown(partition.instance.as_ref()),
+    ]
+}
+
+/// Below the table, as they are long: reasons and errors.
+fn notes(f: &mut fmt::Formatter<'_>, projection: &ProjectionStatus) -> fmt::Result {
+    let name = projection.name;
+    if let Some(why) = &projection.unknown {
+        writeln!(f, "{name}: positions are not known: {why}")?;
+    }
+    if projection.partitions.is_empty() {
+        writeln!(f, "{name}: no partition is known; its topics are created by command-api")?;
+    }
+    // What is true of several partitions is said once.
+    let mut notes: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for PartitionStatus { partition, state, why, last_error, .. } in &projection.partitions {
+        let why = why.as_ref().map(|why| format!("{}: {why}", state.name()));
+        let error = last_error
+            .as_ref()
+            .map(|error| format!("last error, {} ago: {}", duration(error.seconds_ago), error.message));
+        for note in why.into_iter().chain(error) {
+            notes.entry(note).or_default().push(partition);
+        }
+    }
+    for (note, partitions) in notes {
+        if partitions.len() == projection.partitions.len() {
+            writeln!(f, "{name}: {note}")?;
+        } else {
+            writeln!(f, "{name} {}: {note}", partitions.join(", "))?;
+        }
+    }
+    Ok(())
+}
+
+fn shown(value: Option<&impl ToString>) -> String {
+    value.map_or(NOTHING.to_owned(), ToString::to_string)
+}
+
+/// As short as it is still useful.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        ..60.0 => format!("{seconds:.1} s"),
+        ..3600.0 => format!("{:.0} min", seconds / 60.0),
+        ..172_800.0 => format!("{:.0} h", seconds / 3600.0),
+        _ => format!("{:.0} d", seconds / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::LastError;
+
+    fn partition(number: i32, state: State) -> PartitionStatus {
+        PartitionStatus {
+            partition: format!("likes:{number}"),
+            position: Some(1041),
+            end: Some(1041),
+            lag: Some(0),
+            lag_seconds: Some(0.0),
+            state,
+            why: None,
+            records_per_second: Some(12.34),
+            instance: Some("host/17".to_owned()),
+            last_error: None,
+        }
+    }
+
+    #[test]
+    fn what_is_known_stands_in_columns_and_what_is_long_below() {
+        let error = LastError { message: "Redis: broken pipe".to_owned(), seconds_ago: 187.0 };
+        let waiting = || {
+            let why = Some("the store does not say where the view stands".to_owned());
+            PartitionStatus { why, ..partition(2, State::Waiting) }
+        };
+        let behind = PartitionStatus {
+            position: Some(17),
+            lag: Some(1024),
+            lag_seconds: Some(7260.0),
+            last_error: Some(error),
+            ..partition(1, State::Running)
+        };
+        let lost = PartitionStatus {
+            position: None,
+            lag: None,
+            lag_seconds: None,
+            records_per_second: None,
+            instance: None,
+            ..partition(0, State::Unassigned)
+        };
+        let projection =
+            |name, partitions| ProjectionStatus { name, generation: Some(1), unknown: None, partitions };
+        let away = ProjectionStatus {
+            unknown: Some("Redis: connection refused".to_owned()),
+            ..projection("feed", vec![lost])
+        };
+        let status = Status {
+            projections: vec![
+                projection("likes", vec![partition(0, State::Running), behind]),
+                projection("likes-table", vec![waiting(), waiting()]),
+                away,
+                projection("works", vec![]),
+            ],
+            unknown: vec!["Kafka does not answer".to_owned()],
+        };
+        insta::assert_snapshot!(status);
+        insta::assert_json_snapshot!(status.projections[0].partitions[1]);
+    }
+}

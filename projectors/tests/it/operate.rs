@@ -1,0 +1,167 @@
+//! The hands of an operator, on processes that run.
+
+use std::{
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio::time::{sleep, timeout};
+use vidlog_projectors::{Plan, projections};
+use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
+
+use crate::support::{World, envelope, liked};
+
+/// A bound on what should take a second or two.
+const BOUND: Duration = Duration::from_mins(1);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_projection_folds_nothing_over_a_restart_until_it_is_resumed() {
+    let world = World::new().await;
+    let first = start(&world, &[]);
+    world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
+    until("it runs", async || states(&world, "likes") == ["running"; 3]).await;
+    until("the first like is folded", async || lag(&world, "likes") == Some(0)).await;
+
+    assert_eq!(said(&projectors(&world, &["pause", "likes"])), "likes is paused: 3 partitions stand still\n");
+    world.append(&[envelope(liked(1, 2), 1_700_000_000_001)]).await;
+    until("another projection folds it", async || lag(&world, "likes-table") == Some(0)).await;
+    first.kill();
+    let second = start(&world, &[]);
+    until("the next process has it", async || {
+        let status = status(&world, "likes");
+        status.iter().all(|partition| {
+            let instance = partition["instance"].as_str().unwrap_or_default();
+            instance.ends_with(&format!("/{}", second.0.id())) && partition["state"] == "paused"
+        })
+    })
+    .await;
+    assert_eq!(lag(&world, "likes"), Some(1), "nothing is folded while it is paused");
+    let behind: Vec<_> =
+        status(&world, "likes").iter().filter_map(|partition| partition["lag_seconds"].as_f64()).collect();
+    assert_eq!(
+        behind.iter().filter(|seconds| **seconds > 1e6).count(),
+        1,
+        "the like is years old: {behind:?}"
+    );
+    assert_eq!(
+        said(&projectors(&world, &["pause", "likes"])),
+        "likes was paused already: 3 partitions stand still\n"
+    );
+
+    assert_eq!(said(&projectors(&world, &["resume", "likes"])), "likes goes on\n");
+    until("it folds on", async || lag(&world, "likes") == Some(0)).await;
+    assert_eq!(said(&projectors(&world, &["resume", "likes"])), "likes was not paused\n");
+    world.assert_views_equal_the_log().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_runs_and_what_is_away_is_told_apart() {
+    let world = World::new().await;
+    world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
+    assert_eq!(states(&world, "likes"), ["unassigned"; 3]);
+    assert_eq!(lag(&world, "likes"), Some(1));
+    assert_eq!(said(&projectors(&world, &["pause", "likes"])), "likes is paused; no instance runs it now\n");
+    assert_eq!(states(&world, "likes"), ["paused"; 3]);
+
+    let arguments = ["status", "--redis-url", "redis://127.0.0.1:1/", "likes", "likes-table"];
+    let table = said(&projectors(&world, &arguments));
+    assert!(table.contains("likes: positions are not known: the view: "), "{table}");
+    assert!(table.contains("no instance runs it"), "what MySQL and Kafka say is told: {table}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_processes_of_one_name_the_first_ends_and_says_why() {
+    let world = World::new().await;
+    let run = || {
+        let (log, stores) = (world.log.clone(), world.stores.clone());
+        let shutdown = Shutdown::new();
+        let stop = shutdown.clone();
+        let task = tokio::spawn(async move {
+            let projections = [projections::find("likes").unwrap()];
+            let plan = Plan { log: &log, stores: &stores, projections: &projections, instance: Some("one") };
+            vidlog_projectors::run(plan, Readiness::new(), stop).await
+        });
+        (shutdown, task)
+    };
+    let first = run();
+    until("the first runs", async || states(&world, "likes") == ["running"; 3]).await;
+    let second = run();
+    let ended = timeout(BOUND, first.1).await.expect("the first ends").unwrap();
+    let told = ended.unwrap_err().to_string();
+    assert!(told.contains("another process runs as instance \"one\""), "{told}");
+    world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
+    until("the second folds", async || lag(&world, "likes") == Some(0)).await;
+    second.0.give();
+    timeout(BOUND, second.1).await.expect("the second stops").unwrap().unwrap();
+}
+
+/// A projectors process that is killed when it goes out of scope.
+struct Process(Child);
+
+impl Process {
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+fn command(world: &World, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_projectors"));
+    command
+        .args(arguments)
+        .env("VIDLOG_NAMESPACE", &world.stores.namespace)
+        .env("VIDLOG_MYSQL_URL", world.stores.mysql_url.reveal())
+        .stdin(Stdio::null());
+    command
+}
+
+fn start(world: &World, arguments: &[&str]) -> Process {
+    let run = ["run", "--ops-listen", "127.0.0.1:0", "--log", "warn"];
+    Process(command(world, &[&run, arguments].concat()).spawn().unwrap())
+}
+
+/// Runs a command to its end.
+fn projectors(world: &World, arguments: &[&str]) -> Output {
+    command(world, arguments).output().unwrap()
+}
+
+/// What a command said, which went well.
+fn said(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// The partitions of a projection, as `status --json` has them.
+fn status(world: &World, projection: &str) -> Vec<Value> {
+    let status = said(&projectors(world, &["status", "--json", projection]));
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["unknown"], serde_json::json!([]), "{status}");
+    status["projections"][0]["partitions"].as_array().unwrap().clone()
+}
+
+fn states(world: &World, projection: &str) -> Vec<String> {
+    let state = |partition: &Value| partition["state"].as_str().unwrap().to_owned();
+    status(world, projection).iter().map(state).collect()
+}
+
+/// The lag of all partitions together, if it is known.
+fn lag(world: &World, projection: &str) -> Option<i64> {
+    status(world, projection).iter().map(|partition| partition["lag"].as_i64()).sum()
+}
+
+async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    let reached = async {
+        while !condition().await {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(BOUND, reached).await.unwrap_or_else(|_| panic!("waited too long until {what}"));
+}

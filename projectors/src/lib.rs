@@ -101,6 +101,7 @@ async fn run_all(plan: Plan<'_>, readiness: Readiness, shutdown: Shutdown) -> an
     let settings = Arc::new(Settings {
         brokers: log.kafka_brokers.clone(),
         instance: instance.map(str::to_owned),
+        session_timeout_ms: log.session_timeout_ms,
         namespace: stores.namespace.clone(),
         first_records: FirstRecords::new(log.kafka_brokers.clone(), topics.clone()),
         topics,

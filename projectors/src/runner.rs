@@ -32,6 +32,8 @@ pub struct Settings {
     pub brokers: String,
     /// The name of this process, if it was given one: it keeps its partitions over a restart.
     pub instance: Option<String>,
+    /// How long an instance may be unheard of before it loses its partitions, in milliseconds.
+    pub session_timeout_ms: u32,
     /// Prefix of the consumer groups.
     pub namespace: String,
     /// The topics.

@@ -2,12 +2,19 @@
 
 use clap::Args;
 
+/// Long enough for a pause of the machine, short enough that a dead instance is soon replaced.
+pub const SESSION_TIMEOUT_MS: u32 = 10_000;
+
 /// Where the log is: nothing that the query side is to know.
 #[derive(Args, Clone, Debug)]
 pub struct Log {
     /// Kafka brokers, host:port, comma separated.
     #[arg(long, env = "VIDLOG_KAFKA_BROKERS")]
     pub kafka_brokers: String,
+    /// A consumer that was not heard of for so long, in milliseconds, loses its partitions. The broker has bounds for it,
+    /// from 6000 on unless it is told otherwise.
+    #[arg(long, env = "VIDLOG_SESSION_TIMEOUT_MS", default_value_t = SESSION_TIMEOUT_MS)]
+    pub session_timeout_ms: u32,
 }
 
 /// Where the stores are, and what of them is vidlog's.

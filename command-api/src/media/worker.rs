@@ -268,8 +268,8 @@ fn settings(uploads: Uploads<'_>) -> ClientConfig {
         .set("enable.auto.commit", "true")
         .set("auto.commit.interval.ms", "1000")
         // A dead worker's uploads move on after this.
-        .set("session.timeout.ms", "10000")
-        .set("heartbeat.interval.ms", "2000")
+        .set("session.timeout.ms", uploads.log.session_timeout_ms.to_string())
+        .set("heartbeat.interval.ms", (uploads.log.session_timeout_ms / 5).to_string())
         .set("fetch.wait.max.ms", "100")
         .set("queued.max.messages.kbytes", "1024")
         .set("reconnect.backoff.max.ms", "1000")

@@ -39,6 +39,8 @@ const POLL: Duration = Duration::from_millis(20);
 /// Between two checks that the store still has what was written: how long a store that lost writes goes unnoticed
 /// when nothing new comes.
 const VERIFY_EVERY: Duration = Duration::from_secs(2);
+/// Session timeouts for which an instance may not poll: more than a start of all partitions takes while a store is away.
+const POLL_SESSIONS: u32 = 3;
 /// How long a seek or a question to the broker may take.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two looks for topics that are not there yet.
@@ -104,6 +106,7 @@ impl Poller {
         let (projection, settings) = (runner.projection, runner.settings.clone());
         let (requested, requests) = mpsc::channel();
         let assignment = Assignment::new(runner, requested, runtime);
+        let session_timeout_ms = settings.session_timeout_ms;
         let context = Context { assignment, topics: settings.topics.clone() };
         let mut config = ClientConfig::new();
         if let Some(instance) = &settings.instance {
@@ -120,9 +123,10 @@ impl Poller {
             .set("enable.auto.offset.store", "false")
             .set("enable.auto.commit", "true")
             .set("auto.commit.interval.ms", "2000")
-            // A dead instance's partitions move on after this.
-            .set("session.timeout.ms", "10000")
-            .set("heartbeat.interval.ms", "2000")
+            // A dead instance's partitions move on after this; those of one that lives but does not poll, a bit later.
+            .set("session.timeout.ms", session_timeout_ms.to_string())
+            .set("heartbeat.interval.ms", (session_timeout_ms / 5).to_string())
+            .set("max.poll.interval.ms", (session_timeout_ms * POLL_SESSIONS).to_string())
             .set("fetch.wait.max.ms", "100")
             // What the client reads ahead of the partitions' queues: so much for all of them together, overshot by
             // what is on its way then, which is one answer of each broker.

@@ -74,13 +74,8 @@ async fn no_read_fails_or_goes_back_while_views_are_rebuilt() {
     let (ada, bob) = (app.register("ada").await, app.register("bob").await);
     let video = ada.publish("rebuilt").await;
     ok(bob.follow(ada.id).await);
-    let reader = Reader {
-        user: &bob,
-        author: ada.id,
-        video,
-        likes: AtomicI64::new(0),
-        comments: AtomicI64::new(0),
-    };
+    let reader =
+        Reader { user: &bob, author: ada.id, video, likes: AtomicI64::new(0), comments: AtomicI64::new(0) };
 
     let ended = AtomicBool::new(false);
     let reading = async {

@@ -33,7 +33,7 @@ pub(crate) const DEAD_MYSQL: &str = "mysql://nobody@127.0.0.1:1/nothing";
 pub(crate) const DEAD_REDIS: &str = "redis://127.0.0.1:1/";
 /// A log that nobody keeps.
 pub(crate) fn dead_kafka() -> config::Log {
-    config::Log { kafka_brokers: "127.0.0.1:1".to_owned() }
+    config::Log { kafka_brokers: "127.0.0.1:1".to_owned(), session_timeout_ms: config::SESSION_TIMEOUT_MS }
 }
 
 /// How long a test waits for what must happen.
@@ -108,7 +108,10 @@ impl World {
 
     /// Where the log is, as a setting.
     pub(crate) fn kafka(&self) -> config::Log {
-        config::Log { kafka_brokers: self.log.brokers.clone() }
+        config::Log {
+            kafka_brokers: self.log.brokers.clone(),
+            session_timeout_ms: config::SESSION_TIMEOUT_MS,
+        }
     }
 
     /// The command side over this log and these stores or others, which may not be there.

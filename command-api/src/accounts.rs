@@ -6,6 +6,7 @@
 use sqlx::{Acquire, FromRow, MySqlPool};
 use thiserror::Error;
 use vidlog_events::Envelope;
+use vidlog_service_kit::failpoint;
 
 use crate::{mysql::bounded, outbox, stored::StoredError};
 
@@ -66,7 +67,9 @@ pub async fn create(pool: &MySqlPool, account: &NewAccount<'_>) -> Result<outbox
                 return Err(error);
             }
         };
+        failpoint::pass("account-commit-before");
         transaction.commit().await?;
+        failpoint::pass("account-commit-after");
         Ok(id)
     });
     created.await.map_err(|error| match error.as_database_error() {

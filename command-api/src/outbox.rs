@@ -19,7 +19,7 @@ use vidlog_contract::limits;
 use vidlog_events::{Envelope, Event};
 use vidlog_read_models::{Position, ReadModels};
 use vidlog_schemas::keys::partition_field;
-use vidlog_service_kit::shutdown::Shutdown;
+use vidlog_service_kit::{failpoint, shutdown::Shutdown};
 
 use crate::{
     append::{Acknowledged, append, note_unmarked, scopes},
@@ -85,6 +85,7 @@ pub async fn append_now(state: &CommandState, id: Id, envelope: &Envelope) -> Op
     let Ok(Ok(acknowledged)) = timeout(FIRST_ATTEMPT, attempt).await else {
         return None;
     };
+    failpoint::pass("outbox-delete-before");
     unmark_not_appended(&state.read_models, &envelope.event).await;
     let delete = sqlx::query("DELETE FROM outbox WHERE id = ?").bind(id);
     if let Err(error) = bounded(delete.execute(&state.mysql)).await {
@@ -147,7 +148,9 @@ impl Relay {
                 let delete = sqlx::query("DELETE FROM outbox WHERE id = ?").bind(id);
                 bounded(delete.execute(&mut *transaction)).await?;
             }
+            failpoint::pass("relay-commit-before");
             bounded(transaction.commit()).await?;
+            failpoint::pass("relay-commit-after");
             counter!(RELAYED_EVENTS).increment(appended.len() as u64);
             relayed += appended.len() as u64;
             ended?;

@@ -23,6 +23,7 @@ use thiserror::Error;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 use vidlog_events::{EncodedRecord, Envelope, Stream, Topics};
+use vidlog_service_kit::failpoint;
 
 use crate::metrics::APPEND_SECONDS;
 
@@ -119,7 +120,10 @@ impl KafkaLog {
             .timestamp(record.timestamp_ms)
             .headers(headers(&record));
         let current = self.current();
-        match current.producer.send(message, Duration::ZERO).await {
+        failpoint::pass("append-before");
+        let sent = current.producer.send(message, Duration::ZERO).await;
+        failpoint::pass("append-after");
+        match sent {
             Ok(delivery) => {
                 Ok(Appended { stream: record.stream, partition: delivery.partition, offset: delivery.offset })
             }

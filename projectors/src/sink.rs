@@ -15,7 +15,7 @@ use vidlog_schemas::{
     Keys, MIGRATOR,
     keys::{Key, partition_field},
 };
-use vidlog_service_kit::{mysql::migrate, redis::Redis, shutdown::Shutdown};
+use vidlog_service_kit::{failpoint, mysql::migrate, redis::Redis, shutdown::Shutdown};
 
 pub use self::redis::RedisWrites;
 use crate::{
@@ -204,7 +204,10 @@ impl Sink {
     pub async fn publish_progress(&self, partition: Partition, next: i64) -> Result<(), SinkError> {
         let key = self.target.keys.progress(&self.projection.catalogued);
         let command = cmd("HSET").arg(&key).arg(partition.field()).arg(next).take();
-        Ok(self.target.redis.query(&command).await?)
+        failpoint::pass("progress-before");
+        self.target.redis.query::<()>(&command).await?;
+        failpoint::pass("progress-after");
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod failpoint;
 pub mod mysql;
 pub mod objects;
 pub mod ops;

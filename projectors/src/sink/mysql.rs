@@ -1,6 +1,7 @@
 //! MySQL: one transaction holds a batch's rows and its position.
 
 use sqlx::{AssertSqlSafe, MySqlPool, QueryBuilder};
+use vidlog_service_kit::failpoint;
 
 use super::{Partition, Position, SinkError};
 use crate::{
@@ -114,7 +115,9 @@ impl View<'_> {
                 .execute(&mut *transaction)
                 .await?;
         }
+        failpoint::pass("mysql-commit-before");
         transaction.commit().await?;
+        failpoint::pass("mysql-commit-after");
         parts.fill(stored.max(next));
         Ok(())
     }

@@ -15,6 +15,7 @@ use vidlog_schemas::{
     Keys,
     keys::{Key, Shard},
 };
+use vidlog_service_kit::failpoint;
 
 pub use self::writes::RedisWrites;
 use self::writes::{Part, Write};
@@ -113,7 +114,9 @@ impl View<'_> {
         let (first, second) = positions.split_at_mut(positions.len() / 2);
 
         let counted = writes.into_iter().chain(parts.iter().map(Part::count));
+        failpoint::pass("redis-writes-before");
         let answers = self.run(Stage::Writes, by_shard(counted), first, next).await?;
+        failpoint::pass("redis-writes-after");
 
         let mut counts: BTreeMap<Shard, _> =
             answers.into_iter().map(|(shard, answer)| (shard, answer.counts.into_iter())).collect();
@@ -125,6 +128,7 @@ impl View<'_> {
             );
         }
         self.run(Stage::Parts, by_shard(totals), second, next).await?;
+        failpoint::pass("redis-parts-after");
         Ok(())
     }
 
@@ -133,7 +137,9 @@ impl View<'_> {
         let (first, second) = positions.split_at_mut(positions.len() / 2);
         for (stage, positions) in Stage::ALL.into_iter().zip([first, second]) {
             let all = self.target.keys.shards().map(|shard| (shard, Vec::new())).collect();
+            failpoint::pass("redis-settle-before");
             self.run(stage, all, positions, next).await?;
+            failpoint::pass("redis-settle-after");
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run demo logs stop reset test check deps
+.PHONY: help run demo logs stop reset test chaos check deps
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ reset: stop ## stop, and wipe the data
 
 test: ## run every test, against real services of its own
 	@deploy/local/test
+
+chaos: ## faults by seed, under load: SEEDS=50 for 1 to 50, SEED=7 for one, REPORT=file
+	@CHAOS_REPORT=$(REPORT) deploy/local/chaos $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),5))
 
 check: ## format, lints, documentation, dependencies
 	@deploy/local/check

@@ -1,0 +1,137 @@
+//! Carries a plan out.
+
+use std::{fs::OpenOptions, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use futures::future::try_join_all;
+use redis::cmd;
+use rustix::process::Signal;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep, sleep_until},
+};
+use vidlog_service_kit::redis::Redis;
+
+use crate::{
+    link::Condition,
+    plan::{Fault, Leaving, Planned, Process, Round},
+    stack::{Frozen, Stack, Store},
+    system::System,
+    until,
+};
+
+/// Between two rounds of a storm.
+const LULL: Duration = Duration::from_millis(100);
+
+/// What faults are done to.
+pub(crate) struct Stage {
+    /// The system under test.
+    pub(crate) system: System,
+    /// What it stands on.
+    pub(crate) stack: Arc<Stack>,
+    /// Held by whoever kills or stops a store, by store: a store suffers one fault at a time.
+    pub(crate) turns: [Mutex<()>; Store::ALL.len()],
+}
+
+/// Carries out all faults of a plan, each at its time, and returns when the last is over.
+pub(crate) async fn inject(stage: &Stage, faults: &[Planned]) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    let suffered = faults.iter().map(async |Planned { at, fault }| {
+        sleep_until(begin + *at).await;
+        stage.suffer(fault).await.with_context(|| format!("this fault went wrong: {fault}"))
+    });
+    try_join_all(suffered).await.map(drop)
+}
+
+impl Stage {
+    async fn suffer(&self, fault: &Fault) -> anyhow::Result<()> {
+        match fault {
+            Fault::Kill { process, away } => self.kill(*process, *away).await,
+            Fault::KillStore { store, away } => self.kill_store(*store, *away).await,
+            Fault::Zombie { projectors, away } => self.pause(*projectors, *away).await,
+            Fault::Freeze { store, away } => self.freeze(*store, *away).await,
+            Fault::Reset { process, store } => {
+                self.system.instance(*process).links.to(*store).reset();
+                Ok(())
+            }
+            Fault::Impair { process, store, condition, lasting } => {
+                let instance = self.system.instance(*process);
+                let _turn = instance.turn.lock().await;
+                let link = instance.links.to(*store);
+                link.set(*condition);
+                sleep(*lasting).await;
+                link.set(Condition::Open);
+                Ok(())
+            }
+            Fault::Flush => self.flush().await,
+            Fault::Rewind { back } => self.rewind(*back).await,
+            Fault::Storm { rounds } => self.storm(rounds).await,
+        }
+    }
+
+    async fn kill(&self, process: Process, away: Duration) -> anyhow::Result<()> {
+        let instance = self.system.instance(process);
+        let _turn = instance.turn.lock().await;
+        instance.end(Signal::KILL).await?;
+        sleep(away).await;
+        instance.start()
+    }
+
+    async fn kill_store(&self, store: Store, away: Duration) -> anyhow::Result<()> {
+        let _turn = self.turn(store).lock().await;
+        self.stack.kill(store).await?;
+        sleep(away).await;
+        self.stack.up().await
+    }
+
+    async fn pause(&self, projectors: usize, away: Duration) -> anyhow::Result<()> {
+        let instance = &self.system.projectors[projectors];
+        let _turn = instance.turn.lock().await;
+        let wake = || _ = instance.signal(Signal::CONT);
+        let _frozen = Frozen::new(|| instance.signal(Signal::STOP), wake)?;
+        sleep(away).await;
+        Ok(())
+    }
+
+    async fn freeze(&self, store: Store, away: Duration) -> anyhow::Result<()> {
+        let _turn = self.turn(store).lock().await;
+        let _frozen = Frozen::new(|| self.stack.freeze(store), || self.stack.wake(store))?;
+        sleep(away).await;
+        Ok(())
+    }
+
+    async fn flush(&self) -> anyhow::Result<()> {
+        let _turn = self.turn(Store::Redis).lock().await;
+        let redis = Redis::open(self.system.stores.redis_url.reveal())?;
+        until("redis is flushed", async || redis.query::<()>(&cmd("FLUSHALL")).await.is_ok()).await
+    }
+
+    /// Kills Redis, and takes away what it has written to its file of late.
+    async fn rewind(&self, back: Duration) -> anyhow::Result<()> {
+        let _turn = self.turn(Store::Redis).lock().await;
+        let (file, length) = self.stack.redis_file()?;
+        sleep(back).await;
+        self.stack.kill(Store::Redis).await?;
+        OpenOptions::new().write(true).open(file)?.set_len(length)?;
+        self.stack.up().await
+    }
+
+    async fn storm(&self, rounds: &[Round]) -> anyhow::Result<()> {
+        for round in rounds {
+            let instance = &self.system.projectors[round.projectors];
+            let _turn = instance.turn.lock().await;
+            instance.start()?;
+            sleep(round.staying).await;
+            match round.leaving {
+                Leaving::Terminated => instance.end(Signal::TERM).await?,
+                Leaving::Killed => instance.end(Signal::KILL).await?,
+            }
+            sleep(LULL).await;
+        }
+        Ok(())
+    }
+
+    fn turn(&self, store: Store) -> &Mutex<()> {
+        &self.turns[store as usize]
+    }
+}

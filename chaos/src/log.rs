@@ -1,0 +1,180 @@
+//! Compares what was acknowledged with what is in the log, which is read to its end.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use rdkafka::{
+    ClientConfig, Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    message::Headers,
+    metadata::MetadataTopic,
+};
+use vidlog_events::{Stream, Topics};
+
+use crate::ledger::{Command, Kind, Outcome, Place};
+
+/// How long the broker may take for an answer, or for the next record.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The records of a log, by the request that each comes from.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Records {
+    by_request: BTreeMap<String, Vec<(Place, String)>>,
+}
+
+impl Records {
+    /// Reads a namespace's log. It blocks.
+    pub(crate) fn read(brokers: &str, namespace: &str) -> anyhow::Result<Self> {
+        let topics = Topics::new(namespace);
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            // The client library wants a group; nobody joins it.
+            .set("group.id", "vidlog-chaos")
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "error")
+            .create()?;
+        let mut missing = ends(&consumer, &topics)?;
+        let mut list = TopicPartitionList::new();
+        for (stream, partition) in missing.keys() {
+            let topic = format!("{namespace}.{stream}");
+            list.add_partition_offset(&topic, *partition, Offset::Beginning)?;
+        }
+        consumer.assign(&list)?;
+
+        let mut records = Self::default();
+        let mut heard = Instant::now();
+        while !missing.is_empty() {
+            let Some(message) = consumer.poll(Duration::from_millis(100)) else {
+                if heard.elapsed() > BROKER_TIMEOUT {
+                    bail!("the log can't be read to its end: {missing:?} are still to come");
+                }
+                continue;
+            };
+            let message = message.context("the log can't be read")?;
+            heard = Instant::now();
+            let Some(stream) = topics.stream(message.topic()) else {
+                continue;
+            };
+            let place = Place {
+                stream: stream.to_string(),
+                partition: message.partition(),
+                offset: message.offset(),
+            };
+            let partition = (place.stream.clone(), place.partition);
+            if missing.get(&partition).is_some_and(|end| place.offset + 1 >= *end) {
+                missing.remove(&partition);
+            }
+            records.add(header(&message, "ce_correlationid"), place, header(&message, "ce_id"));
+        }
+        Ok(records)
+    }
+
+    fn add(&mut self, request: String, place: Place, event: String) {
+        self.by_request.entry(request).or_default().push((place, event));
+    }
+
+    /// What the log has that it should not have, or has not that it should: a sentence each.
+    pub(crate) fn faults(&self, commands: &[Command]) -> Vec<String> {
+        commands
+            .iter()
+            .filter_map(|command| Some(format!("{} {}: {}", command.kind, command.id, self.fault(command)?)))
+            .collect()
+    }
+
+    fn fault(&self, command: &Command) -> Option<String> {
+        let records = self.by_request.get(&command.id).map(Vec::as_slice).unwrap_or_default();
+        match &command.outcome {
+            Outcome::Acknowledged(_) if records.is_empty() => {
+                return Some("it was acknowledged and is not in the log".to_owned());
+            }
+            Outcome::Acknowledged(Some(said)) if !records.iter().any(|(place, _)| place == said) => {
+                let places: Vec<_> = records.iter().map(|(place, _)| place.to_string()).collect();
+                return Some(format!("it was said to be in {said}, but is in {}", places.join(", ")));
+            }
+            Outcome::Acknowledged(None) if command.kind != Kind::Register => {
+                return Some("it was acknowledged without a position".to_owned());
+            }
+            // With more than one attempt the first may have succeeded, and its key be lost with Redis.
+            Outcome::Refused if command.attempts == 1 && !records.is_empty() => {
+                return Some("it was refused and is in the log".to_owned());
+            }
+            Outcome::Acknowledged(_) | Outcome::Refused | Outcome::Unknown => {}
+        }
+        let once = command.attempts == 1;
+        let same_event = records.windows(2).all(|pair| pair[0].1 == pair[1].1);
+        match command.kind {
+            Kind::Register if once && !same_event => Some("it is in the log as several events".to_owned()),
+            Kind::Register => None,
+            _ if once && records.len() > 1 => {
+                Some(format!("it was sent once and is in the log {} times", records.len()))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Where each partition that has records ends.
+fn ends(consumer: &BaseConsumer, topics: &Topics) -> anyhow::Result<BTreeMap<(String, i32), i64>> {
+    let mut ends = BTreeMap::new();
+    for stream in Stream::ALL {
+        let topic = topics.name(stream);
+        let metadata = consumer.fetch_metadata(Some(&topic), BROKER_TIMEOUT)?;
+        for partition in metadata.topics().iter().flat_map(MetadataTopic::partitions) {
+            let (_, end) = consumer.fetch_watermarks(&topic, partition.id(), BROKER_TIMEOUT)?;
+            if end > 0 {
+                ends.insert((stream.to_string(), partition.id()), end);
+            }
+        }
+    }
+    Ok(ends)
+}
+
+fn header(message: &impl Message, name: &str) -> String {
+    let value = message.headers().and_then(|headers| headers.iter().find(|header| header.key == name)?.value);
+    value.map(|value| String::from_utf8_lossy(value).into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(id: &str, kind: Kind, attempts: u32, outcome: Outcome) -> Command {
+        Command { id: id.to_owned(), kind, attempts, outcome }
+    }
+
+    #[test]
+    fn a_ledger_is_held_against_the_log() {
+        let mut records = Records::default();
+        let at = |offset| Place { stream: "likes".to_owned(), partition: 0, offset };
+        for (request, offset, event) in [("once", 0, "a"), ("twice", 1, "b"), ("twice", 2, "b")] {
+            records.add(request.to_owned(), at(offset), event.to_owned());
+        }
+        let acknowledged = |offset| Outcome::Acknowledged(Some(at(offset)));
+        let fine = [
+            command("once", Kind::Like, 1, acknowledged(0)),
+            command("never", Kind::Like, 1, Outcome::Unknown),
+            command("never", Kind::Like, 1, Outcome::Refused),
+            command("twice", Kind::Like, 2, acknowledged(2)),
+            command("twice", Kind::Register, 1, Outcome::Acknowledged(None)),
+        ];
+        assert_eq!(records.faults(&fine), [""; 0]);
+        let wrong = [
+            command("never", Kind::Like, 1, Outcome::Acknowledged(None)),
+            command("once", Kind::Like, 1, Outcome::Acknowledged(None)),
+            command("once", Kind::Like, 1, acknowledged(1)),
+            command("once", Kind::Like, 1, Outcome::Refused),
+            command("twice", Kind::Like, 1, Outcome::Unknown),
+        ];
+        assert_eq!(records.faults(&wrong).len(), wrong.len());
+    }
+
+    #[test]
+    fn a_position_is_behind_its_record() {
+        let place = Place { stream: "likes".to_owned(), partition: 3, offset: 1041 };
+        assert_eq!(Place::before("likes:3:1042"), Some(place));
+        assert_eq!(Place::before("likes:3"), None);
+    }
+}

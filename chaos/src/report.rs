@@ -1,0 +1,135 @@
+//! What is said about seeds: on the screen, and as a document.
+
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write},
+};
+
+use crate::{instance::Death, seed::Outcome};
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for planned in &self.plan.faults {
+            writeln!(f, "    {planned}")?;
+        }
+        let failpoints = self.plan.failpoints();
+        if !failpoints.is_empty() {
+            writeln!(f, "    failpoints: {failpoints} ({} reached)", self.reached().count())?;
+        }
+        let counts = self.counts;
+        writeln!(
+            f,
+            "    {} commands: {} acknowledged, {} refused, {} unknown",
+            counts.sent, counts.acknowledged, counts.refused, counts.unknown,
+        )?;
+        writeln!(
+            f,
+            "    {} records, {} keys and rows compared, {} differ; {:.1} s",
+            self.records,
+            self.lines,
+            self.differences,
+            self.took.as_secs_f64(),
+        )?;
+        if self.faults.is_empty() {
+            return writeln!(f, "    seed {}: passed", self.seed);
+        }
+        for fault in &self.faults {
+            writeln!(f, "    WRONG: {fault}")?;
+        }
+        writeln!(f, "    seed {}: FAILED; `make chaos SEED={}` repeats it", self.seed, self.seed)
+    }
+}
+
+impl Outcome {
+    fn reached(&self) -> impl Iterator<Item = &'static str> {
+        self.deaths.iter().filter_map(|(_, death)| match death {
+            Death::Failpoint(failpoint) => Some(failpoint.point),
+            Death::ByItself(_) => None,
+        })
+    }
+}
+
+/// The document about a run.
+pub(crate) fn document(date: &str, commit: &str, outcomes: &[Outcome]) -> Result<String, fmt::Error> {
+    let failed = outcomes.iter().filter(|outcome| !outcome.faults.is_empty()).count();
+    let sum = |of: fn(&Outcome) -> usize| outcomes.iter().map(of).sum::<usize>();
+    let mut text = String::new();
+    writeln!(text, "# Fault harness: report\n")?;
+    writeln!(
+        text,
+        "Written by `make chaos`, on {date}, at commit {commit}. What a seed does and what is checked after it:"
+    )?;
+    writeln!(text, "[ADR 0015](adr/0015-a-fault-harness.md). `make chaos SEED=n` repeats one.\n")?;
+    writeln!(text, "- {} seeds, {failed} failed.", outcomes.len())?;
+    writeln!(
+        text,
+        "- {} commands sent: {} acknowledged, {} refused, {} with an unknown outcome. Every acknowledged one is in the log, at the \
+         position that was answered; {}.",
+        sum(|outcome| outcome.counts.sent),
+        sum(|outcome| outcome.counts.acknowledged),
+        sum(|outcome| outcome.counts.refused),
+        sum(|outcome| outcome.counts.unknown),
+        if failed == 0 { "no seed found otherwise" } else { "but see the failed seeds" },
+    )?;
+    writeln!(
+        text,
+        "- {} records folded; {} keys and rows compared with an independent fold of the log, {} differ.",
+        sum(|outcome| outcome.records),
+        sum(|outcome| outcome.lines),
+        sum(|outcome| outcome.differences),
+    )?;
+    writeln!(
+        text,
+        "- {} faults; failpoints reached: {}.\n",
+        sum(|outcome| outcome.plan.faults.len()),
+        reached(outcomes)
+    )?;
+    writeln!(
+        text,
+        "| seed | faults | sent | acknowledged | refused | unknown | records | lines | differences | s |"
+    )?;
+    writeln!(text, "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|")?;
+    for outcome in outcomes {
+        row(&mut text, outcome)?;
+    }
+    for outcome in outcomes.iter().filter(|outcome| !outcome.faults.is_empty()) {
+        writeln!(text, "\n## Seed {} failed\n", outcome.seed)?;
+        for fault in &outcome.faults {
+            writeln!(text, "- {fault}")?;
+        }
+    }
+    Ok(text)
+}
+
+fn row(text: &mut String, outcome: &Outcome) -> fmt::Result {
+    let mut faults: Vec<_> = outcome.plan.faults.iter().map(ToString::to_string).collect();
+    faults.extend(outcome.deaths.iter().filter_map(|(process, death)| match death {
+        Death::Failpoint(failpoint) => Some(format!("{process} died at {failpoint}")),
+        Death::ByItself(_) => None,
+    }));
+    let counts = outcome.counts;
+    writeln!(
+        text,
+        "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {:.0} |",
+        outcome.seed,
+        faults.join("<br>"),
+        counts.sent,
+        counts.acknowledged,
+        counts.refused,
+        counts.unknown,
+        outcome.records,
+        outcome.lines,
+        outcome.differences,
+        outcome.took.as_secs_f64(),
+    )
+}
+
+/// How often a process died at each failpoint.
+fn reached(outcomes: &[Outcome]) -> String {
+    let mut times: BTreeMap<&str, usize> = BTreeMap::new();
+    for point in outcomes.iter().flat_map(Outcome::reached) {
+        *times.entry(point).or_default() += 1;
+    }
+    let told: Vec<_> = times.into_iter().map(|(point, times)| format!("{point} {times} times")).collect();
+    if told.is_empty() { "none".to_owned() } else { told.join(", ") }
+}

@@ -1,0 +1,163 @@
+//! One seed: a system is started, suffers, heals, and is looked at.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use sqlx::AssertSqlSafe;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use vidlog_projectors::audit;
+
+use crate::{
+    inject::{Stage, inject},
+    instance::Death,
+    ledger::{Command, Counts},
+    load::Load,
+    log::Records,
+    plan::Plan,
+    stack::{Stack, Store},
+    studio::Studio,
+    system::{Surroundings, System},
+};
+
+/// How long commands are given, at least.
+const LOAD: Duration = Duration::from_secs(10);
+/// How long they are given after the last fault.
+const AFTER: Duration = Duration::from_millis(500);
+/// How long a seed may take in all.
+const BOUND: Duration = Duration::from_mins(4);
+
+/// What came of a seed.
+pub(crate) struct Outcome {
+    /// The seed.
+    pub(crate) seed: u64,
+    /// What it decided.
+    pub(crate) plan: Plan,
+    /// The commands.
+    pub(crate) counts: Counts,
+    /// Records in the log.
+    pub(crate) records: usize,
+    /// Keys and rows that were compared.
+    pub(crate) lines: usize,
+    /// Keys and rows that differ.
+    pub(crate) differences: usize,
+    /// How processes died, each with its name.
+    pub(crate) deaths: Vec<(String, Death)>,
+    /// Everything that is wrong, in words.
+    pub(crate) faults: Vec<String>,
+    /// How long it took.
+    pub(crate) took: Duration,
+}
+
+/// Runs a seed. Whatever goes wrong is in the outcome; then the logs of the processes are kept in the folder.
+pub(crate) async fn run(seed: u64, around: &Surroundings, stack: &Arc<Stack>, folder: &Path) -> Outcome {
+    let begun = Instant::now();
+    let plan = Plan::of(seed);
+    let mut outcome = Outcome {
+        seed,
+        plan,
+        counts: Counts::default(),
+        records: 0,
+        lines: 0,
+        differences: 0,
+        deaths: Vec::new(),
+        faults: Vec::new(),
+        took: Duration::ZERO,
+    };
+    let ran = timeout(BOUND, suffer(&mut outcome, around, stack, folder)).await;
+    match ran {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => outcome.faults.push(format!("{error:#}")),
+        Err(_) => outcome.faults.push(format!("it was not over after {} s", BOUND.as_secs())),
+    }
+    outcome.took = begun.elapsed();
+    outcome
+}
+
+async fn suffer(
+    outcome: &mut Outcome,
+    around: &Surroundings,
+    stack: &Arc<Stack>,
+    folder: &Path,
+) -> anyhow::Result<()> {
+    // The seed before may have ended anywhere.
+    for store in Store::ALL {
+        stack.wake(store);
+    }
+    stack.up().await?;
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    fs::create_dir_all(folder)?;
+    let name = format!("c{}_{}", outcome.seed, Uuid::now_v7().simple());
+    let system =
+        System::start(around, &outcome.plan, &name, folder).await.context("the system can't be started")?;
+    let stage = Stage { system, stack: stack.clone(), turns: Default::default() };
+
+    let commands = live(outcome, &stage).await;
+    let judged = match commands {
+        Ok(commands) => judge(outcome, &stage, &commands).await,
+        Err(error) => Err(error),
+    };
+    outcome.deaths.clone_from(&stage.system.deaths.lock().unwrap_or_else(PoisonError::into_inner));
+    for (process, death) in &outcome.deaths {
+        if let Death::ByItself(why) = death {
+            outcome.faults.push(format!("{process} ended by itself: {why}"));
+        }
+    }
+    judged?;
+    if outcome.faults.is_empty() {
+        sqlx::query(AssertSqlSafe(format!("DROP DATABASE {name}"))).execute(&stage.system.tables).await?;
+        fs::remove_dir_all(folder)?;
+    }
+    Ok(())
+}
+
+/// Commands under faults; then the faults end. Returns the commands.
+async fn live(outcome: &Outcome, stage: &Stage) -> anyhow::Result<Vec<Command>> {
+    let system = &stage.system;
+    let mut load = Load::new(system)?;
+    let mut commands = load.register().await?;
+    let mut studio = Studio::open(system, load.users())?;
+    let (videos, made) = studio.premiere().await?;
+    commands.extend(made);
+    load.show(videos);
+
+    let stop = CancellationToken::new();
+    let _stopped = stop.clone().drop_guard();
+    let suffering = async {
+        let (injected, ()) = tokio::join!(inject(stage, &outcome.plan.faults), sleep(LOAD));
+        injected?;
+        sleep(AFTER).await;
+        stop.cancel();
+        anyhow::Ok(())
+    };
+    let load = Arc::new(load).run(outcome.seed, stop.clone());
+    let ((), given, made) = tokio::try_join!(suffering, load, studio.run(stop.clone()))?;
+    commands.extend(given);
+    commands.extend(made);
+    Ok(commands)
+}
+
+/// Compares the log with what was acknowledged, and the views with the log.
+async fn judge(outcome: &mut Outcome, stage: &Stage, commands: &[Command]) -> anyhow::Result<()> {
+    let system = &stage.system;
+    outcome.counts = Counts::of(commands);
+    system.heal().await?;
+    system.quiesce().await?;
+    let (brokers, namespace) = (system.log.kafka_brokers.clone(), system.stores.namespace.clone());
+    let records = tokio::task::spawn_blocking(move || Records::read(&brokers, &namespace)).await??;
+    outcome.faults.extend(records.faults(commands));
+    let report = audit::audit(&system.log, &system.stores).await.context("the audit failed")?;
+    outcome.records = report.records;
+    outcome.lines = report.lines;
+    outcome.differences = report.differences.len();
+    outcome.faults.extend(report.differences.iter().map(ToString::to_string));
+    Ok(())
+}

@@ -261,7 +261,7 @@ fn failpoints(points: &[&'static str], rng: &mut StdRng) -> VecDeque<Failpoint> 
         let often = match point {
             "account-commit-before" | "account-commit-after" | "outbox-delete-before" => 12,
             "relay-commit-before" | "relay-commit-after" => 1,
-            _ => 150,
+            _ => 80,
         };
         Some(Failpoint { point, time: rng.random_range(1..=often) })
     });

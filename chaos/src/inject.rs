@@ -13,6 +13,7 @@ use tokio::{
 use vidlog_service_kit::redis::Redis;
 
 use crate::{
+    instance::Instance,
     link::Condition,
     plan::{Fault, Leaving, Planned, Process, Round},
     stack::{Frozen, Stack, Store},
@@ -20,6 +21,8 @@ use crate::{
     until,
 };
 
+/// How long requests are held up before the process that sends them is stopped: until every partition has sent one.
+const HELD_UP: Duration = Duration::from_millis(300);
 /// Between two rounds of a storm.
 const LULL: Duration = Duration::from_millis(100);
 
@@ -49,6 +52,7 @@ impl Stage {
             Fault::Kill { process, away } => self.kill(*process, *away).await,
             Fault::KillStore { store, away } => self.kill_store(*store, *away).await,
             Fault::Zombie { projectors, away } => self.pause(*projectors, *away).await,
+            Fault::Late { projectors, away } => self.delay_writes(*projectors, *away).await,
             Fault::Freeze { store, away } => self.freeze(*store, *away).await,
             Fault::Reset { process, store } => {
                 self.system.instance(*process).links.to(*store).reset();
@@ -87,10 +91,23 @@ impl Stage {
     async fn pause(&self, projectors: usize, away: Duration) -> anyhow::Result<()> {
         let instance = &self.system.projectors[projectors];
         let _turn = instance.turn.lock().await;
-        let wake = || _ = instance.signal(Signal::CONT);
-        let _frozen = Frozen::new(|| instance.signal(Signal::STOP), wake)?;
-        sleep(away).await;
-        Ok(())
+        stop(instance, away).await
+    }
+
+    /// Pauses a process whose last requests are held up on their way.
+    async fn delay_writes(&self, projectors: usize, away: Duration) -> anyhow::Result<()> {
+        let instance = &self.system.projectors[projectors];
+        let _turn = instance.turn.lock().await;
+        let links = [&instance.links.mysql, &instance.links.redis];
+        for link in links {
+            link.set(Condition::Stalled);
+        }
+        sleep(HELD_UP).await;
+        let stopped = stop(instance, away).await;
+        for link in links {
+            link.set(Condition::Open);
+        }
+        stopped
     }
 
     async fn freeze(&self, store: Store, away: Duration) -> anyhow::Result<()> {
@@ -134,4 +151,12 @@ impl Stage {
     fn turn(&self, store: Store) -> &Mutex<()> {
         &self.turns[store as usize]
     }
+}
+
+/// Stops a process for a while.
+async fn stop(instance: &Instance, away: Duration) -> anyhow::Result<()> {
+    let wake = || _ = instance.signal(Signal::CONT);
+    let _frozen = Frozen::new(|| instance.signal(Signal::STOP), wake)?;
+    sleep(away).await;
+    Ok(())
 }

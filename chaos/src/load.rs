@@ -24,6 +24,8 @@ use crate::{
 const CLIENTS: u64 = 10;
 /// Users that have an account.
 const USERS: usize = 5;
+/// Turns in which a caller acts as the same stranger.
+const STRANGER_TURNS: usize = 15;
 /// Between two commands of a caller, at most.
 const PAUSE_MS: u64 = 50;
 /// How long a caller waits for an answer: a little longer than command-api takes for one.
@@ -142,14 +144,14 @@ impl Load {
             0..45 => {
                 let done = action(rng.random_bool(0.6));
                 let like = [("video_id", video.to_string()), ("action_type", done)];
-                // Anyone with a token can like.
-                let caller = if rng.random_bool(0.5) { rng.random_range(1..=20) } else { caller };
+                let caller = if rng.random_bool(0.7) { stranger(client, turn) } else { caller };
                 Wish { caller, ..wish(Kind::Like, "/douyin/favorite/action/", like.into()) }
             }
             45..65 => {
                 let done = action(rng.random_bool(0.6));
                 let follow = [("to_user_id", other.to_string()), ("action_type", done)];
-                wish(Kind::Follow, "/douyin/relation/action/", follow.into())
+                let caller = if rng.random_bool(0.7) { stranger(client, turn) } else { caller };
+                Wish { caller, ..wish(Kind::Follow, "/douyin/relation/action/", follow.into()) }
             }
             65..80 => {
                 let text = format!("comment {turn} of {client}");
@@ -223,6 +225,14 @@ impl Wish {
     fn parameter(&self, name: &str) -> Option<i64> {
         self.parameters.iter().find(|(known, _)| *known == name)?.1.parse().ok()
     }
+}
+
+/// Someone without an account, who can like and follow nevertheless. Each does several contradictory things and then
+/// nothing any more: a later like would cover up that an earlier one was folded late.
+fn stranger(client: u64, turn: usize) -> i64 {
+    i64::try_from(turn / STRANGER_TURNS).unwrap_or_default() * 100
+        + i64::try_from(client).unwrap_or_default()
+        + 1
 }
 
 fn registration(name: &str) -> Wish {

@@ -14,6 +14,8 @@ pub(crate) const EXTRA: usize = 2;
 const FAULTS: std::ops::RangeInclusive<usize> = 6..=9;
 /// When faults begin: late enough for something to be going on.
 const WINDOW_MS: std::ops::Range<u64> = 200..8_000;
+/// When Redis loses what it had: early, as what is folded anew afterwards covers up what was wrong before.
+const LOSS_WINDOW_MS: std::ops::Range<u64> = 200..2_500;
 /// How long a paused process is away: longer than its session lives.
 const ZOMBIE_MS: std::ops::Range<u64> = 3_500..5_000;
 
@@ -83,6 +85,8 @@ pub(crate) enum Fault {
     KillStore { store: Store, away: Duration },
     /// A process is stopped for longer than its session lives, and then goes on with what it was about to write.
     Zombie { projectors: usize, away: Duration },
+    /// The same, and what a process sent last arrives only when others have taken its partitions over.
+    Late { projectors: usize, away: Duration },
     /// A store is stopped, and then goes on with what it was asked.
     Freeze { store: Store, away: Duration },
     /// The connections of a process to a store are reset.
@@ -125,6 +129,10 @@ impl fmt::Display for Fault {
             Self::KillStore { store, away } => write!(f, "kill -9 {store}, away for {}", seconds(away)),
             Self::Zombie { projectors, away } => {
                 write!(f, "{} is stopped for {}", Process::Projectors(*projectors), seconds(away))
+            }
+            Self::Late { projectors, away } => {
+                let process = Process::Projectors(*projectors);
+                write!(f, "{process} is stopped for {}, what it sent last arrives after that", seconds(away))
             }
             Self::Freeze { store, away } => write!(f, "{store} is stopped for {}", seconds(away)),
             Self::Reset { process, store } => write!(f, "connections {process} to {store} are reset"),
@@ -170,10 +178,11 @@ pub(crate) struct Plan {
 type Kind = fn(&mut StdRng) -> Fault;
 
 /// The kinds of faults. Each seed has one of them for certain, by turns, and others by chance.
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 11] = [
     |rng| Fault::Kill { process: projectors(rng), away: millis(rng, 0..1_500) },
     |rng| Fault::KillStore { store: Store::Redis, away: millis(rng, 0..1_000) },
     |rng| Fault::Zombie { projectors: rng.random_range(0..REGULAR), away: millis(rng, ZOMBIE_MS) },
+    |rng| Fault::Late { projectors: rng.random_range(0..REGULAR), away: millis(rng, ZOMBIE_MS) },
     |rng| Fault::KillStore { store: Store::MySql, away: millis(rng, 0..1_000) },
     impair,
     |_| Fault::Flush,
@@ -225,7 +234,9 @@ impl Plan {
 }
 
 fn planned(kind: Kind, rng: &mut StdRng) -> Planned {
-    Planned { at: millis(rng, WINDOW_MS), fault: kind(rng) }
+    let fault = kind(rng);
+    let is_loss = matches!(fault, Fault::Flush | Fault::Rewind { .. });
+    Planned { at: millis(rng, if is_loss { LOSS_WINDOW_MS } else { WINDOW_MS }), fault }
 }
 
 fn impair(rng: &mut StdRng) -> Fault {
@@ -299,14 +310,14 @@ mod tests {
     }
 
     #[test]
-    fn ten_seeds_have_every_kind_and_fifty_every_failpoint() {
+    fn eleven_seeds_have_every_kind_and_fifty_every_failpoint() {
         let kinds = |seeds: std::ops::RangeInclusive<u64>| {
             let faults = seeds.flat_map(|seed| Plan::of(seed).faults);
             faults
                 .map(|planned| std::mem::discriminant(&planned.fault))
                 .collect::<std::collections::HashSet<_>>()
         };
-        assert_eq!(kinds(1..=10).len(), 9);
+        assert_eq!(kinds(1..=KINDS.len() as u64).len(), 10);
         let plans: Vec<_> = (1..=50).map(Plan::of).collect();
         let told: String = plans.iter().map(Plan::failpoints).collect();
         for point in PROJECTOR_POINTS.iter().chain(&API_POINTS) {

@@ -8,11 +8,18 @@ use std::{
 };
 
 use anyhow::Context;
+use rdkafka::{
+    ClientConfig,
+    admin::{AdminClient, AdminOptions},
+    client::DefaultClientContext,
+};
 use sqlx::AssertSqlSafe;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+use vidlog_events::{Stream, Topics};
 use vidlog_projectors::audit;
+use vidlog_service_kit::config::Stores;
 
 use crate::{
     inject::{Stage, inject},
@@ -113,9 +120,20 @@ async fn suffer(
     }
     judged?;
     if outcome.faults.is_empty() {
-        sqlx::query(AssertSqlSafe(format!("DROP DATABASE {name}"))).execute(&stage.system.tables).await?;
+        forget(&stage.system).await?;
         fs::remove_dir_all(folder)?;
     }
+    Ok(())
+}
+
+/// Removes a system's topics and tables: the more there are, the longer a broker that was killed takes to come back.
+async fn forget(system: &System) -> anyhow::Result<()> {
+    let Stores { namespace, .. } = &system.stores;
+    let topics = Stream::ALL.map(|stream| Topics::new(namespace).name(stream));
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &system.log.kafka_brokers).create()?;
+    admin.delete_topics(&topics.each_ref().map(String::as_str), &AdminOptions::new()).await?;
+    sqlx::query(AssertSqlSafe(format!("DROP DATABASE {namespace}"))).execute(&system.tables).await?;
     Ok(())
 }
 

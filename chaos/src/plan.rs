@@ -16,6 +16,8 @@ const FAULTS: std::ops::RangeInclusive<usize> = 6..=9;
 const WINDOW_MS: std::ops::Range<u64> = 200..8_000;
 /// When Redis loses what it had: early, as what is folded anew afterwards covers up what was wrong before.
 const LOSS_WINDOW_MS: std::ops::Range<u64> = 200..2_500;
+/// When the log stops: late, as hardly a command is carried out without it.
+const OUTAGE_WINDOW_MS: std::ops::Range<u64> = 4_000..7_000;
 /// How long a paused process is away: longer than its session lives.
 const ZOMBIE_MS: std::ops::Range<u64> = 3_500..5_000;
 
@@ -235,8 +237,12 @@ impl Plan {
 
 fn planned(kind: Kind, rng: &mut StdRng) -> Planned {
     let fault = kind(rng);
-    let is_loss = matches!(fault, Fault::Flush | Fault::Rewind { .. });
-    Planned { at: millis(rng, if is_loss { LOSS_WINDOW_MS } else { WINDOW_MS }), fault }
+    let window = match fault {
+        Fault::Flush | Fault::Rewind { .. } => LOSS_WINDOW_MS,
+        _ if stops_the_log(&fault) => OUTAGE_WINDOW_MS,
+        _ => WINDOW_MS,
+    };
+    Planned { at: millis(rng, window), fault }
 }
 
 fn impair(rng: &mut StdRng) -> Fault {

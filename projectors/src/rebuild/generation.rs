@@ -6,7 +6,7 @@
 
 use anyhow::{Context, ensure};
 use redis::cmd;
-use sqlx::{AssertSqlSafe, MySql, error::DatabaseError, mysql::MySqlDatabaseError, pool::PoolConnection};
+use sqlx::{AssertSqlSafe, MySqlConnection, error::DatabaseError, mysql::MySqlDatabaseError};
 use tokio::{sync::Mutex, time::sleep};
 use vidlog_schemas::{keys::ViewKey, projections::View};
 use vidlog_service_kit::{config::Stores, mysql};
@@ -35,7 +35,7 @@ pub(super) struct Generations {
     /// The number of the live generation when this began.
     pub(super) live: u32,
     /// The connection that holds the lock: it goes with the process.
-    lock: Mutex<PoolConnection<MySql>>,
+    lock: Mutex<MySqlConnection>,
 }
 
 impl Generations {
@@ -46,11 +46,12 @@ impl Generations {
         target: Target,
         live: u32,
     ) -> anyhow::Result<Self> {
-        let mut connection = target.mysql.acquire().await.context("failed to reach MySQL")?;
+        // Detached, so that it is closed when this is dropped: in the pool it would keep the lock.
+        let mut connection = target.mysql.acquire().await.context("failed to reach MySQL")?.detach();
         let locked: Option<i64> =
             sqlx::query_scalar("SELECT GET_LOCK(SHA1(CONCAT('rebuild ', DATABASE(), ' ', ?)), 0)")
                 .bind(projection.name())
-                .fetch_one(&mut *connection)
+                .fetch_one(&mut connection)
                 .await?;
         ensure!(locked == Some(1), "{} is being rebuilt by another process", projection.name());
         Ok(Self {
@@ -147,7 +148,7 @@ impl Generations {
             "SELECT IS_USED_LOCK(SHA1(CONCAT('rebuild ', DATABASE(), ' ', ?))) = CONNECTION_ID()",
         )
         .bind(self.projection.name())
-        .fetch_one(&mut **connection)
+        .fetch_one(&mut *connection)
         .await
         .context("the connection to MySQL that held the lock was lost")?;
         ensure!(

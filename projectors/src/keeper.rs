@@ -140,8 +140,9 @@ impl Keeper {
             *looks_at_newer = if said > Some(live) { *looks_at_newer + 1 } else { 0 };
             match said {
                 Some(said) if said == live => break,
-                Some(_) if (1..=LOOKS_AT_NEWER).contains(looks_at_newer) => break,
-                Some(said) => self.correct(said, live).await?,
+                Some(said) if said < live => self.correct(said, live).await?,
+                Some(_) if *looks_at_newer <= LOOKS_AT_NEWER => break,
+                Some(said) => self.withdraw(said, live).await?,
                 None => self.fill(live).await?,
             }
         }
@@ -149,10 +150,22 @@ impl Keeper {
         Ok(())
     }
 
+    /// The live generation was found to be right before it became that.
     async fn correct(&self, said: u32, live: u32) -> Result<(), Unknown> {
         let name = self.projection.name();
         if self.replace((name, &said.to_string()), (name, &live.to_string())).await? {
-            warn!(projection = name, said, live, "readers were told to read a generation that is not live");
+            info!(projection = name, said, live, "readers are told of the live generation");
+        }
+        Ok(())
+    }
+
+    /// If it is we who have not heard of a switch, the generation that we know may be gone: that it is complete has to
+    /// be seen.
+    async fn withdraw(&self, said: u32, live: u32) -> Result<(), Unknown> {
+        let name = self.projection.name();
+        let token = Uuid::new_v4().to_string();
+        if self.replace((name, &said.to_string()), (&filling(&self.projection), &token)).await? {
+            warn!(projection = name, said, live, "readers were told of a generation that is not live");
         }
         Ok(())
     }

@@ -182,6 +182,7 @@ impl Keys {
 
     /// HASH: field the name of a projection of Redis, value its live generation. A field that is missing says that the
     /// view is not complete, because it is new or because Redis lost writes: then it must not be read.
+    /// While it is filled up, field `<name>:filling` has a token of those who watch that.
     pub fn generations(&self) -> Key {
         self.key(Shard(0), "meta", "generations")
     }

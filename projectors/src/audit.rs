@@ -2,32 +2,49 @@
 //! the live views.
 //!
 //! A view is a list of lines, a name and a content each, so that comparing two is comparing two maps. Text that people
-//! wrote is in a line only as a digest.
+//! wrote is in a line only as a digest. Each view is compared at one position of its own (`moment`), up to which the log is
+//! folded for it: so the log may grow meanwhile.
 
 mod live;
 mod log;
 mod model;
+mod moment;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use anyhow::{Context, bail};
-use tokio::time::{sleep, timeout};
-use vidlog_events::Topics;
-use vidlog_schemas::Keys;
+use anyhow::{Context, ensure};
+use futures::future::try_join_all;
+use serde::Serialize;
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+use vidlog_events::{Stream, Topics};
+use vidlog_schemas::{
+    Keys,
+    keys::{FIRST_GENERATION, ViewKey},
+    projections::View,
+};
 use vidlog_service_kit::{
-    config::{Log, Stores},
+    config::{self, Stores},
     mysql,
     redis::Redis,
 };
 
+use self::{
+    log::Folding,
+    moment::{Moment, moments},
+};
 use crate::{
-    control, projections,
-    sink::{Partition, Sink, Target},
+    control::{self, AllWanted, Wish},
+    projection::Projection,
+    projections,
+    replay::{Log, Places},
+    sink::{Partition, Position, Sink, Target},
 };
 
 pub use self::{
     live::{key_lines, lines as live_lines, snapshot},
-    log::LogEnd,
     model::Model,
 };
 
@@ -40,7 +57,7 @@ const LOOK: Duration = Duration::from_millis(50);
 pub type Lines = BTreeMap<String, String>;
 
 /// A line that is not what the log says.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// The Redis key, or the MySQL table and row.
     pub name: String,
@@ -58,7 +75,7 @@ impl fmt::Display for Difference {
 }
 
 /// What an audit found.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Report {
     /// Records that were folded.
     pub records: usize,
@@ -66,61 +83,117 @@ pub struct Report {
     pub lines: usize,
     /// Lines that differ.
     pub differences: Vec<Difference>,
+    /// The same of each projection.
+    pub projections: Vec<Audited>,
 }
 
-/// Audits all views of a namespace against its log, which should be quiet meanwhile: if it grew, that is an error.
-pub async fn audit(log: &Log, stores: &Stores) -> anyhow::Result<Report> {
+/// What an audit found of a projection.
+#[derive(Debug, Serialize)]
+pub struct Audited {
+    /// Its name.
+    pub name: &'static str,
+    /// Lines that were compared.
+    pub lines: usize,
+    /// How many of them differ.
+    pub differences: usize,
+}
+
+/// Audits all views of a namespace.
+pub async fn audit(log: &config::Log, stores: &Stores) -> anyhow::Result<Report> {
     let target = Target {
         keys: Keys::new(&stores.namespace, stores.shards),
         redis: Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?,
         mysql: mysql::open(stores.mysql_url.reveal(), 4).context("failed to read the MySQL address")?,
     };
-    let wanted =
-        control::read(&target.mysql).await.context("MySQL does not say which generations are live")?;
-    for projection in projections::ALL {
-        let generation = wanted.get(projection.name()).cloned().unwrap_or_default().generation;
-        target.keys.set_generation(&projection.catalogued, generation);
-    }
-    let topics = Topics::new(&stores.namespace);
-    let (brokers, read_topics) = (log.kafka_brokers.clone(), topics.clone());
-    let (model, end) = tokio::task::spawn_blocking(move || log::fold(&brokers, &read_topics))
-        .await
-        .context("reading the log panicked")??;
-    reach(&target, &end).await?;
-    let found = live::lines(&target, &projections::ALL).await?;
-    let expected = model.lines(&Keys::new(&stores.namespace, stores.shards));
-
-    let (brokers, end_after) = (log.kafka_brokers.clone(), end.clone());
-    let grew = tokio::task::spawn_blocking(move || log::end(&brokers, &topics).map(|now| now != end_after))
-        .await
-        .context("reading the log panicked")??;
-    if grew {
-        bail!("the log grew during the audit, so that there is no one position to compare at; run it again");
-    }
-    let lines = expected.len();
-    Ok(Report { records: end.records(), lines, differences: compare(expected, found) })
+    let log = Log { brokers: log.kafka_brokers.clone(), topics: Topics::new(&stores.namespace) };
+    audit_some(&log, &target, &projections::ALL).await
 }
 
-/// Waits until every projection has folded all of the log.
-async fn reach(target: &Target, end: &LogEnd) -> anyhow::Result<()> {
-    for projection in projections::ALL {
-        let sink = Sink::new(projection, target.clone());
-        let ends: Vec<(Partition, i64)> = end.of(&projection).collect();
-        let partitions: Vec<_> = ends.iter().map(|(partition, _)| *partition).collect();
-        let reached = async {
-            loop {
-                let positions = sink.positions(&partitions).await?;
-                if positions.iter().zip(&ends).all(|(position, (_, end))| position.lowest() >= *end) {
-                    return anyhow::Ok(());
-                }
-                sleep(LOOK).await;
-            }
-        };
-        timeout(CATCH_UP, reached).await.with_context(|| {
-            format!("projection {} did not reach the end of the log", projection.name())
-        })??;
+/// Audits the views of some projections. Those that run have to reach first what the log has now; each is compared at
+/// the position that it has then.
+pub async fn audit_some(log: &Log, target: &Target, projections: &[Projection]) -> anyhow::Result<Report> {
+    let all_wanted = wanted(target).await?;
+    let wanted_of = |projection: &Projection| all_wanted.get(projection.name()).cloned().unwrap_or_default();
+    let mut target = target.clone();
+    for projection in projections {
+        target.keys = target.keys.of_generation(&projection.catalogued, wanted_of(projection).generation);
     }
-    Ok(())
+    let streams = Stream::ALL.into_iter().filter(|stream| {
+        projections.iter().any(|projection| projection.streams().any(|folded| folded == *stream))
+    });
+    let ends = log.ends(streams.collect()).await?;
+    let running = projections.iter().filter(|projection| wanted_of(projection).wish == Wish::Run);
+    try_join_all(running.map(|projection| reach(&target, *projection, &ends))).await?;
+
+    let partitions: Vec<Partition> = ends.into_keys().collect();
+    let moments = moments(&target, projections, &partitions).await?;
+    let generations_of = |all: &AllWanted| -> Vec<_> { all.values().map(|one| one.generation).collect() };
+    ensure!(
+        generations_of(&wanted(&target).await?) == generations_of(&all_wanted),
+        "another generation took over meanwhile; run it again"
+    );
+    let (mut foldings, found): (Vec<Folding>, Vec<Lines>) = moments
+        .into_iter()
+        .map(|Moment { projection, places, lines }| {
+            (Folding { projection, until: places, model: Model::default() }, lines)
+        })
+        .unzip();
+    let log = log.clone();
+    let (foldings, records) =
+        spawn_blocking(move || log::fold(&log, &mut foldings).map(|records| (foldings, records)))
+            .await
+            .context("reading the log panicked")??;
+    let mut report = Report { records, lines: 0, differences: Vec::new(), projections: Vec::new() };
+    for (Folding { projection, model, .. }, found) in foldings.into_iter().zip(found) {
+        report.add(&projection, expected(&target, &projection, &model), found);
+    }
+    Ok(report)
+}
+
+async fn wanted(target: &Target) -> anyhow::Result<AllWanted> {
+    control::read(&target.mysql).await.context("MySQL does not say which generations are live")
+}
+
+impl Report {
+    fn add(&mut self, projection: &Projection, expected: Lines, found: Lines) {
+        let lines = expected.len();
+        let differences = compare(expected, found);
+        self.projections.push(Audited { name: projection.name(), lines, differences: differences.len() });
+        self.lines += lines;
+        self.differences.extend(differences);
+    }
+}
+
+/// The lines that a projection's view should have, named as in the first generation.
+fn expected(target: &Target, projection: &Projection, model: &Model) -> Lines {
+    let keys = target.keys.of_generation(&projection.catalogued, FIRST_GENERATION);
+    let mut lines = model.lines(&keys);
+    lines.retain(|name, _| match projection.catalogued.view {
+        View::Redis(_) => ViewKey::read(name).is_some_and(|key| key.projection == projection.catalogued),
+        View::MySql(tables) => name.split_once('/').is_some_and(|(table, _)| tables.contains(&table)),
+    });
+    lines
+}
+
+/// Waits until a projection has folded the log up to some ends.
+async fn reach(target: &Target, projection: Projection, ends: &Places) -> anyhow::Result<()> {
+    let sink = Sink::new(projection, target.clone());
+    let partitions: Vec<_> = projection.partitions(&ends.keys().copied().collect::<Vec<_>>()).collect();
+    let reached = async {
+        loop {
+            let positions = sink.positions(&partitions).await?;
+            let is_there = |(position, partition): (&Position, &Partition)| {
+                ends.get(partition).is_some_and(|end| position.lowest() >= *end)
+            };
+            if positions.iter().zip(&partitions).all(is_there) {
+                return anyhow::Ok(());
+            }
+            sleep(LOOK).await;
+        }
+    };
+    timeout(CATCH_UP, reached)
+        .await
+        .with_context(|| format!("projection {} did not reach the end of the log", projection.name()))?
 }
 
 /// The lines that differ between what should be and what is.

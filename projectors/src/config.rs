@@ -32,7 +32,7 @@ pub enum Command {
     /// Have projections go on that were paused, or that stopped themselves.
     Resume(Choose),
     /// Fold the log anew and compare every key and row with the views. Exit code 1 if any differs.
-    Audit(Audit),
+    Audit(Look),
     /// Fold a view anew beside the one that serves, compare the two, and switch. Exit code 1 if they differ.
     ///
     /// Cut off at any moment, it goes on where it was when it is run again; the old view serves until the switch.
@@ -73,7 +73,7 @@ pub struct Operation {
     pub instance: Option<String>,
 }
 
-/// Settings of `status`.
+/// Settings of `status` and `audit`.
 #[derive(Args, Debug)]
 pub struct Look {
     /// The projections, by name; all of them if none is given.
@@ -96,17 +96,6 @@ pub struct Choose {
     /// The projections, by name.
     #[arg(required = true, value_parser = parse_projection)]
     pub projections: Vec<Projection>,
-    /// Where the log is.
-    #[command(flatten)]
-    pub log: Log,
-    /// Where the stores are.
-    #[command(flatten)]
-    pub stores: Stores,
-}
-
-/// Settings of `audit`.
-#[derive(Args, Debug)]
-pub struct Audit {
     /// Where the log is.
     #[command(flatten)]
     pub log: Log,

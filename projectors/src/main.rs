@@ -7,8 +7,7 @@ use clap::Parser;
 use vidlog_projectors::{
     Plan,
     as_of::Scratch,
-    audit,
-    config::{self, AsOf, Audit, Cli, Command, Look, Run},
+    config::{self, AsOf, Cli, Command, Look, Run},
     operate::Operator,
     projection::Projection,
     projections,
@@ -89,12 +88,21 @@ fn list() {
     }
 }
 
-async fn audit(config: Audit) -> anyhow::Result<ExitCode> {
-    let report = audit::audit(&config.log, &config.stores).await?;
-    for difference in &report.differences {
-        println!("{difference}");
+async fn audit(config: Look) -> anyhow::Result<ExitCode> {
+    let report = Operator::open(&config.log, &config.stores)?.audit(&chosen(config.projections)).await?;
+    if config.json {
+        println!("{}", serde_json::to_string_pretty(&report).context("failed to write JSON")?);
+    } else {
+        for difference in &report.differences {
+            println!("{difference}");
+        }
+        println!(
+            "{} records, {} lines, {} differences",
+            report.records,
+            report.lines,
+            report.differences.len()
+        );
     }
-    println!("{} records, {} lines, {} differences", report.records, report.lines, report.differences.len());
     Ok(if report.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

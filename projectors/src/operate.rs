@@ -1,4 +1,4 @@
-//! The hands of an operator: looking, pausing, resuming.
+//! The hands of an operator: looking, pausing, resuming, auditing.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use vidlog_service_kit::{
 };
 
 use crate::{
+    audit::{self, audit_some},
     control::{self, Wanted, Wish},
     projection::Projection,
     replay,
@@ -93,6 +94,11 @@ impl Operator {
         };
         let is_alone = self.reports(projection).await?.is_empty();
         Ok(if is_alone { format!("{done}; no instance runs it now") } else { done })
+    }
+
+    /// Audits the views of projections.
+    pub async fn audit(&self, projections: &[Projection]) -> anyhow::Result<audit::Report> {
+        audit_some(&self.log, &self.target, projections).await
     }
 
     async fn wanted(&self, projection: &Projection) -> anyhow::Result<Wanted> {

@@ -5,7 +5,10 @@ use sqlx::MySqlConnection;
 use vidlog_events::{Envelope, Stream};
 use vidlog_schemas::{Keys, projections};
 
-use crate::{Record, sink::RedisWrites};
+use crate::{
+    Record,
+    sink::{Partition, RedisWrites},
+};
 
 /// Folds one event into writes. Pure; it can't fail, as what does not decode never gets here.
 pub type RedisFold = fn(&Keys, &Envelope, &mut RedisWrites);
@@ -43,6 +46,11 @@ impl Projection {
     /// The name: of its checkpoint, its consumer group, its metrics.
     pub const fn name(&self) -> &'static str {
         self.catalogued.name
+    }
+
+    /// Those of some partitions that it folds.
+    pub fn partitions(&self, all: &[Partition]) -> impl Iterator<Item = Partition> {
+        all.iter().copied().filter(|partition| self.catalogued.streams.contains(&partition.stream.name()))
     }
 
     /// The streams that it folds.

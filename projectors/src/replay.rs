@@ -15,6 +15,7 @@ use anyhow::{Context, bail};
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, RDKafkaErrorCode},
     metadata::{MetadataPartition, MetadataTopic},
 };
 use tokio::{
@@ -39,6 +40,8 @@ const QUEUE: usize = 2 * BATCH;
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest that the reading thread does not look whether it is still wanted.
 const POLL: Duration = Duration::from_millis(100);
+/// Attempts to find a partition's leader, a [`POLL`] apart.
+const LEADER_ATTEMPTS: u32 = 30;
 /// Attempts to write a batch, with a pause that grows between them: half a minute of a store that is away.
 const ATTEMPTS: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(50);
@@ -118,7 +121,7 @@ impl Log {
                 let numbers =
                     metadata.topics().iter().flat_map(MetadataTopic::partitions).map(MetadataPartition::id);
                 for number in numbers {
-                    let place = ask(&consumer, &topic, number)
+                    let place = patiently(&consumer, || ask(&consumer, &topic, number))
                         .with_context(|| format!("failed to ask about {topic}[{number}]"))?;
                     places.insert(Partition { stream, number }, place);
                 }
@@ -139,6 +142,25 @@ impl Log {
             .create()
             .context("failed to set up a consumer")
     }
+}
+
+/// Asks again while a partition has no leader, as when it is new or its broker has just gone.
+fn patiently<T>(consumer: &BaseConsumer, ask: impl Fn() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    for _ in 0..LEADER_ATTEMPTS {
+        match ask() {
+            Err(error) if has_no_leader(&error) => {
+                // Nothing is assigned: this waits, and serves the client's own events.
+                _ = consumer.poll(POLL);
+            }
+            answered => return answered,
+        }
+    }
+    ask()
+}
+
+fn has_no_leader(error: &anyhow::Error) -> bool {
+    let code = error.downcast_ref::<KafkaError>().and_then(KafkaError::rdkafka_error_code);
+    matches!(code, Some(RDKafkaErrorCode::NotLeaderForPartition | RDKafkaErrorCode::LeaderNotAvailable))
 }
 
 /// Folds what a sink does not have yet before some places, and settles it there.

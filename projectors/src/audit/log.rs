@@ -1,118 +1,91 @@
-//! Reads the log from its start to its end. It blocks.
+//! Reads the log from its start. It blocks.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use rdkafka::{
-    ClientConfig, Message, Offset, TopicPartitionList,
+    Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
-    metadata::{MetadataPartition, MetadataTopic},
 };
-use vidlog_events::{Stream, Topics};
 
 use super::Model;
-use crate::{projection::Projection, record::decode_message, sink::Partition};
+use crate::{
+    projection::Projection,
+    record::decode_message,
+    replay::{Log, Places},
+    sink::Partition,
+};
 
 /// How long the broker may take to answer, or to send the next record.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(100);
 
-/// Where the log ends: the offset after the last record of each partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogEnd(BTreeMap<Partition, i64>);
-
-impl LogEnd {
-    /// All records before the end.
-    pub fn records(&self) -> usize {
-        self.0.values().map(|end| usize::try_from(*end).unwrap_or_default()).sum()
-    }
-
-    /// The ends of the partitions that a projection folds.
-    pub fn of(&self, projection: &Projection) -> impl Iterator<Item = (Partition, i64)> {
-        let streams: Vec<Stream> = projection.streams().collect();
-        self.0
-            .iter()
-            .filter(move |(partition, _)| streams.contains(&partition.stream))
-            .map(|(partition, end)| (*partition, *end))
-    }
+/// What the log says about one projection, up to some places.
+pub(super) struct Folding {
+    pub(super) projection: Projection,
+    pub(super) until: Places,
+    pub(super) model: Model,
 }
 
-/// Where the log ends now.
-pub(super) fn end(brokers: &str, topics: &Topics) -> anyhow::Result<LogEnd> {
-    end_with(&consumer(brokers)?, topics)
-}
-
-/// Folds the whole log; returns the state and where it ended.
-pub(super) fn fold(brokers: &str, topics: &Topics) -> anyhow::Result<(Model, LogEnd)> {
-    let consumer = consumer(brokers)?;
-    let end = end_with(&consumer, topics)?;
-    let mut missing: BTreeMap<Partition, i64> =
-        end.0.iter().filter(|(_, end)| **end > 0).map(|(partition, end)| (*partition, *end)).collect();
-    let mut list = TopicPartitionList::new();
-    for partition in missing.keys() {
-        list.add_partition_offset(&topics.name(partition.stream), partition.number, Offset::Beginning)?;
+/// Folds the log for some projections, each up to its own places, in one reading. Returns the records that were read.
+pub(super) fn fold(log: &Log, foldings: &mut [Folding]) -> anyhow::Result<usize> {
+    let mut ends = Places::new();
+    for (partition, until) in foldings.iter().flat_map(|folding| &folding.until) {
+        let end = ends.entry(*partition).or_default();
+        *end = (*end).max(*until);
     }
-    consumer.assign(&list).context("failed to read the log")?;
+    ends.retain(|_, end| *end > 0);
+    let consumer = reader(log, &ends)?;
 
-    let mut model = Model::default();
+    let mut records = 0;
     let mut heard = Instant::now();
-    while !missing.is_empty() {
-        let Some(message) = consumer.poll(Duration::from_millis(100)) else {
+    while !ends.is_empty() {
+        let Some(message) = consumer.poll(POLL) else {
             if heard.elapsed() > BROKER_TIMEOUT {
-                bail!(
-                    "the log could not be read to its end: nothing came for {} s",
-                    BROKER_TIMEOUT.as_secs()
-                );
+                bail!("the log could not be read on: nothing came for {} s", BROKER_TIMEOUT.as_secs());
             }
             continue;
         };
         let message = message.context("failed to read the log")?;
         heard = Instant::now();
-        let Some(stream) = topics.stream(message.topic()) else {
+        let Some(stream) = log.topics.stream(message.topic()) else {
             continue;
         };
         let partition = Partition { stream, number: message.partition() };
-        if missing.get(&partition).is_none_or(|end| message.offset() >= *end) {
+        let Some(end) = ends.get(&partition).copied().filter(|end| message.offset() < *end) else {
             continue;
-        }
+        };
         let envelope = decode_message(stream, &message)
             .with_context(|| format!("{} at offset {}", partition.field(), message.offset()))?;
-        model.fold(&envelope);
-        if missing.get(&partition) == Some(&(message.offset() + 1)) {
-            missing.remove(&partition);
+        records += 1;
+        for folding in &mut *foldings {
+            if folding.until.get(&partition).is_some_and(|until| message.offset() < *until) {
+                folding.model.fold(&envelope);
+            }
+        }
+        if message.offset() + 1 == end {
+            ends.remove(&partition);
         }
     }
-    Ok((model, end))
+    Ok(records)
 }
 
-fn consumer(brokers: &str) -> anyhow::Result<BaseConsumer> {
-    ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        // A group is needed by the client library; nothing is committed and nobody joins.
-        .set("group.id", "vidlog-audit")
-        .set("enable.auto.commit", "false")
-        .set("auto.offset.reset", "error")
-        .create()
-        .context("failed to set up a consumer")
-}
-
-fn end_with(consumer: &BaseConsumer, topics: &Topics) -> anyhow::Result<LogEnd> {
-    let mut ends = BTreeMap::new();
-    for stream in Stream::ALL {
-        let topic = topics.name(stream);
-        let metadata = consumer
-            .fetch_metadata(Some(&topic), BROKER_TIMEOUT)
-            .context("failed to ask for the log's partitions")?;
-        let partitions =
-            metadata.topics().iter().flat_map(MetadataTopic::partitions).map(MetadataPartition::id);
-        for number in partitions {
-            let (_, end) = consumer
-                .fetch_watermarks(&topic, number, BROKER_TIMEOUT)
-                .with_context(|| format!("failed to ask where {topic}[{number}] ends"))?;
-            ends.insert(Partition { stream, number }, end);
-        }
+/// Reads some partitions from the start; all of them are there up to some ends.
+fn reader(log: &Log, ends: &Places) -> anyhow::Result<BaseConsumer> {
+    let consumer = log.consumer()?;
+    let mut list = TopicPartitionList::new();
+    for (partition, end) in ends {
+        let topic = log.topics.name(partition.stream);
+        let (_, log_end) = consumer
+            .fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT)
+            .with_context(|| format!("failed to ask where {topic}[{}] ends", partition.number))?;
+        ensure!(
+            *end <= log_end,
+            "a view stands at {end} in {}, but the log ends at {log_end}",
+            partition.field()
+        );
+        list.add_partition_offset(&topic, partition.number, Offset::Beginning)?;
     }
-    Ok(LogEnd(ends))
+    consumer.assign(&list).context("failed to read the log")?;
+    Ok(consumer)
 }

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
-use vidlog_projectors::{Plan, projections};
+use vidlog_projectors::{Plan, operate::Operator, projections};
 use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 use crate::support::{World, envelope, liked};
@@ -94,6 +94,60 @@ async fn of_two_processes_of_one_name_the_first_ends_and_says_why() {
     until("the second folds", async || lag(&world, "likes") == Some(0)).await;
     second.0.give();
     timeout(BOUND, second.1).await.expect("the second stops").unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn some_views_are_audited_and_what_differs_is_an_exit_code() {
+    let world = World::new().await;
+    let _process = start(&world, &[]);
+    world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
+    let likes = projectors(&world, &["audit", "likes", "likes-table"]);
+    assert_eq!(said(&likes), "1 records, 4 lines, 0 differences\n");
+
+    sqlx::query("UPDATE likes SET liked_ms = 7").execute(&world.target.mysql).await.unwrap();
+    assert_eq!(
+        said(&projectors(&world, &["audit", "likes", "--json"]))["{\n  \"records\": ".len()..][..1],
+        *"1"
+    );
+    let wrong = projectors(&world, &["audit", "likes-table"]);
+    assert_eq!(wrong.status.code(), Some(1));
+    let told = String::from_utf8(wrong.stdout).unwrap();
+    assert_eq!(
+        told,
+        "likes/1/1: expected 101 1700000000000, found 101 7\n1 records, 1 lines, 1 differences\n"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn views_in_mysql_are_audited_while_the_log_grows_and_others_once_they_are_paused() {
+    let world = World::new().await;
+    let _process = start(&world, &["--only", "likes", "likes-table"]);
+    let (log, stores) = (world.log.clone(), world.stores.clone());
+    let operator = Operator::open(&log, &stores).unwrap();
+    let of = |name: &str| [projections::find(name).unwrap()];
+    let audited = async {
+        let mut records = Vec::new();
+        for _ in 0..3 {
+            let report = operator.audit(&of("likes-table")).await.unwrap();
+            assert_eq!(report.differences, []);
+            records.push(report.records);
+        }
+        operator.pause(&of("likes")[0]).await.unwrap();
+        let report = operator.audit(&of("likes")).await.unwrap();
+        assert_eq!(report.differences, [], "it is audited where it stands");
+        (records, report.records)
+    };
+    let growing = async {
+        for user in 1.. {
+            world.append(&[envelope(liked(1 + user % 5, user), 1_700_000_000_000)]).await;
+        }
+    };
+    let (records, stood) = tokio::select! {
+        audited = audited => audited,
+        () = growing => unreachable!(),
+    };
+    assert!(records.is_sorted() && records[0] < records[2], "it grew meanwhile: {records:?}");
+    assert!(stood > 0);
 }
 
 /// A projectors process that is killed when it goes out of scope.

@@ -152,17 +152,10 @@ impl Scratch {
     /// Removes all of it.
     pub async fn drop_all(&self) -> anyhow::Result<()> {
         let target = self.target()?;
-        let mut cursor = 0_u64;
-        loop {
-            let pattern = target.keys.pattern();
-            let scan = cmd("SCAN").arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(PAGE).take();
-            let (next, found): (u64, Vec<String>) = target.redis.query(&scan).await?;
+        let mut scan = target.redis.scan(&target.keys.pattern(), PAGE);
+        while let Some(found) = scan.next().await? {
             let unlinks: Vec<_> = found.into_iter().map(|name| cmd("UNLINK").arg(name).take()).collect();
             target.redis.all(&unlinks).await?;
-            if next == 0 {
-                break;
-            }
-            cursor = next;
         }
         let mysql = mysql::open(self.stores.mysql_url.reveal(), 1)?;
         let drop = format!("DROP DATABASE IF EXISTS `{}`", self.database);

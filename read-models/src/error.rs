@@ -145,6 +145,19 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_with_a_slot_missing_or_on_the_move_is_away() {
+        for kind in [ServerErrorKind::ClusterDown, ServerErrorKind::TryAgain, ServerErrorKind::BusyLoading] {
+            let error = RedisError::from((ErrorKind::Server(kind), "a slot is not to be had"));
+            assert!(ReadError::from(error).is_away(Store::Redis), "{kind:?}");
+        }
+        let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
+        assert!(ReadError::from(RedisError::from(late)).is_away(Store::Redis));
+        // No fault of the cluster, which says so whenever it is asked.
+        let crossed = RedisError::from((ErrorKind::Server(ServerErrorKind::CrossSlot), "two slots"));
+        assert!(!ReadError::from(crossed).is_away(Store::Redis));
+    }
+
+    #[test]
     fn what_a_store_says_is_never_sent() {
         let wrong_type = RedisError::from((ErrorKind::UnexpectedReturnType, "secret"));
         let error = ApiError::from(ReadError::from(wrong_type));

@@ -26,7 +26,8 @@ pub struct Stores {
     /// MySQL, as `mysql://user:password@host:port/database`.
     #[arg(long, env = "VIDLOG_MYSQL_URL", hide_env_values = true)]
     pub mysql_url: Secret,
-    /// Redis, as `redis://host:port/`.
+    /// Redis, as `redis://user:password@host:port/`, or `redis-cluster://user:password@host:port,host:port/` with some
+    /// nodes of a Redis Cluster; `rediss…` with TLS.
     #[arg(long, env = "VIDLOG_REDIS_URL", hide_env_values = true)]
     pub redis_url: Secret,
     /// Shards of the Redis keys; fixed when a namespace is created.

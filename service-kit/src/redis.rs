@@ -1,58 +1,72 @@
-//! The Redis connection: one, multiplexed, reconnecting, bounded in time.
+//! The handle to Redis: one server or a cluster behind the same calls, reconnecting, bounded in time.
 
-use std::time::Duration;
+mod address;
+mod cluster;
+mod node;
+mod scan;
+mod slots;
 
-use redis::{
-    Client, Cmd, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError, RedisResult, Value,
-    aio::{ConnectionManager, ConnectionManagerConfig},
-    io::tcp::TcpSettings,
-};
+use redis::{Cmd, FromRedisValue, Pipeline, RedisError, RedisResult, Value};
 
-/// How long a connection attempt may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long an answer may take: longer than any script of ours, shorter than a request's time.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long sent bytes may stay unacknowledged before the connection counts as dead.
-const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(5);
+use self::{address::Address, cluster::Cluster, node::Node};
 
-/// A handle to Redis. Clones share the connection.
+pub use self::scan::Scan;
+
+/// A handle to Redis. Clones share the connections.
 #[derive(Clone)]
 pub struct Redis {
-    connection: ConnectionManager,
+    servers: Servers,
+}
+
+#[derive(Clone)]
+enum Servers {
+    One(Node),
+    // Its futures are large and therefore boxed: those of every caller would hold them.
+    Cluster(Cluster),
 }
 
 impl Redis {
-    /// Opens a handle. It connects when it is first used, so that a process can start before its store; while Redis
-    /// is away every call fails at once.
+    /// Opens a handle to a server, `redis://…`, or a cluster, `redis-cluster://…`. It connects when it is first used,
+    /// so that a process can start before its store; while Redis is away every call fails at once or within its
+    /// bound.
     pub fn open(url: &str) -> Result<Self, RedisError> {
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(RESPONSE_TIMEOUT))
-            .set_number_of_retries(1)
-            .set_min_delay(Duration::from_millis(20))
-            .set_max_delay(Duration::from_millis(200));
-        // A peer that vanished without a word is noticed by what is not acknowledged.
-        let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(UNACKNOWLEDGED_TIMEOUT);
-        let info = url.into_connection_info()?.set_tcp_settings(tcp);
-        let connection = ConnectionManager::new_lazy_with_config(Client::open(info)?, config)?;
-        Ok(Self { connection })
+        let servers = match Address::parse(url)? {
+            Address::One(info) => Servers::One(Node::open(info)?),
+            Address::Cluster(seeds) => Servers::Cluster(Cluster::open(seeds)?),
+        };
+        Ok(Self { servers })
     }
 
-    /// Sends one command.
+    /// Sends one command. Of a cluster, `PING` and `SCRIPT` go to every primary, and succeed if they do so on all.
     pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
-        command.query_async(&mut self.connection.clone()).await
+        let answer = match &self.servers {
+            Servers::One(node) => node.query(command).await?,
+            Servers::Cluster(cluster) => Box::pin(cluster.query(command)).await?,
+        };
+        Ok(T::from_redis_value(answer)?)
     }
 
-    /// Sends many commands in one round trip and returns their answers in order. It is not a transaction; if one
+    /// Sends many commands, each about keys of one shard, and returns their answers in order. One round trip, with
+    /// all servers at once. Commands about the same key are carried out in order. It is not a transaction; if one
     /// fails, the call fails.
     pub async fn all(&self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
-        let mut pipeline = Pipeline::with_capacity(commands.len());
-        for command in commands {
-            pipeline.add_command(command.clone());
+        match &self.servers {
+            Servers::One(node) => {
+                let mut pipeline = Pipeline::with_capacity(commands.len());
+                for command in commands {
+                    pipeline.add_command(command.clone());
+                }
+                node.answers(&pipeline).await?.into_iter().map(Value::extract_error).collect()
+            }
+            Servers::Cluster(cluster) => Box::pin(cluster.all(commands)).await,
         }
-        pipeline.query_async(&mut self.connection.clone()).await
+    }
+
+    /// Walks over the names of the keys that match a pattern, in pages of about a number. A name can come twice.
+    pub fn scan(&self, pattern: &str, page: usize) -> Scan {
+        Scan::new(self.servers.clone(), pattern, page)
     }
 }

@@ -84,18 +84,12 @@ async fn redis_lines(
     is_wanted: impl Fn(&ViewKey) -> bool,
     lines: &mut Lines,
 ) -> anyhow::Result<()> {
-    let mut cursor = 0_u64;
-    loop {
-        let mut scan = cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg(target.keys.pattern()).arg("COUNT").arg(PAGE);
-        let (next, found): (u64, Vec<String>) = target.redis.query(&scan).await?;
+    let mut scan = target.redis.scan(&target.keys.pattern(), PAGE);
+    while let Some(found) = scan.next().await? {
         let names = found.into_iter().filter(|name| ViewKey::read(name).is_some_and(|key| is_wanted(&key)));
         read_keys(target, names.collect(), lines).await?;
-        if next == 0 {
-            return Ok(());
-        }
-        cursor = next;
     }
+    Ok(())
 }
 
 async fn read_keys(target: &Target, names: Vec<String>, lines: &mut Lines) -> anyhow::Result<()> {

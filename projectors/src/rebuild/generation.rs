@@ -162,22 +162,16 @@ impl Generations {
         let View::Redis(_) = self.projection.catalogued.view else {
             return Ok(());
         };
-        let mut cursor = 0_u64;
-        loop {
-            let pattern = self.target.keys.pattern();
-            let scan = cmd("SCAN").arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(PAGE).take();
-            let (next, found): (u64, Vec<String>) = self.target.redis.query(&scan).await?;
+        let mut scan = self.target.redis.scan(&self.target.keys.pattern(), PAGE);
+        while let Some(found) = scan.next().await? {
             let is_ours = |name: &String| {
                 ViewKey::generation_of(name, &self.projection.catalogued).is_some_and(&is_dropped)
             };
             let unlinks: Vec<_> =
                 found.into_iter().filter(is_ours).map(|name| cmd("UNLINK").arg(name).take()).collect();
             self.target.redis.all(&unlinks).await?;
-            if next == 0 {
-                return Ok(());
-            }
-            cursor = next;
         }
+        Ok(())
     }
 
     async fn drop_databases(&self, which: &[&str]) -> anyhow::Result<()> {

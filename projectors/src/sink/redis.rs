@@ -199,7 +199,8 @@ impl View<'_> {
         cmd("EVALSHA").arg(SCRIPT.get_hash()).arg(keys.len()).arg(keys).arg(arguments).take()
     }
 
-    /// Sends the scripts in one round trip. A Redis that does not know the script, after a restart, is taught it.
+    /// Sends the scripts in one round trip. A Redis that does not know the script, after a restart or a failover, is
+    /// taught it; of a cluster, every primary is.
     async fn send(&self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
         match self.target.redis.all(commands).await {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {

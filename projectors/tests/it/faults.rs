@@ -25,7 +25,7 @@ use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 use crate::support::{PARTITIONS, World, envelope, history, liked};
 
 /// A bound on what should take a second or two.
-const BOUND: Duration = Duration::from_mins(1);
+pub(crate) const BOUND: Duration = Duration::from_mins(1);
 
 /// A projectors process that is killed when it goes out of scope.
 pub(crate) struct Process(Child);

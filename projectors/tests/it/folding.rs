@@ -30,24 +30,7 @@ async fn where_the_log_is_cut_does_not_matter() {
 #[tokio::test]
 async fn twice_equals_once() {
     for (events, cuts) in cases() {
-        let world = World::new().await;
-        for projection in projections::ALL {
-            let sink = Sink::new(projection, world.target.clone());
-            for (partition, records) in partitions(&projection.streams().collect::<Vec<_>>(), &events) {
-                let mut position = sink.positions(&[partition]).await.unwrap().remove(0);
-                let mut earlier = Vec::new();
-                for batch in batches(&records, &cuts) {
-                    let next = batch.last().map_or(0, |record| record.offset + 1);
-                    earlier.push((position.clone(), batch, next));
-                    sink.apply(partition, &mut position, batch, next).await.unwrap();
-                    // A writer that lost the partition long ago writes what it still has in hand.
-                    for (position, batch, next) in earlier.iter().rev().take(3) {
-                        sink.apply(partition, &mut position.clone(), batch, *next).await.unwrap();
-                    }
-                }
-            }
-        }
-        assert_equals_model(&world, &events).await;
+        assert_twice_equals_once(&World::new().await, &events, &cuts).await;
     }
 }
 
@@ -87,10 +70,31 @@ async fn a_batch_that_does_not_follow_is_refused() {
 }
 
 /// Histories with the sizes of the batches that they are cut into. The same every time: a failure can be repeated.
-fn cases() -> Vec<(Vec<Envelope>, Vec<usize>)> {
+pub(crate) fn cases() -> Vec<(Vec<Envelope>, Vec<usize>)> {
     let mut runner = TestRunner::deterministic();
     let strategy = (history(LENGTH), prop::collection::vec(1..9_usize, 1..8));
     (0..CASES).map(|_| strategy.new_tree(&mut runner).unwrap().current()).collect()
+}
+
+/// Folds a history in batches, most of them more than once.
+pub(crate) async fn assert_twice_equals_once(world: &World, events: &[Envelope], cuts: &[usize]) {
+    for projection in projections::ALL {
+        let sink = Sink::new(projection, world.target.clone());
+        for (partition, records) in partitions(&projection.streams().collect::<Vec<_>>(), events) {
+            let mut position = sink.positions(&[partition]).await.unwrap().remove(0);
+            let mut earlier = Vec::new();
+            for batch in batches(&records, cuts) {
+                let next = batch.last().map_or(0, |record| record.offset + 1);
+                earlier.push((position.clone(), batch, next));
+                sink.apply(partition, &mut position, batch, next).await.unwrap();
+                // A writer that lost the partition long ago writes what it still has in hand.
+                for (position, batch, next) in earlier.iter().rev().take(3) {
+                    sink.apply(partition, &mut position.clone(), batch, *next).await.unwrap();
+                }
+            }
+        }
+    }
+    assert_equals_model(world, events).await;
 }
 
 async fn fold_in_batches(world: &World, events: &[Envelope], cuts: &[usize]) {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod as_of;
+mod cluster;
 mod faults;
 mod folding;
 mod keeper;

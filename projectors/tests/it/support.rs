@@ -40,11 +40,27 @@ struct Environment {
     stores: Stores,
 }
 
+impl Environment {
+    fn read() -> Self {
+        Self::try_parse_from(["test"])
+            .unwrap_or_else(|error| panic!("the tests need Kafka, MySQL and Redis, see `make test`: {error}"))
+    }
+}
+
 impl World {
     pub(crate) async fn new() -> Self {
-        let Environment { log, mut stores } = Environment::try_parse_from(["test"]).unwrap_or_else(|error| {
-            panic!("the tests need Kafka, MySQL and Redis, see `make test`: {error}")
-        });
+        let Environment { log, stores } = Environment::read();
+        Self::create(log, stores).await
+    }
+
+    /// The same with a Redis of the test's own.
+    pub(crate) async fn on_redis(url: String) -> Self {
+        let Environment { log, mut stores } = Environment::read();
+        stores.redis_url = url.into();
+        Self::create(log, stores).await
+    }
+
+    async fn create(log: Log, mut stores: Stores) -> Self {
         stores.namespace = format!("t{}", Uuid::now_v7().simple());
         let (server, _) = stores.mysql_url.reveal().rsplit_once('/').unwrap();
         let database_url = format!("{server}/{}", stores.namespace);

@@ -90,6 +90,19 @@ impl World {
         for created in admin.create_topics(&new, &AdminOptions::new()).await.unwrap() {
             created.unwrap();
         }
+        self.until_there_are_leaders().await;
+    }
+
+    /// A new partition has no leader for a moment, and nothing can be asked of it.
+    async fn until_there_are_leaders(&self) {
+        let (brokers, topics) = (self.log.kafka_brokers.clone(), Topics::new(&self.stores.namespace));
+        let log = vidlog_projectors::replay::Log { brokers, topics };
+        let asked = async {
+            while log.ends(Stream::ALL.to_vec()).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_mins(1), asked).await.expect("every partition has a leader");
     }
 
     /// Deletes a topic, and makes one of the same name.
@@ -104,6 +117,7 @@ impl World {
             }
         };
         tokio::time::timeout(Duration::from_mins(1), made).await.unwrap();
+        self.until_there_are_leaders().await;
     }
 
     /// Appends events in order; returns when the broker has all of them.

@@ -28,7 +28,7 @@ pub(crate) enum Kind {
     DeleteComment,
     /// Sends a message.
     Message,
-    /// Registers a user. It is relayed, and so may be in the log more than once.
+    /// Registers a user. It may be answered before its event is in the log.
     Register,
     /// Uploads a video, or says what became of it: appended by the harness itself.
     Video,

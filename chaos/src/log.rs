@@ -103,16 +103,11 @@ impl Records {
             }
             Outcome::Acknowledged(_) | Outcome::Refused | Outcome::Unknown => {}
         }
-        let once = command.attempts == 1;
+        // The same event may be there again: the relay repeats one after a crash, and the Kafka client a batch that it sent
+        // in vain, as far as it knows, once it has had to begin a new sequence. Every fold ignores that.
         let same_event = records.windows(2).all(|pair| pair[0].1 == pair[1].1);
-        match command.kind {
-            Kind::Register if once && !same_event => Some("it is in the log as several events".to_owned()),
-            Kind::Register => None,
-            _ if once && records.len() > 1 => {
-                Some(format!("it was sent once and is in the log {} times", records.len()))
-            }
-            _ => None,
-        }
+        (command.attempts == 1 && !same_event)
+            .then(|| "it was sent once and is in the log as several events".to_owned())
     }
 }
 
@@ -149,7 +144,9 @@ mod tests {
     fn a_ledger_is_held_against_the_log() {
         let mut records = Records::default();
         let at = |offset| Place { stream: "likes".to_owned(), partition: 0, offset };
-        for (request, offset, event) in [("once", 0, "a"), ("twice", 1, "b"), ("twice", 2, "b")] {
+        for (request, offset, event) in
+            [("once", 0, "a"), ("again", 1, "b"), ("again", 2, "b"), ("twice", 3, "c"), ("twice", 4, "d")]
+        {
             records.add(request.to_owned(), at(offset), event.to_owned());
         }
         let acknowledged = |offset| Outcome::Acknowledged(Some(at(offset)));
@@ -157,8 +154,9 @@ mod tests {
             command("once", Kind::Like, 1, acknowledged(0)),
             command("never", Kind::Like, 1, Outcome::Unknown),
             command("never", Kind::Like, 1, Outcome::Refused),
-            command("twice", Kind::Like, 2, acknowledged(2)),
-            command("twice", Kind::Register, 1, Outcome::Acknowledged(None)),
+            command("again", Kind::Like, 1, acknowledged(2)),
+            command("again", Kind::Register, 1, Outcome::Acknowledged(None)),
+            command("twice", Kind::Like, 2, acknowledged(3)),
         ];
         assert_eq!(records.faults(&fine), [""; 0]);
         let wrong = [

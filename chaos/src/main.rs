@@ -54,9 +54,9 @@ struct Cli {
     /// Run the seeds from 1 to this.
     #[arg(long, group = "which")]
     seeds: Option<u64>,
-    /// Run this seed.
-    #[arg(long, group = "which")]
-    seed: Option<u64>,
+    /// Run these seeds.
+    #[arg(long, group = "which", num_args = 1..)]
+    seed: Vec<u64>,
     /// Where the document about the run goes.
     #[arg(long)]
     report: PathBuf,
@@ -93,11 +93,7 @@ async fn main() -> anyhow::Result<ExitCode> {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let seeds = match (cli.seeds, cli.seed) {
-        (Some(last), _) => 1..=last,
-        (None, Some(seed)) => seed..=seed,
-        (None, None) => bail!("there is no seed"),
-    };
+    let seeds = cli.seeds.map_or(cli.seed, |last| (1..=last).collect());
     let owners = Owners::default();
     let _proxy = Proxy::by_owner(&cli.kafka_fault_proxy, cli.kafka_fault_address, owners.clone()).await?;
     let around = Surroundings {

@@ -31,6 +31,7 @@ use crate::{
     stack::{Stack, Store},
     studio::Studio,
     system::{Surroundings, System},
+    until,
 };
 
 /// How long commands are given, at least.
@@ -145,6 +146,7 @@ async fn live(outcome: &Outcome, stage: &Stage) -> anyhow::Result<Vec<Command>> 
     let mut studio = Studio::open(system, load.users())?;
     let (videos, made) = studio.premiere().await?;
     commands.extend(made);
+    until_published(system, videos.len()).await?;
     load.show(videos);
 
     let stop = CancellationToken::new();
@@ -161,6 +163,18 @@ async fn live(outcome: &Outcome, stage: &Stage) -> anyhow::Result<Vec<Command>> 
     commands.extend(given);
     commands.extend(made);
     Ok(commands)
+}
+
+/// Waits until the first videos are in a view: what is not there yet can't be liked.
+async fn until_published(system: &System, videos: usize) -> anyhow::Result<()> {
+    until("the first videos are published", async || {
+        let published: sqlx::Result<i64> =
+            sqlx::query_scalar("SELECT COUNT(*) FROM videos WHERE published_ms > 0")
+                .fetch_one(&system.tables)
+                .await;
+        published.is_ok_and(|published| usize::try_from(published).is_ok_and(|published| published >= videos))
+    })
+    .await
 }
 
 /// Compares the log with what was acknowledged, and the views with the log.

@@ -19,6 +19,7 @@ use tokio::{
     task::spawn_blocking,
     time::{sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 use vidlog_events::{Stream, Topics};
 use vidlog_schemas::{
     Keys,
@@ -139,8 +140,12 @@ pub async fn audit_some(log: &Log, target: &Target, projections: &[Projection]) 
         })
         .unzip();
     let log = log.clone();
+    // Dropped when this future is, which ends the reading.
+    let wanted = CancellationToken::new();
+    let ended = wanted.child_token();
+    let _guard = wanted.drop_guard();
     let (foldings, records) =
-        spawn_blocking(move || log::fold(&log, &mut foldings).map(|records| (foldings, records)))
+        spawn_blocking(move || log::fold(&log, &mut foldings, &ended).map(|records| (foldings, records)))
             .await
             .context("reading the log panicked")??;
     let mut report = Report { records, lines: 0, differences: Vec::new(), projections: Vec::new() };

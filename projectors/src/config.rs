@@ -1,7 +1,7 @@
 //! The command line of the projectors.
 
 use clap::{Args, Parser, Subcommand};
-use vidlog_service_kit::config::{Log, Stores, Telemetry};
+use vidlog_service_kit::config::{Log, Secret, Stores, Telemetry};
 
 use crate::{
     as_of::{self, Until},
@@ -71,6 +71,13 @@ pub struct Operation {
     /// it restarts, for the session timeout. No two processes may have the same.
     #[arg(long, env = "VIDLOG_INSTANCE")]
     pub instance: Option<String>,
+    /// Who has this token may look at the projections and operate them on the ops port, as `Authorization: Bearer`.
+    /// Without one nobody may.
+    #[arg(long, env = "VIDLOG_OPS_TOKEN", hide_env_values = true)]
+    pub ops_token: Option<Secret>,
+    /// Audit the projections of this process again and again, with a pause of so many seconds.
+    #[arg(long, env = "VIDLOG_AUDIT_EVERY", value_parser = clap::value_parser!(u64).range(1..))]
+    pub audit_every: Option<u64>,
 }
 
 /// Settings of `status` and `audit`.

@@ -8,7 +8,7 @@ use vidlog_projectors::{
     Plan,
     as_of::Scratch,
     config::{self, AsOf, Cli, Command, Look, Run},
-    operate::Operator,
+    operate::{self, Operator},
     projection::Projection,
     projections,
     rebuild::{IfDifferent, Rebuild},
@@ -53,15 +53,18 @@ async fn run(config: Run) -> anyhow::Result<()> {
     let metrics = telemetry::start(&config.telemetry)?;
     let shutdown = Shutdown::on_signal().context("failed to listen for signals")?;
     let readiness = Readiness::new();
-    let ops = bind(&config.ops_listen).await?;
-    let ops =
-        tokio::spawn(serve(ops, ops::router(readiness.clone(), metrics, shutdown.clone()), shutdown.clone()));
     let plan = Plan {
         log: &config.log,
         stores: &config.stores,
         projections: &chosen(config.only),
         instance: config.operation.instance.as_deref(),
     };
+    let router = ops::router(readiness.clone(), metrics, shutdown.clone()).merge(operate::start(
+        &plan,
+        &config.operation,
+        &shutdown,
+    )?);
+    let ops = tokio::spawn(serve(bind(&config.ops_listen).await?, router, shutdown.clone()));
     let ran = vidlog_projectors::run(plan, readiness, shutdown.clone()).await;
     shutdown.give();
     ops.await.context("the ops server panicked")??;

@@ -10,3 +10,7 @@ pub(crate) const FAILURES: &str = "projector_apply_failures_total";
 pub(crate) const REWINDS: &str = "projector_rewinds_total";
 /// Gauge: partitions that can't go on without an operator.
 pub(crate) const BLOCKED: &str = "projector_blocked_partitions";
+/// Gauge: keys and rows that the last audit in this process found to differ.
+pub(crate) const AUDIT_DIFFERENCES: &str = "projector_audit_differences";
+/// Gauge, seconds since 1970: when that audit was done.
+pub(crate) const AUDIT_TIME: &str = "projector_audit_timestamp_seconds";

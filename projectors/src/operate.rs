@@ -1,8 +1,12 @@
 //! The hands of an operator: looking, pausing, resuming, auditing.
 
+mod audits;
+mod http;
+
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::Router;
 use tokio::time::{Instant, sleep};
 use vidlog_events::Topics;
 use vidlog_schemas::Keys;
@@ -10,10 +14,14 @@ use vidlog_service_kit::{
     config::{Log, Stores},
     mysql,
     redis::Redis,
+    shutdown::Shutdown,
 };
 
+use self::audits::Audits;
 use crate::{
+    Plan,
     audit::{self, audit_some},
+    config::Operation,
     control::{self, Wanted, Wish},
     projection::Projection,
     replay,
@@ -27,6 +35,17 @@ const MYSQL_CONNECTIONS: u32 = 4;
 const STAND_STILL: Duration = Duration::from_secs(10);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// Starts what operates the projections of a process from within: standing audits, if they are wished, and the routes of
+/// the ops port, which are returned.
+pub fn start(plan: &Plan<'_>, operation: &Operation, shutdown: &Shutdown) -> anyhow::Result<Router> {
+    let audits = Audits::new(Operator::open(plan.log, plan.stores)?);
+    if let Some(seconds) = operation.audit_every {
+        let every = Duration::from_secs(seconds);
+        tokio::spawn(audits.clone().stand(every, plan.projections.to_vec(), shutdown.clone()));
+    }
+    Ok(http::router(audits, operation.ops_token.clone()))
+}
 
 /// Who operates the projections of a namespace. Clones share their connections.
 #[derive(Clone)]

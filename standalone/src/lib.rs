@@ -14,7 +14,7 @@ use vidlog_command_api::{
     media::{self, Media, MediaConfig, Uploads},
 };
 use vidlog_contract::{ApiError, config::ApiConfig};
-use vidlog_projectors::{Plan, config::Operation, projections};
+use vidlog_projectors::{Plan, config::Operation, operate, projections};
 use vidlog_query_api::{QueryConfig, QueryState};
 use vidlog_service_kit::{
     clock::Clock,
@@ -34,7 +34,7 @@ pub struct Cli {
     /// Address of the API.
     #[arg(long, env = "VIDLOG_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: String,
-    /// Address of `/livez`, `/readyz` and `/metrics`. Not for the public.
+    /// Address of `/livez`, `/readyz`, `/metrics` and `/projections`. Not for the public.
     #[arg(long, env = "VIDLOG_OPS_LISTEN", default_value = "127.0.0.1:18081")]
     pub ops_listen: String,
     /// What both sides of the API have alike.
@@ -78,7 +78,6 @@ pub async fn run(cli: Cli, listeners: Listeners, metrics: Metrics, shutdown: Shu
     let readiness = Readiness::new();
     let command = start_command_side(&cli, &media_base, &readiness).await?;
     let query = QueryState::open(&cli.stores, &cli.api, &cli.query, &media_base, Clock::system())?;
-    let ops = ops::router(readiness.clone(), metrics, shutdown.clone());
     info!(%address, "standalone answers");
 
     let plan = Plan {
@@ -87,6 +86,11 @@ pub async fn run(cli: Cli, listeners: Listeners, metrics: Metrics, shutdown: Shu
         projections: &projections::ALL,
         instance: cli.operation.instance.as_deref(),
     };
+    let ops = ops::router(readiness.clone(), metrics, shutdown.clone()).merge(operate::start(
+        &plan,
+        &cli.operation,
+        &shutdown,
+    )?);
     let projections = vidlog_projectors::run(plan, readiness.clone(), shutdown.clone());
     let uploads = Uploads { log: &cli.log, namespace: &cli.stores.namespace };
     let media =

@@ -7,6 +7,7 @@ use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::Model;
 use crate::{
@@ -27,8 +28,9 @@ pub(super) struct Folding {
     pub(super) model: Model,
 }
 
-/// Folds the log for some projections, each up to its own places, in one reading. Returns the records that were read.
-pub(super) fn fold(log: &Log, foldings: &mut [Folding]) -> anyhow::Result<usize> {
+/// Folds the log for some projections, each up to its own places, in one reading, unless that is ended. Returns the records
+/// that were read.
+pub(super) fn fold(log: &Log, foldings: &mut [Folding], ended: &CancellationToken) -> anyhow::Result<usize> {
     let mut ends = Places::new();
     for (partition, until) in foldings.iter().flat_map(|folding| &folding.until) {
         let end = ends.entry(*partition).or_default();
@@ -40,6 +42,7 @@ pub(super) fn fold(log: &Log, foldings: &mut [Folding]) -> anyhow::Result<usize>
     let mut records = 0;
     let mut heard = Instant::now();
     while !ends.is_empty() {
+        ensure!(!ended.is_cancelled(), "the audit was ended");
         let Some(message) = consumer.poll(POLL) else {
             if heard.elapsed() > BROKER_TIMEOUT {
                 bail!("the log could not be read on: nothing came for {} s", BROKER_TIMEOUT.as_secs());

@@ -5,9 +5,20 @@ use std::{
     time::Duration,
 };
 
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    http::Request,
+};
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
-use vidlog_projectors::{Plan, operate::Operator, projections};
+use tower::ServiceExt;
+use vidlog_projectors::{
+    Plan,
+    config::Operation,
+    operate::{self, Operator},
+    projections,
+};
 use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 use crate::support::{World, envelope, liked};
@@ -148,6 +159,90 @@ async fn views_in_mysql_are_audited_while_the_log_grows_and_others_once_they_are
     };
     assert!(records.is_sorted() && records[0] < records[2], "it grew meanwhile: {records:?}");
     assert!(stood > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_of_it_is_there_over_http_for_who_has_the_token() {
+    let world = World::new().await;
+    let _process = start(&world, &["--only", "likes-table"]);
+    world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
+    for closed in [routes(&world, None), routes(&world, Some(""))] {
+        let (status, body) = call(&closed, "GET", "/projections", "").await;
+        assert_eq!(status, 403);
+        assert!(body["error"].as_str().unwrap().contains("VIDLOG_OPS_TOKEN"), "{body}");
+    }
+    let open = routes(&world, Some("right"));
+    for (method, path) in [("GET", "/projections"), ("POST", "/projections/likes-table/pause")] {
+        for token in ["", "wrong", "righ", "rightly"] {
+            assert_eq!(call(&open, method, path, token).await.0, 401, "{method} {path} {token:?}");
+        }
+    }
+    let call = async |method, path| call(&open, method, path, "right").await;
+    assert_eq!(call("GET", "/projections/nothing").await.0, 404);
+    let (status, all) = call("GET", "/projections").await;
+    assert_eq!((status, all["projections"].as_array().unwrap().len()), (200, projections::ALL.len()));
+
+    assert_eq!(call("POST", "/projections/likes-table/audit").await.0, 202);
+    let audit = async || {
+        let (_, one) = call("GET", "/projections/likes-table").await;
+        one["audits"]["likes-table"].clone()
+    };
+    until("it is audited", async || audit().await["state"] == "done").await;
+    let done = audit().await;
+    assert_eq!((&done["records"], &done["differences"]), (&1.into(), &0.into()));
+
+    let (status, paused) = call("POST", "/projections/likes-table/pause").await;
+    let stands_still = "likes-table is paused: 3 partitions stand still";
+    assert_eq!((status, paused["done"].as_str().unwrap()), (200, stands_still));
+    let (_, one) = call("GET", "/projections/likes-table").await;
+    assert_eq!(one["projections"][0]["partitions"][0]["state"], "paused");
+    let (status, resumed) = call("POST", "/projections/likes-table/resume").await;
+    assert_eq!((status, resumed["done"].as_str().unwrap()), (200, "likes-table goes on"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standing_audit_finds_what_goes_wrong() {
+    let world = World::new().await;
+    let _process = start(&world, &["--only", "likes-table"]);
+    world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
+    until("it is folded", async || lag(&world, "likes-table") == Some(0)).await;
+    sqlx::query("UPDATE likes SET liked_ms = 7").execute(&world.target.mysql).await.unwrap();
+    let operation =
+        Operation { instance: None, ops_token: Some("right".to_owned().into()), audit_every: Some(1) };
+    let projections = [projections::find("likes-table").unwrap()];
+    let plan = Plan { log: &world.log, stores: &world.stores, projections: &projections, instance: None };
+    let shutdown = Shutdown::new();
+    let routes = operate::start(&plan, &operation, &shutdown).unwrap();
+    until("it is found", async || {
+        let (_, one) = call(&routes, "GET", "/projections/likes-table", "right").await;
+        let audit = &one["audits"]["likes-table"];
+        audit["first"] == serde_json::json!(["likes/1/1: expected 101 1700000000000, found 101 7"])
+    })
+    .await;
+    shutdown.give();
+}
+
+/// The routes of an ops port with this token.
+fn routes(world: &World, token: Option<&str>) -> Router {
+    let ops_token = token.map(|token| token.to_owned().into());
+    let operation = Operation { instance: None, ops_token, audit_every: None };
+    let plan =
+        Plan { log: &world.log, stores: &world.stores, projections: &projections::ALL, instance: None };
+    operate::start(&plan, &operation, &Shutdown::new()).unwrap()
+}
+
+/// What a route answers.
+async fn call(routes: &Router, method: &str, path: &str, token: &str) -> (u16, Value) {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("authorization", format!("Bearer {token}"))
+        .body(Body::empty())
+        .unwrap();
+    let answer = routes.clone().oneshot(request).await.unwrap();
+    let status = answer.status().as_u16();
+    let body = to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+    (status, serde_json::from_slice(&body).unwrap())
 }
 
 /// A projectors process that is killed when it goes out of scope.

@@ -1,0 +1,129 @@
+//! The same over HTTP, on the ops port, for those who have the token.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{Path, Request, State},
+    http::{HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::Serialize;
+use subtle::ConstantTimeEq;
+use vidlog_service_kit::config::Secret;
+
+use super::audits::{Audit, Audits};
+use crate::{projection::Projection, projections, status::Status};
+
+/// Every route. All are guarded.
+pub(super) fn router(audits: Audits, token: Option<Secret>) -> Router {
+    Router::new()
+        .route("/projections", get(all))
+        .route("/projections/{name}", get(one))
+        .route("/projections/{name}/pause", post(pause))
+        .route("/projections/{name}/resume", post(resume))
+        .route("/projections/{name}/audit", post(audit))
+        .route_layer(middleware::from_fn_with_state(Arc::new(token), guard))
+        .with_state(audits)
+}
+
+/// Lets those pass who have the token.
+async fn guard(State(token): State<Arc<Option<Secret>>>, request: Request, next: Next) -> Response {
+    let Some(token) = token.as_ref().as_ref().filter(|token| !token.reveal().is_empty()) else {
+        let hint = "operating over HTTP is off; give this process a token, VIDLOG_OPS_TOKEN, to turn it on";
+        return Refusal::new(StatusCode::FORBIDDEN, hint).into_response();
+    };
+    let given = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let given = given.and_then(|value| value.strip_prefix(b"Bearer ")).unwrap_or_default();
+    // In the same time however much of it is right.
+    if bool::from(given.ct_eq(token.reveal().as_bytes())) {
+        next.run(request).await
+    } else {
+        let hint = "the header Authorization: Bearer, with the token of this process, is missing or wrong";
+        let refusal = Refusal::new(StatusCode::UNAUTHORIZED, hint);
+        ([(header::WWW_AUTHENTICATE, "Bearer")], refusal).into_response()
+    }
+}
+
+/// What `projectors status --json` prints, and the audits of this process.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    status: Status,
+    audits: BTreeMap<&'static str, Audit>,
+}
+
+/// What was done, in words.
+#[derive(Serialize)]
+struct Done {
+    done: String,
+}
+
+/// What was not done, and why.
+#[derive(Serialize)]
+struct Refusal {
+    #[serde(skip)]
+    status: StatusCode,
+    error: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, error: error.into() }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, Json(self)).into_response()
+    }
+}
+
+async fn all(State(audits): State<Audits>) -> Json<Shown> {
+    shown(&audits, &projections::ALL).await
+}
+
+async fn one(State(audits): State<Audits>, Path(name): Path<String>) -> Result<Json<Shown>, Refusal> {
+    Ok(shown(&audits, &[find(&name)?]).await)
+}
+
+async fn shown(audits: &Audits, projections: &[Projection]) -> Json<Shown> {
+    let status = audits.operator().status(projections).await;
+    Json(Shown { status, audits: audits.last(projections) })
+}
+
+async fn pause(State(audits): State<Audits>, Path(name): Path<String>) -> Result<Json<Done>, Refusal> {
+    done(audits.operator().pause(&find(&name)?).await)
+}
+
+async fn resume(State(audits): State<Audits>, Path(name): Path<String>) -> Result<Json<Done>, Refusal> {
+    done(audits.operator().resume(&find(&name)?).await)
+}
+
+/// It takes as long as the log is: what came of it is in the answer of GET.
+async fn audit(
+    State(audits): State<Audits>,
+    Path(name): Path<String>,
+) -> Result<(StatusCode, Json<Done>), Refusal> {
+    let projection = find(&name)?;
+    if audits.begin(projection) {
+        let done = format!("an audit of {name} has begun; GET /projections/{name} tells what comes of it");
+        Ok((StatusCode::ACCEPTED, Json(Done { done })))
+    } else {
+        Err(Refusal::new(StatusCode::CONFLICT, "an audit of it goes on already"))
+    }
+}
+
+fn find(name: &str) -> Result<Projection, Refusal> {
+    projections::find(name)
+        .ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "there is no projection of this name"))
+}
+
+fn done(done: anyhow::Result<String>) -> Result<Json<Done>, Refusal> {
+    match done {
+        Ok(done) => Ok(Json(Done { done })),
+        Err(error) => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}"))),
+    }
+}

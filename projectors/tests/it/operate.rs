@@ -108,6 +108,26 @@ async fn of_two_processes_of_one_name_the_first_ends_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_process_with_a_name_has_its_partitions_again_after_a_restart() {
+    let world = World::new().await;
+    // Longer than the restart takes on a slow machine; the others hear of a rebalance after a fifth of it.
+    let run = |name| start(&world, &["--only", "likes", "--instance", name, "--session-timeout-ms", "30000"]);
+    let (first, _second) = (run("first"), run("second"));
+    until("each has some", async || {
+        let owners = owners(&world);
+        owners.iter().all(Option::is_some) && owners.iter().any(|owner| *owner != owners[0])
+    })
+    .await;
+    let before = owners(&world);
+    first.terminate();
+    let without_first: Vec<_> =
+        before.iter().map(|owner| owner.clone().filter(|owner| owner == "second")).collect();
+    until("nobody has those of the first", async || owners(&world) == without_first).await;
+    let _first = run("first");
+    until("it has them again", async || owners(&world) == before).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn some_views_are_audited_and_what_differs_is_an_exit_code() {
     let world = World::new().await;
     let _process = start(&world, &[]);
@@ -253,6 +273,13 @@ impl Process {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
+
+    /// SIGTERM, and waits until it has ended.
+    fn terminate(mut self) {
+        let pid = self.0.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(self.0.wait().unwrap().success());
+    }
 }
 
 impl Drop for Process {
@@ -299,6 +326,12 @@ fn status(world: &World, projection: &str) -> Vec<Value> {
 fn states(world: &World, projection: &str) -> Vec<String> {
     let state = |partition: &Value| partition["state"].as_str().unwrap().to_owned();
     status(world, projection).iter().map(state).collect()
+}
+
+/// The processes that have the partitions of likes.
+fn owners(world: &World) -> Vec<Option<String>> {
+    let owner = |partition: &Value| partition["instance"].as_str().map(str::to_owned);
+    status(world, "likes").iter().map(owner).collect()
 }
 
 /// The lag of all partitions together, if it is known.

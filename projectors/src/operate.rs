@@ -1,7 +1,8 @@
-//! The hands of an operator: looking, pausing, resuming, auditing.
+//! The hands of an operator: looking, pausing, resuming, auditing, rebuilding.
 
 mod audits;
 mod http;
+mod rebuilds;
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use vidlog_service_kit::{
     shutdown::Shutdown,
 };
 
-use self::audits::Audits;
+use self::{audits::Audits, http::Desk, rebuilds::Rebuilds};
 use crate::{
     Plan,
     audit::{self, audit_some},
@@ -44,7 +45,8 @@ pub fn start(plan: &Plan<'_>, operation: &Operation, shutdown: &Shutdown) -> any
         let every = Duration::from_secs(seconds);
         tokio::spawn(audits.clone().stand(every, plan.projections.to_vec(), shutdown.clone()));
     }
-    Ok(http::router(audits, operation.ops_token.clone()))
+    let rebuilds = Rebuilds::new(plan.log, plan.stores);
+    Ok(http::router(Desk { audits, rebuilds }, operation.ops_token.clone()))
 }
 
 /// Who operates the projections of a namespace. Clones share their connections.

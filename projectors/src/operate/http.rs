@@ -4,29 +4,40 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Json, Router,
-    extract::{Path, Request, State},
+    extract::{Path, Query, Request, State},
     http::{HeaderValue, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use vidlog_service_kit::config::Secret;
 
-use super::audits::{Audit, Audits};
-use crate::{projection::Projection, projections, status::Status};
+use super::{
+    audits::{Audit, Audits},
+    rebuilds::{Rebuilds, Rebuilt},
+};
+use crate::{projection::Projection, projections, rebuild::IfDifferent, status::Status};
+
+/// What the routes work on.
+#[derive(Clone)]
+pub(super) struct Desk {
+    pub(super) audits: Audits,
+    pub(super) rebuilds: Rebuilds,
+}
 
 /// Every route. All are guarded.
-pub(super) fn router(audits: Audits, token: Option<Secret>) -> Router {
+pub(super) fn router(desk: Desk, token: Option<Secret>) -> Router {
     Router::new()
         .route("/projections", get(all))
         .route("/projections/{name}", get(one))
         .route("/projections/{name}/pause", post(pause))
         .route("/projections/{name}/resume", post(resume))
         .route("/projections/{name}/audit", post(audit))
+        .route("/projections/{name}/rebuild", post(rebuild))
         .route_layer(middleware::from_fn_with_state(Arc::new(token), guard))
-        .with_state(audits)
+        .with_state(desk)
 }
 
 /// Lets those pass who have the token.
@@ -47,12 +58,13 @@ async fn guard(State(token): State<Arc<Option<Secret>>>, request: Request, next:
     }
 }
 
-/// What `projectors status --json` prints, and the audits of this process.
+/// What `projectors status --json` prints, and the audits and rebuilds of this process.
 #[derive(Serialize)]
 struct Shown {
     #[serde(flatten)]
     status: Status,
     audits: BTreeMap<&'static str, Audit>,
+    rebuilds: BTreeMap<&'static str, Rebuilt>,
 }
 
 /// What was done, in words.
@@ -81,38 +93,62 @@ impl IntoResponse for Refusal {
     }
 }
 
-async fn all(State(audits): State<Audits>) -> Json<Shown> {
-    shown(&audits, &projections::ALL).await
+async fn all(State(desk): State<Desk>) -> Json<Shown> {
+    shown(&desk, &projections::ALL).await
 }
 
-async fn one(State(audits): State<Audits>, Path(name): Path<String>) -> Result<Json<Shown>, Refusal> {
-    Ok(shown(&audits, &[find(&name)?]).await)
+async fn one(State(desk): State<Desk>, Path(name): Path<String>) -> Result<Json<Shown>, Refusal> {
+    Ok(shown(&desk, &[find(&name)?]).await)
 }
 
-async fn shown(audits: &Audits, projections: &[Projection]) -> Json<Shown> {
-    let status = audits.operator().status(projections).await;
-    Json(Shown { status, audits: audits.last(projections) })
+async fn shown(desk: &Desk, projections: &[Projection]) -> Json<Shown> {
+    let status = desk.audits.operator().status(projections).await;
+    let (audits, rebuilds) = (desk.audits.last(projections), desk.rebuilds.last(projections));
+    Json(Shown { status, audits, rebuilds })
 }
 
-async fn pause(State(audits): State<Audits>, Path(name): Path<String>) -> Result<Json<Done>, Refusal> {
-    done(audits.operator().pause(&find(&name)?).await)
+async fn pause(State(desk): State<Desk>, Path(name): Path<String>) -> Result<Json<Done>, Refusal> {
+    done(desk.audits.operator().pause(&find(&name)?).await)
 }
 
-async fn resume(State(audits): State<Audits>, Path(name): Path<String>) -> Result<Json<Done>, Refusal> {
-    done(audits.operator().resume(&find(&name)?).await)
+async fn resume(State(desk): State<Desk>, Path(name): Path<String>) -> Result<Json<Done>, Refusal> {
+    done(desk.audits.operator().resume(&find(&name)?).await)
 }
 
 /// It takes as long as the log is: what came of it is in the answer of GET.
 async fn audit(
-    State(audits): State<Audits>,
+    State(desk): State<Desk>,
     Path(name): Path<String>,
 ) -> Result<(StatusCode, Json<Done>), Refusal> {
     let projection = find(&name)?;
-    if audits.begin(projection) {
+    if desk.audits.begin(projection) {
         let done = format!("an audit of {name} has begun; GET /projections/{name} tells what comes of it");
         Ok((StatusCode::ACCEPTED, Json(Done { done })))
     } else {
         Err(Refusal::new(StatusCode::CONFLICT, "an audit of it goes on already"))
+    }
+}
+
+/// What becomes of a generation that differs from the live one.
+#[derive(Deserialize)]
+struct Wish {
+    #[serde(default)]
+    take_over: bool,
+}
+
+/// It takes as long as the log is: how far it is, and what came of it, is in the answer of GET.
+async fn rebuild(
+    State(desk): State<Desk>,
+    Path(name): Path<String>,
+    Query(wish): Query<Wish>,
+) -> Result<(StatusCode, Json<Done>), Refusal> {
+    let projection = find(&name)?;
+    let if_different = if wish.take_over { IfDifferent::TakeOver } else { IfDifferent::Keep };
+    if desk.rebuilds.begin(projection, if_different) {
+        let done = format!("a rebuild of {name} has begun; GET /projections/{name} tells how far it is");
+        Ok((StatusCode::ACCEPTED, Json(Done { done })))
+    } else {
+        Err(Refusal::new(StatusCode::CONFLICT, "a rebuild of it goes on already"))
     }
 }
 

@@ -214,6 +214,15 @@ async fn all_of_it_is_there_over_http_for_who_has_the_token() {
     let done = audit().await;
     assert_eq!((&done["records"], &done["differences"]), (&1.into(), &0.into()));
 
+    assert_eq!(call("POST", "/projections/likes-table/rebuild").await.0, 202);
+    let rebuilt = async || {
+        let (_, one) = call("GET", "/projections/likes-table").await;
+        one["rebuilds"]["likes-table"].clone()
+    };
+    until("it is rebuilt", async || rebuilt().await["state"] != "running").await;
+    let done = rebuilt().await;
+    assert_eq!((&done["generation"], &done["differences"]), (&2.into(), &0.into()), "{done}");
+
     let (status, paused) = call("POST", "/projections/likes-table/pause").await;
     let stands_still = "likes-table is paused: 3 partitions stand still";
     assert_eq!((status, paused["done"].as_str().unwrap()), (200, stands_still));

@@ -68,7 +68,7 @@ fn notes(f: &mut fmt::Formatter<'_>, projection: &ProjectionStatus) -> fmt::Resu
         writeln!(f, "{name}: positions are not known: {why}")?;
     }
     if projection.partitions.is_empty() {
-        writeln!(f, "{name}: no partition is known; its topics are created by command-api")?;
+        writeln!(f, "{name}: no partition is known: Kafka does not answer, or the topics are not there yet")?;
     }
     // What is true of several partitions is said once.
     let mut notes: BTreeMap<String, Vec<&str>> = BTreeMap::new();

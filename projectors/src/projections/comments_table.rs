@@ -58,21 +58,21 @@ fn project(records: &[Record]) -> Writes {
 
 async fn write(connection: &mut MySqlConnection, writes: Writes) -> sqlx::Result<()> {
     if !writes.rows.is_empty() {
-        QueryBuilder::new(
-            "INSERT IGNORE INTO comments (video_id, comment_id, user_id, text, posted_ms, deleted) ",
-        )
-        .push_values(writes.rows, |mut values, row| {
-            values
-                .push_bind(row.video_id)
-                .push_bind(row.comment_id)
-                .push_bind(row.user_id)
-                .push_bind(row.text)
-                .push_bind(row.posted_ms)
-                .push_bind(row.deleted);
-        })
-        .build()
-        .execute(&mut *connection)
-        .await?;
+        QueryBuilder::new("INSERT INTO comments (video_id, comment_id, user_id, text, posted_ms, deleted) ")
+            .push_values(writes.rows, |mut values, row| {
+                values
+                    .push_bind(row.video_id)
+                    .push_bind(row.comment_id)
+                    .push_bind(row.user_id)
+                    .push_bind(row.text)
+                    .push_bind(row.posted_ms)
+                    .push_bind(row.deleted);
+            })
+            // Not `INSERT IGNORE`, which would also cut what does not fit.
+            .push(" ON DUPLICATE KEY UPDATE comment_id = comments.comment_id")
+            .build()
+            .execute(&mut *connection)
+            .await?;
     }
     if !writes.deleted.is_empty() {
         QueryBuilder::new("UPDATE comments SET deleted = TRUE, text = '' WHERE (video_id, comment_id) IN ")

@@ -43,10 +43,12 @@ async fn write(connection: &mut MySqlConnection, net: Net<Pair, i64>) -> sqlx::R
             .await?;
     }
     if !net.added.is_empty() {
-        QueryBuilder::new("INSERT IGNORE INTO follows (follower_id, followee_id, followed_ms) ")
+        QueryBuilder::new("INSERT INTO follows (follower_id, followee_id, followed_ms) ")
             .push_values(net.added, |mut values, ((follower, followee), followed_ms)| {
                 values.push_bind(follower).push_bind(followee).push_bind(followed_ms);
             })
+            // Not `INSERT IGNORE`, which would also cut what does not fit.
+            .push(" ON DUPLICATE KEY UPDATE follower_id = follows.follower_id")
             .build()
             .execute(connection)
             .await?;

@@ -43,10 +43,12 @@ async fn write(connection: &mut MySqlConnection, net: Net<Pair, Like>) -> sqlx::
             .await?;
     }
     if !net.added.is_empty() {
-        QueryBuilder::new("INSERT IGNORE INTO likes (video_id, user_id, author_id, liked_ms) ")
+        QueryBuilder::new("INSERT INTO likes (video_id, user_id, author_id, liked_ms) ")
             .push_values(net.added, |mut values, ((video, user), (author, liked_ms))| {
                 values.push_bind(video).push_bind(user).push_bind(author).push_bind(liked_ms);
             })
+            // Not `INSERT IGNORE`, which would also cut what does not fit.
+            .push(" ON DUPLICATE KEY UPDATE user_id = likes.user_id")
             .build()
             .execute(connection)
             .await?;

@@ -31,10 +31,12 @@ async fn insert(connection: &mut MySqlConnection, rows: Vec<UserRow>) -> sqlx::R
     if rows.is_empty() {
         return Ok(());
     }
-    QueryBuilder::new("INSERT IGNORE INTO users (user_id, name, registered_ms) ")
+    QueryBuilder::new("INSERT INTO users (user_id, name, registered_ms) ")
         .push_values(rows, |mut values, row| {
             values.push_bind(row.user_id).push_bind(row.name).push_bind(row.registered_ms);
         })
+        // Not `INSERT IGNORE`, which would also cut what does not fit.
+        .push(" ON DUPLICATE KEY UPDATE user_id = users.user_id")
         .build()
         .execute(connection)
         .await?;

@@ -72,6 +72,12 @@ impl Topics {
         format!("{}.{stream}", self.namespace)
     }
 
+    /// The topic of a stream's dead letters, `<namespace>.<stream>.dead-letters`: the records that a projection could
+    /// not fold, and those of the same keys that wait behind them. It has the partitions of the stream's own.
+    pub fn dead_letters(&self, stream: Stream) -> String {
+        format!("{}.{stream}.dead-letters", self.namespace)
+    }
+
     /// The stream that a topic of this namespace carries.
     pub fn stream(&self, topic: &str) -> Option<Stream> {
         let name = topic.strip_prefix(&self.namespace)?.strip_prefix('.')?;
@@ -88,6 +94,7 @@ mod tests {
         let topics = Topics::new("prod");
         for stream in Stream::ALL {
             assert_eq!(topics.stream(&topics.name(stream)), Some(stream));
+            assert_eq!(topics.stream(&topics.dead_letters(stream)), None);
         }
         assert_eq!(topics.stream("prod2.likes"), None);
     }

@@ -180,6 +180,12 @@ impl Keys {
         self.key(shard, &self.kind(projection, "checkpoint"), &format!("{}:parts", projection.name))
     }
 
+    /// HASH of a projection's parked keys, all on one shard: field `<stream>:<partition>:<key>`, value
+    /// `<first offset>:<last offset>:<records that wait>:<class>:<message>`.
+    pub fn parked(&self, projection: &Projection) -> Key {
+        self.key(Shard(0), &self.kind(projection, "parked"), projection.name)
+    }
+
     /// HASH: field the name of a projection of Redis, value its live generation. A field that is missing says that the
     /// view is not complete, because it is new or because Redis lost writes: then it must not be read.
     /// While it is filled up, field `<name>:filling` has a token of those who watch that.

@@ -25,6 +25,11 @@ impl Projection {
     pub fn checkpoint_table(&self) -> String {
         format!("checkpoints_{}", self.name.replace('-', "_"))
     }
+
+    /// The MySQL table of the parked keys of a view in MySQL. It is a part of the view, as its checkpoints are.
+    pub fn parked_table(&self) -> String {
+        format!("parked_{}", self.name.replace('-', "_"))
+    }
 }
 
 macro_rules! projections {

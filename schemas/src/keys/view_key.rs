@@ -4,7 +4,7 @@ use super::FIRST_GENERATION;
 use crate::projections::{self, Projection, View};
 
 /// Kinds of the keys that are kept about a view, and go with its generation.
-const KINDS_ABOUT_A_VIEW: [&str; 2] = ["checkpoint", "progress"];
+const KINDS_ABOUT_A_VIEW: [&str; 3] = ["checkpoint", "parked", "progress"];
 
 /// What the name of a view's key says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +74,7 @@ mod tests {
         for (of_first, of_next) in [
             (keys.likers(1), next.likers(1)),
             (keys.progress(&projections::LIKES), next.progress(&projections::LIKES)),
+            (keys.parked(&projections::LIKES), next.parked(&projections::LIKES)),
             (
                 keys.parts_checkpoint(Shard(0), &projections::LIKES),
                 next.parts_checkpoint(Shard(0), &projections::LIKES),
@@ -111,6 +112,7 @@ mod tests {
         let shard = Shard(0);
         for key in [
             keys.checkpoint(shard, &projections::FEED),
+            keys.parked(&projections::FEED),
             keys.progress(&projections::FEED),
             keys.generations(),
         ] {

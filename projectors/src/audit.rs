@@ -5,6 +5,7 @@
 //! wrote is in a line only as a digest. Each view is compared at one position of its own (`moment`), up to which the log is
 //! folded for it: so the log may grow meanwhile.
 
+mod excluded;
 mod live;
 mod log;
 mod model;
@@ -33,11 +34,13 @@ use vidlog_service_kit::{
 };
 
 use self::{
+    excluded::{Excluded, excluded},
     log::Folding,
     moment::{Moment, moments},
 };
 use crate::{
     control::{self, AllWanted, Wish},
+    dead_letters::Post,
     projection::Projection,
     projections,
     replay::{Log, Places},
@@ -127,7 +130,13 @@ pub async fn audit_some(log: &Log, target: &Target, projections: &[Projection]) 
     try_join_all(running.map(|projection| reach(&target, *projection, &ends))).await?;
 
     let partitions: Vec<Partition> = ends.into_keys().collect();
+    let post = Post::new(log.clone());
+    let waiting = excluded(&target, &post, projections, &partitions).await?;
     let moments = moments(&target, projections, &partitions).await?;
+    ensure!(
+        excluded(&target, &post, projections, &partitions).await? == waiting,
+        "what waits in the dead letters changed meanwhile; run it again"
+    );
     let generations_of = |all: &AllWanted| -> Vec<_> { all.values().map(|one| one.generation).collect() };
     ensure!(
         generations_of(&wanted(&target).await?) == generations_of(&all_wanted),
@@ -136,7 +145,8 @@ pub async fn audit_some(log: &Log, target: &Target, projections: &[Projection]) 
     let (mut foldings, found): (Vec<Folding>, Vec<Lines>) = moments
         .into_iter()
         .map(|Moment { projection, places, lines }| {
-            (Folding { projection, until: places, model: Model::default() }, lines)
+            let excluded: Excluded = waiting.get(projection.name()).cloned().unwrap_or_default();
+            (Folding { projection, until: places, excluded, model: Model::default() }, lines)
         })
         .unzip();
     let log = log.clone();

@@ -5,6 +5,7 @@ use vidlog_service_kit::config::{Log, Secret, Stores, Telemetry};
 
 use crate::{
     as_of::{self, Until},
+    dead_letters::command::DeadLetters,
     projection::Projection,
     projections,
 };
@@ -39,6 +40,8 @@ pub enum Command {
     Rebuild(Rebuild),
     /// Fold a scratch namespace up to a time or a position: what the state was then.
     AsOf(AsOf),
+    /// See the records that could not be folded, and say what is to become of them.
+    DeadLetters(DeadLetters),
 }
 
 /// Settings of `run`.
@@ -151,7 +154,7 @@ pub struct AsOf {
     pub stores: Stores,
 }
 
-fn parse_projection(name: &str) -> Result<Projection, String> {
+pub(crate) fn parse_projection(name: &str) -> Result<Projection, String> {
     projections::find(name)
         .ok_or_else(|| format!("there is no projection {name:?}; `projectors list` names those there are"))
 }

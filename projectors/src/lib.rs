@@ -8,6 +8,7 @@ pub mod as_of;
 pub mod audit;
 pub mod config;
 pub mod control;
+pub mod dead_letters;
 mod keeper;
 pub mod log_identity;
 mod metrics;
@@ -36,9 +37,10 @@ use vidlog_service_kit::{
     shutdown::Shutdown,
 };
 
-pub use record::Record;
+pub use record::{Delivery, Record};
 
 use crate::{
+    dead_letters::Post,
     keeper::Keeper,
     log_identity::FirstRecords,
     projection::Projection,
@@ -104,6 +106,7 @@ async fn run_all(plan: Plan<'_>, readiness: Readiness, shutdown: Shutdown) -> an
         session_timeout_ms: log.session_timeout_ms,
         namespace: stores.namespace.clone(),
         first_records: FirstRecords::new(log.kafka_brokers.clone(), topics.clone()),
+        post: Post::new(replay::Log { brokers: log.kafka_brokers.clone(), topics: topics.clone() }),
         topics,
         wanted,
         board,

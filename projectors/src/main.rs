@@ -8,6 +8,7 @@ use vidlog_projectors::{
     Plan,
     as_of::Scratch,
     config::{self, AsOf, Cli, Command, Look, Run},
+    dead_letters,
     operate::{self, Operator},
     projection::Projection,
     projections,
@@ -46,6 +47,10 @@ async fn main() -> anyhow::Result<ExitCode> {
         Command::Audit(config) => audit(config).await,
         Command::Rebuild(config) => rebuild(config).await,
         Command::AsOf(config) => as_of(config).await,
+        Command::DeadLetters(config) => {
+            let is_done = dead_letters::command::run(config).await?;
+            Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
     }
 }
 

@@ -1,10 +1,12 @@
-//! A record that was read and decoded.
+//! A record that was read, and decoded if it can be.
 
 use rdkafka::{
     Message,
-    message::{BorrowedMessage, Headers},
+    message::{BorrowedMessage, Headers, OwnedMessage},
 };
 use vidlog_events::{DecodeError, Envelope, Stream, decode};
+
+use crate::sink::RecordKey;
 
 /// An event at its place in a partition.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,8 +17,40 @@ pub struct Record {
     pub envelope: Envelope,
 }
 
-/// Decodes a message of a stream's topic.
-pub(crate) fn decode_message(stream: Stream, message: &BorrowedMessage<'_>) -> Result<Envelope, DecodeError> {
+/// A record as it was read: with the message that it came in, which goes to the dead letters if it can't be folded.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The message.
+    pub message: OwnedMessage,
+    /// The event, or why it is none.
+    pub decoded: Result<Envelope, DecodeError>,
+}
+
+impl Delivery {
+    /// Decodes a message of a stream's topic.
+    pub fn read(stream: Stream, message: &BorrowedMessage<'_>) -> Self {
+        Self { message: message.detach(), decoded: decode_message(stream, message) }
+    }
+
+    /// The record's place in its partition.
+    pub fn offset(&self) -> i64 {
+        self.message.offset()
+    }
+
+    /// The record, if it is an event.
+    pub fn record(&self) -> Option<Record> {
+        let envelope = self.decoded.as_ref().ok()?.clone();
+        Some(Record { offset: self.offset(), envelope })
+    }
+
+    /// The record's key.
+    pub fn key(&self) -> RecordKey {
+        RecordKey::of(self.message.key())
+    }
+}
+
+/// Decodes a message of a stream's topic, or of its dead letters.
+pub(crate) fn decode_message<M: Message>(stream: Stream, message: &M) -> Result<Envelope, DecodeError> {
     let header = |name: &str| {
         let headers = message.headers()?;
         headers.iter().find(|header| header.key == name).and_then(|header| header.value)

@@ -27,8 +27,8 @@ use vidlog_events::{Stream, Topics};
 use vidlog_schemas::keys::Key;
 
 use crate::{
-    Record,
-    record::decode_message,
+    Delivery,
+    dead_letters::{Intake, IntakeError, Post},
     sink::{Partition, Position, Sink, SinkError},
 };
 
@@ -167,6 +167,7 @@ fn has_no_leader(error: &anyhow::Error) -> bool {
 pub async fn replay(log: &Log, sink: &Sink, until: &Places, tally: &Arc<Tally>) -> anyhow::Result<()> {
     let partitions: Vec<Partition> = until.keys().copied().collect();
     let positions = sink.positions(&partitions).await.context("the store does not say where it stands")?;
+    let post = Post::new(log.clone());
     let mut queues = BTreeMap::new();
     let mut from = Places::new();
     let mut tasks = JoinSet::new();
@@ -177,7 +178,8 @@ pub async fn replay(log: &Log, sink: &Sink, until: &Places, tally: &Arc<Tally>) 
         }
         let (queue, records) = mpsc::channel(QUEUE);
         queues.insert(partition, queue);
-        let folding = Folding { sink: sink.clone(), partition, position, end, tally: tally.clone() };
+        let (sink, post, tally) = (sink.clone(), post.clone(), tally.clone());
+        let folding = Folding { sink, post, partition, position, end, tally };
         tasks.spawn(folding.run(records));
     }
     let (log, until) = (log.clone(), until.clone());
@@ -204,7 +206,7 @@ fn read(
     log: &Log,
     mut from: Places,
     until: &Places,
-    queues: &BTreeMap<Partition, Sender<Record>>,
+    queues: &BTreeMap<Partition, Sender<Delivery>>,
     wanted: &AtomicBool,
 ) -> anyhow::Result<()> {
     if from.is_empty() {
@@ -235,10 +237,8 @@ fn read(
         if !from.contains_key(&partition) || message.offset() >= end {
             continue;
         }
-        let envelope = decode_message(stream, &message)
-            .with_context(|| format!("{} at offset {}", partition.field(), message.offset()))?;
-        let record = Record { offset: message.offset(), envelope };
-        if queues.get(&partition).is_none_or(|queue| queue.blocking_send(record).is_err()) {
+        let delivery = Delivery::read(stream, &message);
+        if queues.get(&partition).is_none_or(|queue| queue.blocking_send(delivery).is_err()) {
             // The task has ended with an error, which is the one to tell.
             return Ok(());
         }
@@ -253,6 +253,7 @@ fn read(
 /// Folds one partition.
 struct Folding {
     sink: Sink,
+    post: Post,
     partition: Partition,
     position: Position,
     end: i64,
@@ -260,36 +261,40 @@ struct Folding {
 }
 
 impl Folding {
-    async fn run(mut self, mut records: Receiver<Record>) -> anyhow::Result<()> {
+    async fn run(self, mut deliveries: Receiver<Delivery>) -> anyhow::Result<()> {
         let mut next = self.position.lowest();
+        let (sink, post) = (self.sink.clone(), self.post.clone());
+        let opened = Intake::open(sink, post, self.partition, self.position.clone()).await;
+        let mut intake = opened.with_context(|| format!("in {}", self.partition.field()))?;
         while next < self.end {
             let mut batch = Vec::with_capacity(BATCH);
-            if records.recv_many(&mut batch, BATCH).await == 0 {
+            if deliveries.recv_many(&mut batch, BATCH).await == 0 {
                 bail!("{} was read to {next} only, not to {}", self.partition.field(), self.end);
             }
-            next = batch.last().map_or(next, |record| record.offset + 1);
+            next = batch.last().map_or(next, |delivery| delivery.offset() + 1);
             if let Some(touched) = &self.tally.touched {
-                let keys = self.sink.keys_written(&batch);
+                let records: Vec<_> = batch.iter().filter_map(Delivery::record).collect();
+                let keys = self.sink.keys_written(&records);
                 touched.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
             }
-            self.write(&batch, next).await?;
+            self.write(&mut intake, &batch, next).await?;
             self.tally.folded.fetch_add(i64::try_from(batch.len()).unwrap_or_default(), Ordering::Relaxed);
         }
-        self.write(&[], next).await
+        self.write(&mut intake, &[], next).await
     }
 
     /// Writes a batch, or settles if there is none.
-    async fn write(&mut self, batch: &[Record], next: i64) -> anyhow::Result<()> {
+    async fn write(&self, intake: &mut Intake, batch: &[Delivery], next: i64) -> anyhow::Result<()> {
         let mut attempt = 0;
         loop {
             let written = if batch.is_empty() {
-                self.sink.settle(self.partition, &mut self.position, next).await
+                intake.settle(next).await.map_err(IntakeError::from)
             } else {
-                self.sink.apply(self.partition, &mut self.position, batch, next).await
+                intake.take(batch).await
             };
             match written {
                 Ok(()) => return Ok(()),
-                Err(SinkError::Retry(_)) if attempt < ATTEMPTS => {
+                Err(IntakeError::Sink(SinkError::Retry(_)) | IntakeError::Post(_)) if attempt < ATTEMPTS => {
                     sleep(PAUSE * (1 << attempt)).await;
                     attempt += 1;
                 }

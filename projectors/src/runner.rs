@@ -21,6 +21,7 @@ pub use self::board::Board;
 pub(crate) use self::board::{Line, Phase};
 use crate::{
     control::AllWanted,
+    dead_letters::Post,
     log_identity::FirstRecords,
     projection::Projection,
     sink::{Sink, Target},
@@ -40,6 +41,8 @@ pub struct Settings {
     pub topics: Topics,
     /// Tells which log it is.
     pub first_records: FirstRecords,
+    /// The way to the dead letters.
+    pub post: Post,
     /// What is wanted of the projections.
     pub wanted: watch::Receiver<AllWanted>,
     /// Where the runners tell how their partitions are.

@@ -1,9 +1,14 @@
 //! The seam to the stores: a batch's writes and its position go in together, or neither does.
 
+mod key;
 mod mysql;
+mod parked;
 mod redis;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use ::redis::{RedisError, RedisResult, cmd};
 use anyhow::{Context, ensure};
@@ -17,7 +22,11 @@ use vidlog_schemas::{
 };
 use vidlog_service_kit::{failpoint, mysql::migrate, redis::Redis, shutdown::Shutdown};
 
-pub use self::redis::RedisWrites;
+pub use self::{
+    key::KeySink,
+    parked::{Change, Changes, Class, Failure, Parked, ParkedKey, RecordKey},
+    redis::RedisWrites,
+};
 use crate::{
     Record, keeper,
     projection::{Fold, Projection},
@@ -90,6 +99,30 @@ pub enum SinkError {
         /// The store's position.
         stored: i64,
     },
+    /// Another writer has brought the store further, and may have parked keys meanwhile. Read again from the store's
+    /// position.
+    #[error("another writer brought the store to {stored}")]
+    Moved {
+        /// The store's position.
+        stored: i64,
+    },
+    /// Other keys are parked than the batch takes for parked. See which, and make the batch anew.
+    #[error("other keys are parked than was known")]
+    OtherParked,
+    /// The store can't take what one of the records says, now or later.
+    #[error("a record can't be folded: {0}")]
+    Unfoldable(String),
+}
+
+/// What goes into the store at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// The records to fold.
+    pub records: &'a [Record],
+    /// The position after the batch.
+    pub next: i64,
+    /// What becomes of parked keys. The records that wait because of it are in the dead letters already.
+    pub changes: &'a Changes,
 }
 
 impl From<sqlx::Error> for SinkError {
@@ -126,7 +159,10 @@ impl Sink {
     /// Where the store stands in each of some partitions.
     pub async fn positions(&self, partitions: &[Partition]) -> Result<Vec<Position>, SinkError> {
         match self.projection.fold {
-            Fold::Redis(_) => redis::positions(&self.target, &self.projection, partitions).await,
+            Fold::Redis(_) => {
+                let fields: Vec<_> = partitions.iter().map(|partition| partition.field()).collect();
+                redis::positions(&self.target, &self.projection, &fields).await
+            }
             Fold::MySql(_) => mysql::positions(&self.target.mysql, &self.projection, partitions).await,
         }
     }
@@ -150,15 +186,27 @@ impl Sink {
         records: &[Record],
         next: i64,
     ) -> Result<(), SinkError> {
+        self.apply_batch(partition, position, &Batch { records, next, changes: &Changes::new() }).await
+    }
+
+    /// Writes a batch that may park keys, as [`Sink::apply`] does.
+    pub async fn apply_batch(
+        &self,
+        partition: Partition,
+        position: &mut Position,
+        batch: &Batch<'_>,
+    ) -> Result<(), SinkError> {
         match self.projection.fold {
-            Fold::Redis(fold) => {
-                let view = redis::View { target: &self.target, projection: &self.projection, partition };
-                view.apply(fold, &mut position.parts, records, next).await
-            }
-            Fold::MySql(fold) => {
-                let view = mysql::View { pool: &self.target.mysql, projection: &self.projection, partition };
-                view.apply(fold, &mut position.parts, records, next).await
-            }
+            Fold::Redis(fold) => self.redis_view(partition).apply(fold, &mut position.parts, batch).await,
+            Fold::MySql(fold) => self.mysql_view(partition).apply(fold, &mut position.parts, batch).await,
+        }
+    }
+
+    /// The keys that are parked, of every partition that has any.
+    pub async fn parked(&self) -> Result<BTreeMap<Partition, Parked>, SinkError> {
+        match self.projection.fold {
+            Fold::Redis(_) => redis::parked(&self.target, &self.projection).await,
+            Fold::MySql(_) => mysql::parked(&self.target.mysql, &self.projection).await,
         }
     }
 
@@ -174,10 +222,7 @@ impl Sink {
             return Ok(());
         }
         match self.projection.fold {
-            Fold::Redis(_) => {
-                let view = redis::View { target: &self.target, projection: &self.projection, partition };
-                view.settle(&mut position.parts, next).await
-            }
+            Fold::Redis(_) => self.redis_view(partition).settle(&mut position.parts, next).await,
             // A transaction moves all there is.
             Fold::MySql(_) => Ok(()),
         }
@@ -208,6 +253,25 @@ impl Sink {
         self.target.redis.query::<()>(&command).await?;
         failpoint::pass("progress-after");
         Ok(())
+    }
+
+    /// The projection.
+    pub const fn projection(&self) -> &Projection {
+        &self.projection
+    }
+
+    /// The stores.
+    pub const fn target(&self) -> &Target {
+        &self.target
+    }
+
+    const fn mysql_view(&self, partition: Partition) -> mysql::View<'_> {
+        let (pool, projection) = (&self.target.mysql, &self.projection);
+        mysql::View { pool, projection, partition, record_key: mysql::WHOLE }
+    }
+
+    fn redis_view(&self, partition: Partition) -> redis::View<'_> {
+        redis::View { target: &self.target, projection: &self.projection, field: partition.field() }
     }
 }
 

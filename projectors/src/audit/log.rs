@@ -6,15 +6,17 @@ use anyhow::{Context, bail, ensure};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
+    message::BorrowedMessage,
 };
 use tokio_util::sync::CancellationToken;
+use vidlog_events::{DecodeError, Envelope};
 
-use super::Model;
+use super::{Model, excluded::Excluded};
 use crate::{
     projection::Projection,
     record::decode_message,
     replay::{Log, Places},
-    sink::Partition,
+    sink::{Partition, RecordKey},
 };
 
 /// How long the broker may take to answer, or to send the next record.
@@ -25,7 +27,33 @@ const POLL: Duration = Duration::from_millis(100);
 pub(super) struct Folding {
     pub(super) projection: Projection,
     pub(super) until: Places,
+    pub(super) excluded: Excluded,
     pub(super) model: Model,
+}
+
+impl Folding {
+    fn take(
+        &mut self,
+        partition: Partition,
+        message: &BorrowedMessage<'_>,
+        decoded: &Result<Envelope, DecodeError>,
+    ) -> anyhow::Result<()> {
+        let offset = message.offset();
+        if self.until.get(&partition).is_none_or(|until| offset >= *until)
+            || self.excluded.has(partition, offset, || RecordKey::of(message.key()))
+        {
+            return Ok(());
+        }
+        match decoded {
+            Ok(envelope) => self.model.fold(envelope),
+            Err(error) => bail!(
+                "{} has passed the record at offset {offset} of {}, which can't be decoded and does not wait: {error}",
+                self.projection.name(),
+                partition.field()
+            ),
+        }
+        Ok(())
+    }
 }
 
 /// Folds the log for some projections, each up to its own places, in one reading, unless that is ended. Returns the records
@@ -58,13 +86,10 @@ pub(super) fn fold(log: &Log, foldings: &mut [Folding], ended: &CancellationToke
         let Some(end) = ends.get(&partition).copied().filter(|end| message.offset() < *end) else {
             continue;
         };
-        let envelope = decode_message(stream, &message)
-            .with_context(|| format!("{} at offset {}", partition.field(), message.offset()))?;
+        let decoded = decode_message(stream, &message);
         records += 1;
         for folding in &mut *foldings {
-            if folding.until.get(&partition).is_some_and(|until| message.offset() < *until) {
-                folding.model.fold(&envelope);
-            }
+            folding.take(partition, &message, &decoded)?;
         }
         if message.offset() + 1 == end {
             ends.remove(&partition);

@@ -186,7 +186,7 @@ impl Generations {
 
     fn tables(&self, tables: &'static [&'static str]) -> impl Iterator<Item = String> + use<> {
         let own = tables.iter().map(|table| (*table).to_owned());
-        own.chain([self.projection.catalogued.checkpoint_table()])
+        own.chain([self.projection.catalogued.checkpoint_table(), self.projection.catalogued.parked_table()])
     }
 
     /// The name of a database beside the live one.

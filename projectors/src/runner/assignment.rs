@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::{FutureExt, future::join_all};
-use metrics::counter;
+use metrics::{counter, gauge};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use tokio::{
     runtime::Handle,
@@ -30,7 +30,8 @@ use super::{
 };
 use crate::{
     control::Wanted,
-    metrics::REWINDS,
+    dead_letters::Post,
+    metrics::{BLOCKED, REWINDS},
     sink::{Partition, Position, Sink},
 };
 
@@ -55,6 +56,7 @@ pub(super) enum Routed {
 pub(super) struct Assignment {
     name: &'static str,
     sink: Sink,
+    post: Post,
     readiness: Readiness,
     board: Arc<Board>,
     requests: Sender<Request>,
@@ -85,9 +87,9 @@ impl Assignment {
     /// The assignment of a runner's projection, of which nothing is there yet; its tasks run on a runtime.
     pub(super) fn new(runner: Runner, requests: Sender<Request>, runtime: Handle) -> Self {
         let Runner { projection, sink, settings, readiness } = runner;
-        let (name, board) = (projection.name(), settings.board.clone());
+        let (name, board, post) = (projection.name(), settings.board.clone(), settings.post.clone());
         let (partitions, hint) = (Mutex::default(), OnceLock::new());
-        Self { name, sink, readiness, board, requests, runtime, partitions, hint }
+        Self { name, sink, post, readiness, board, requests, runtime, partitions, hint }
     }
 
     /// Stores applied positions with the consumer, which commits them: a hint for lag tools.
@@ -226,6 +228,9 @@ impl Assignment {
     /// Says whether the projection waits for an operator, and why. That an operator paused it is no fault.
     pub(super) fn set_stopped(&self, why: Option<&str>) {
         let part = format!("{}/stopped", self.name);
+        let blocked = if why.is_some() { self.partitions().len() } else { 0 };
+        gauge!(BLOCKED, "projection" => self.name)
+            .set(u32::try_from(blocked).map_or(f64::INFINITY, f64::from));
         match why {
             Some(why) => self.readiness.not_ready(&part, why),
             None => self.readiness.ready(&part),
@@ -362,11 +367,11 @@ impl Assignment {
             name: self.name,
             partition,
             sink: self.sink.clone(),
+            post: self.post.clone(),
             position,
             confirmed: confirmed.clone(),
             records,
             requests: self.requests.clone(),
-            readiness: self.readiness.clone(),
             stop: stop.clone(),
             place: place.clone(),
             hint: Box::new(move |next| {

@@ -23,14 +23,13 @@ use vidlog_service_kit::shutdown::Shutdown;
 use super::{
     Runner, Settings,
     assignment::{Assignment, Routed},
-    partition::{Delivery, Request},
+    partition::Request,
     queue::Queued,
 };
 use crate::{
-    Record,
+    Delivery,
     control::{Wanted, Wish},
     projection::Projection,
-    record::decode_message,
     sink::{Partition, Position},
 };
 
@@ -385,16 +384,12 @@ impl Poller {
 }
 
 fn read(stream: Stream, message: &BorrowedMessage<'_>) -> Queued {
-    let delivery = match decode_message(stream, message) {
-        Ok(envelope) => Delivery::Record(Record { offset: message.offset(), envelope }),
-        Err(error) => Delivery::Poison { offset: message.offset(), error },
-    };
     let headers = message.headers().map_or(0, |headers| {
         headers.iter().map(|header| header.key.len() + header.value.map_or(0, <[u8]>::len)).sum()
     });
-    // What is decoded is about as large as what it was decoded from, and a structure around it.
-    let bytes = message.payload_len() + message.key_len() + headers + size_of::<Queued>();
-    Queued { delivery, bytes }
+    // The message is kept beside what is decoded, which is about as large, and a structure around it.
+    let bytes = 2 * (message.payload_len() + message.key_len() + headers) + size_of::<Queued>();
+    Queued { delivery: Delivery::read(stream, message), bytes }
 }
 
 fn named(topics: &Topics, partitions: &TopicPartitionList) -> Vec<Partition> {

@@ -5,20 +5,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metrics::{counter, gauge, histogram};
+use metrics::{counter, histogram};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use vidlog_events::DecodeError;
-use vidlog_service_kit::ops::Readiness;
 
 use super::{
     board::Place,
     queue::{BATCH_RECORDS, Receiver},
 };
 use crate::{
-    Record,
-    metrics::{BATCH_SECONDS, BLOCKED, FAILURES, RECORDS},
+    Delivery, control,
+    dead_letters::{Intake, IntakeError, Post},
+    metrics::{BATCH_SECONDS, FAILURES, RECORDS},
     sink::{Partition, Position, Sink, SinkError},
 };
 
@@ -34,19 +33,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long telling readers may take: a Redis that hangs must not hold up views in MySQL.
 const PUBLISH_TIMEOUT: Duration = Duration::from_millis(250);
-
-/// A record as the poller hands it over.
-pub(super) enum Delivery {
-    /// An event.
-    Record(Record),
-    /// What can't be decoded.
-    Poison {
-        /// Where it is.
-        offset: i64,
-        /// Why.
-        error: DecodeError,
-    },
-}
 
 /// What a partition's task asks of the poller.
 #[derive(Debug)]
@@ -65,11 +51,11 @@ pub(super) struct Worker {
     pub(super) name: &'static str,
     pub(super) partition: Partition,
     pub(super) sink: Sink,
+    pub(super) post: Post,
     pub(super) position: Position,
     pub(super) confirmed: Confirmed,
     pub(super) records: Receiver,
     pub(super) requests: std::sync::mpsc::Sender<Request>,
-    pub(super) readiness: Readiness,
     pub(super) stop: CancellationToken,
     pub(super) place: Place,
     /// Called with the position after each batch: the hint for lag tools.
@@ -93,6 +79,10 @@ impl Worker {
 
     async fn fold_all(&mut self) -> Ended {
         let mut next = self.position.lowest();
+        let mut intake = match self.open().await {
+            Ok(intake) => intake,
+            Err(ended) => return ended,
+        };
         let mut unpublished = true;
         let mut unsettled = 0;
         loop {
@@ -102,10 +92,10 @@ impl Worker {
             let mut deliveries = Vec::with_capacity(BATCH_RECORDS);
             match timeout(IDLE, self.take(&mut deliveries)).await {
                 Ok(true) => {}
-                Ok(false) => return self.finish(next).await,
+                Ok(false) => return self.finish(&mut intake, next).await,
                 Err(_idle) => {
                     if unsettled > 0
-                        && let Err(ended) = self.settle(next).await
+                        && let Err(ended) = self.settle(&mut intake, next).await
                     {
                         return ended;
                     }
@@ -113,24 +103,29 @@ impl Worker {
                     continue;
                 }
             }
-            let (records, poison) = split(deliveries);
-            if let Some(last) = records.last() {
-                next = last.offset + 1;
-                if let Err(ended) = self.apply(&records, next).await {
-                    return ended;
-                }
-                unpublished = true;
-                unsettled += 1;
+            if let Err(ended) = self.fold(&mut intake, &deliveries).await {
+                return ended;
             }
-            if let Some((offset, error)) = poison {
-                _ = self.publish(next).await;
-                return self.block(offset, &error).await;
-            }
+            next = deliveries.last().map_or(next, |last| last.offset() + 1);
+            unpublished = true;
+            unsettled += 1;
             if unsettled >= SETTLE_EVERY {
-                if let Err(ended) = self.settle(next).await {
+                if let Err(ended) = self.settle(&mut intake, next).await {
                     return ended;
                 }
                 unsettled = 0;
+            }
+        }
+    }
+
+    /// Finds out which keys are parked.
+    async fn open(&self) -> Result<Intake, Ended> {
+        let mut pause = RETRY.0;
+        loop {
+            let (sink, post) = (self.sink.clone(), self.post.clone());
+            match bounded(Intake::open(sink, post, self.partition, self.position.clone())).await {
+                Ok(intake) => return Ok(intake),
+                Err(error) => self.recover(error, &mut pause).await?,
             }
         }
     }
@@ -148,59 +143,84 @@ impl Worker {
         taken > 0
     }
 
-    async fn apply(&mut self, records: &[Record], next: i64) -> Result<(), Ended> {
+    async fn fold(&self, intake: &mut Intake, deliveries: &[Delivery]) -> Result<(), Ended> {
         let begun = Instant::now();
         let mut pause = RETRY.0;
         loop {
-            let written = self.sink.apply(self.partition, &mut self.position, records, next);
-            match bounded(written).await {
+            match bounded(intake.take(deliveries)).await {
                 Ok(()) => break,
                 Err(error) => self.recover(error, &mut pause).await?,
             }
         }
-        self.confirm();
-        (self.hint)(next);
+        self.confirm(intake);
+        if let Some(last) = deliveries.last() {
+            (self.hint)(last.offset() + 1);
+        }
         histogram!(BATCH_SECONDS, "projection" => self.name).record(begun.elapsed());
-        counter!(RECORDS, "projection" => self.name).increment(records.len() as u64);
+        counter!(RECORDS, "projection" => self.name).increment(deliveries.len() as u64);
         Ok(())
     }
 
-    async fn settle(&mut self, next: i64) -> Result<(), Ended> {
+    async fn settle(&self, intake: &mut Intake, next: i64) -> Result<(), Ended> {
         let mut pause = RETRY.0;
         loop {
-            match bounded(self.sink.settle(self.partition, &mut self.position, next)).await {
+            match bounded(async { Ok(intake.settle(next).await?) }).await {
                 Ok(()) => break,
                 Err(error) => self.recover(error, &mut pause).await?,
             }
         }
-        self.confirm();
+        self.confirm(intake);
         Ok(())
     }
 
     /// After a failed write: waits before the next attempt, or says why there is none.
-    async fn recover(&self, error: SinkError, pause: &mut Duration) -> Result<(), Ended> {
+    async fn recover(&self, error: IntakeError, pause: &mut Duration) -> Result<(), Ended> {
         counter!(FAILURES, "projection" => self.name).increment(1);
         self.place.fail(error.to_string());
-        let error = match error {
-            // Readers have to know before the view is filled up again.
-            SinkError::Behind { stored } => match bounded(self.sink.forget_complete()).await {
-                Ok(()) => {
-                    warn!(
-                        projection = self.name,
-                        partition = self.partition.field(),
-                        stored,
-                        "the store lost writes; reading them again from its position"
-                    );
-                    return Err(Ended::Lost);
+        let partition = self.partition.field();
+        match error {
+            IntakeError::TooMany(why) => {
+                error!(projection = self.name, partition, why, "stopping, as too much can't be folded");
+                Err(self.stop_all(&why).await)
+            }
+            IntakeError::Sink(SinkError::Behind { stored }) => {
+                // Readers have to know before the view is filled up again.
+                if let Err(error) = bounded(async { Ok(self.sink.forget_complete().await?) }).await {
+                    return self.wait(&error, pause).await;
                 }
-                Err(error) => error,
-            },
-            SinkError::Retry(_) => error,
-        };
+                warn!(
+                    projection = self.name,
+                    partition, stored, "the store lost writes; reading them again from its position"
+                );
+                Err(Ended::Lost)
+            }
+            IntakeError::Sink(SinkError::Moved { stored }) => {
+                warn!(projection = self.name, partition, stored, "another writer was here; beginning anew");
+                Err(Ended::Lost)
+            }
+            error => self.wait(&error, pause).await,
+        }
+    }
+
+    /// Waits before the next attempt.
+    async fn wait(&self, error: &IntakeError, pause: &mut Duration) -> Result<(), Ended> {
         warn!(projection = self.name, partition = self.partition.field(), %error, "trying again");
         let stopped = timeout(*pause, self.stop.cancelled()).await.is_ok();
         *pause = RETRY.1.min(*pause * 2);
         if stopped { Err(Ended::Stopped) } else { Ok(()) }
+    }
+
+    /// Has all of the projection stand still until an operator resumes it, and waits for that to be followed.
+    async fn stop_all(&self, why: &str) -> Ended {
+        let (pool, projection) = (&self.sink.target().mysql, self.sink.projection());
+        while let Err(error) = control::stop(pool, projection, why).await {
+            warn!(projection = self.name, %error, "failed to keep that the projection is to stand still");
+            if timeout(RETRY.1, self.stop.cancelled()).await.is_ok() {
+                break;
+            }
+        }
+        self.stop.cancelled().await;
+        Ended::Stopped
     }
 
     /// A reader may wait for this; that it failed is not worth more than another try after the next batch.
@@ -211,50 +231,19 @@ impl Worker {
     }
 
     /// Settles before the partition goes, so that the next owner reads nothing twice; if it fails it reads twice.
-    async fn finish(&mut self, next: i64) -> Ended {
-        if bounded(self.sink.settle(self.partition, &mut self.position, next)).await.is_ok() {
+    async fn finish(&self, intake: &mut Intake, next: i64) -> Ended {
+        if bounded(async { Ok(intake.settle(next).await?) }).await.is_ok() {
             info!(projection = self.name, partition = self.partition.field(), next, "stopped");
         }
         Ended::Stopped
     }
 
-    /// Waits, with the partition, for someone who can read the record: later records must not overtake it.
-    async fn block(&self, offset: i64, error: &DecodeError) -> Ended {
-        let partition = self.partition.field();
-        error!(
-            projection = self.name,
-            partition,
-            offset,
-            %error,
-            "this record can't be read, and nothing behind it is folded; deploy a version that reads it"
-        );
-        let why = format!("partition {partition} is blocked by the record at offset {offset}: {error}");
-        self.readiness.not_ready(&format!("{}/{partition}", self.name), why);
-        gauge!(BLOCKED, "projection" => self.name).increment(1);
-        self.stop.cancelled().await;
-        gauge!(BLOCKED, "projection" => self.name).decrement(1);
-        Ended::Stopped
-    }
-
-    fn confirm(&self) {
-        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.position);
+    fn confirm(&self, intake: &Intake) {
+        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clone_from(intake.position());
     }
 }
 
-async fn bounded(write: impl Future<Output = Result<(), SinkError>>) -> Result<(), SinkError> {
-    timeout(WRITE_TIMEOUT, write)
-        .await
-        .unwrap_or_else(|_| Err(SinkError::Retry(format!("no answer in {} s", WRITE_TIMEOUT.as_secs()))))
-}
-
-/// The records before the first that can't be decoded, and that one.
-fn split(deliveries: Vec<Delivery>) -> (Vec<Record>, Option<(i64, DecodeError)>) {
-    let mut records = Vec::with_capacity(deliveries.len());
-    for delivery in deliveries {
-        match delivery {
-            Delivery::Record(record) => records.push(record),
-            Delivery::Poison { offset, error } => return (records, Some((offset, error))),
-        }
-    }
-    (records, None)
+async fn bounded<T>(write: impl Future<Output = Result<T, IntakeError>>) -> Result<T, IntakeError> {
+    let too_late = |_| Err(SinkError::Retry(format!("no answer in {} s", WRITE_TIMEOUT.as_secs())).into());
+    timeout(WRITE_TIMEOUT, write).await.unwrap_or_else(too_late)
 }

@@ -16,7 +16,7 @@ use std::sync::{
 
 use tokio::sync::mpsc;
 
-use super::partition::Delivery;
+use crate::Delivery;
 
 /// Records that wait for a partition's task. More would only be memory: the broker keeps them as well.
 const RECORDS: usize = 2000;
@@ -101,13 +101,15 @@ impl Receiver {
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::{Timestamp, message::OwnedMessage};
     use vidlog_events::DecodeError;
 
     use super::*;
 
     fn queued(bytes: usize) -> Queued {
         let error = DecodeError::MissingHeader("ce_id");
-        Queued { delivery: Delivery::Poison { offset: 0, error }, bytes }
+        let message = OwnedMessage::new(None, None, String::new(), Timestamp::NotAvailable, 0, 0, None);
+        Queued { delivery: Delivery { message, decoded: Err(error) }, bytes }
     }
 
     async fn take(receiver: &mut Receiver) -> usize {

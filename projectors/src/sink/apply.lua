@@ -1,13 +1,16 @@
 -- Applies a batch to one shard: its writes and its position, both or neither.
 --
 -- KEYS[1]  the shard's checkpoint of the projection; then the keys that the writes name.
--- ARGV[1]  the partition's field in the checkpoint
+-- ARGV[1]  the field in the checkpoint: the partition's, or a parked key's
 -- ARGV[2]  the position that the caller knows this shard to have reached
 -- ARGV[3]  the position after the batch
+-- ARGV[4]  the number of changes of parked keys; KEYS[2] is the hash of these if there are any
+-- then for each change: `park`, field, value; or `extend`, field, last offset, how many more
 -- then for each write: action, offset of its record, index of its key, number of arguments, the arguments.
 --
--- Returns {1, stored, answers…}, or {0, stored} if the shard has not reached the caller's position: then nothing was
--- changed. Writes of records that the shard has already are passed over; `count` is always answered.
+-- Returns {1, stored, answers…}, or, when nothing was changed: {0, stored} if the shard has not reached the caller's
+-- position, {2, stored} if it has passed it and keys are to be parked, {3, stored} if the parked keys are not what the
+-- caller takes them for. Writes of records that the shard has already are passed over; `count` is always answered.
 --
 -- Numbers stay strings from end to end: Lua would print an id above 10^14 with an exponent.
 
@@ -65,8 +68,32 @@ if stored < tonumber(ARGV[2]) then
     return {0, stored}
 end
 
+-- Checked before anything is changed, and changed with the rest.
+local at, changes = 5, {}
+for _ = 1, tonumber(ARGV[4]) do
+    if stored > tonumber(ARGV[2]) then
+        return {2, stored}
+    end
+    local kind, field = ARGV[at], ARGV[at + 1]
+    local parked = redis.call('HGET', KEYS[2], field)
+    if (kind == 'park') == (parked ~= false) then
+        return {3, stored}
+    end
+    if kind == 'park' then
+        changes[#changes + 1] = {field, ARGV[at + 2]}
+        at = at + 3
+    else
+        local first, waiting, rest = string.match(parked, '^(%d+):%d+:(%d+):(.*)$')
+        local more = string.format('%d', tonumber(waiting) + tonumber(ARGV[at + 3]))
+        changes[#changes + 1] = {field, first .. ':' .. ARGV[at + 2] .. ':' .. more .. ':' .. rest}
+        at = at + 4
+    end
+end
+for _, change in ipairs(changes) do
+    redis.call('HSET', KEYS[2], change[1], change[2])
+end
+
 local result = {1, stored}
-local at = 4
 while at <= #ARGV do
     local action, offset, key, length = ARGV[at], tonumber(ARGV[at + 1]), KEYS[tonumber(ARGV[at + 2])], tonumber(ARGV[at + 3])
     if action == 'count' then

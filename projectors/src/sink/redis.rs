@@ -6,6 +6,7 @@
 //! by then, and the second stage takes them. Its parts are absolute, so what counts is the last one written, and
 //! that one is written after the last change of its video.
 
+mod parked;
 mod writes;
 
 use std::{collections::BTreeMap, sync::LazyLock};
@@ -17,9 +18,10 @@ use vidlog_schemas::{
 };
 use vidlog_service_kit::failpoint;
 
+pub(super) use self::parked::parked;
 pub use self::writes::RedisWrites;
 use self::writes::{Part, Write};
-use super::{Partition, Position, SinkError, Target};
+use super::{Batch, Change, Changes, Partition, Position, SinkError, Target};
 use crate::{
     Record,
     projection::{Projection, RedisFold},
@@ -28,11 +30,12 @@ use crate::{
 const SOURCE: &str = include_str!("apply.lua");
 static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(SOURCE));
 
-/// One partition of a view.
+/// One partition of a view, or one parked key of it.
 pub(super) struct View<'a> {
     pub(super) target: &'a Target,
     pub(super) projection: &'a Projection,
-    pub(super) partition: Partition,
+    /// Where its positions stand in the checkpoints.
+    pub(super) field: String,
 }
 
 /// What a shard's script answered.
@@ -59,24 +62,21 @@ impl Stage {
     }
 }
 
-/// The positions of all shards in the first stage, then of all in the second.
+/// The positions of all shards in the first stage, then of all in the second, at each of some fields.
 pub(super) async fn positions(
     target: &Target,
     projection: &Projection,
-    partitions: &[Partition],
+    fields: &[String],
 ) -> Result<Vec<Position>, SinkError> {
-    let mut positions = vec![Position { parts: Vec::new() }; partitions.len()];
-    if partitions.is_empty() {
+    let mut positions = vec![Position { parts: Vec::new() }; fields.len()];
+    if fields.is_empty() {
         return Ok(positions);
     }
     let mut commands = Vec::new();
     for stage in Stage::ALL {
         for shard in target.keys.shards() {
             let mut command = cmd("HMGET");
-            command.arg(stage.checkpoint(target, shard, projection));
-            for partition in partitions {
-                command.arg(partition.field());
-            }
+            command.arg(stage.checkpoint(target, shard, projection)).arg(fields);
             commands.push(command);
         }
     }
@@ -107,15 +107,24 @@ impl View<'_> {
         &self,
         fold: RedisFold,
         positions: &mut [i64],
-        records: &[Record],
-        next: i64,
+        batch: &Batch<'_>,
     ) -> Result<(), SinkError> {
-        let (writes, parts) = self::fold(&self.target.keys, fold, records).into_stages();
+        let next = batch.next;
+        let (writes, parts) = self::fold(&self.target.keys, fold, batch.records).into_stages();
         let (first, second) = positions.split_at_mut(positions.len() / 2);
 
         let counted = writes.into_iter().chain(parts.iter().map(Part::count));
+        let mut batches = by_shard(counted);
+        let mut answers = BTreeMap::new();
+        if !batch.changes.is_empty() {
+            // First, and on its own: no shard may pass a record that is to wait before it is known to wait.
+            let shard = self.target.keys.parked(&self.projection.catalogued).shard;
+            let own = BTreeMap::from([(shard, batches.remove(&shard).unwrap_or_default())]);
+            answers.extend(self.run_parking(own, first, next, batch.changes).await?);
+            failpoint::pass("redis-parked-after");
+        }
         failpoint::pass("redis-writes-before");
-        let answers = self.run(Stage::Writes, by_shard(counted), first, next).await?;
+        answers.extend(self.run(Stage::Writes, batches, first, next).await?);
         failpoint::pass("redis-writes-after");
 
         let mut counts: BTreeMap<Shard, _> =
@@ -152,17 +161,45 @@ impl View<'_> {
         positions: &mut [i64],
         next: i64,
     ) -> Result<BTreeMap<Shard, Answer>, SinkError> {
-        let known = |shard: &Shard| positions.get(shard.index()).copied().unwrap_or(0);
-        let commands: Vec<Cmd> = batches
+        let commands = batches
             .iter()
             .map(|(shard, writes)| {
-                let checkpoint = stage.checkpoint(self.target, *shard, self.projection);
-                self.command(&checkpoint, writes, known(shard), next)
+                let mut script = self.script(stage, *shard, positions, next);
+                script.write(writes);
+                script.command()
             })
             .collect();
+        self.answers(batches.into_keys(), commands, positions).await
+    }
 
+    /// Runs the first stage on the shard of the parked keys, and changes these.
+    async fn run_parking(
+        &self,
+        batch: BTreeMap<Shard, Vec<Write>>,
+        positions: &mut [i64],
+        next: i64,
+        changes: &Changes,
+    ) -> Result<BTreeMap<Shard, Answer>, SinkError> {
+        let commands = batch
+            .iter()
+            .map(|(shard, writes)| {
+                let mut script = self.script(Stage::Writes, *shard, positions, next);
+                script.park(&self.target.keys.parked(&self.projection.catalogued), &self.field, changes);
+                script.write(writes);
+                script.command()
+            })
+            .collect();
+        self.answers(batch.into_keys(), commands, positions).await
+    }
+
+    async fn answers(
+        &self,
+        shards: impl Iterator<Item = Shard>,
+        commands: Vec<Cmd>,
+        positions: &mut [i64],
+    ) -> Result<BTreeMap<Shard, Answer>, SinkError> {
         let mut answers = BTreeMap::new();
-        for (shard, answer) in batches.into_keys().zip(self.send(&commands).await?) {
+        for (shard, answer) in shards.zip(self.send(&commands).await?) {
             let answer = read_answer(answer)?;
             if let Some(position) = positions.get_mut(shard.index()) {
                 *position = answer.stored;
@@ -172,31 +209,17 @@ impl View<'_> {
         Ok(answers)
     }
 
-    fn command<'w>(&self, checkpoint: &'w Key, writes: &'w [Write], known: i64, next: i64) -> Cmd {
-        let mut keys: Vec<&str> = vec![&checkpoint.name];
-        let mut indexes = BTreeMap::new();
-        let mut index_of = |key: &'w Key| {
-            *indexes.entry(&key.name).or_insert_with(|| {
-                keys.push(&key.name);
-                keys.len()
-            })
-        };
-        let mut arguments = vec![self.partition.field(), known.to_string(), next.to_string()];
-        for write in writes {
-            let key = index_of(&write.key);
-            let mut own = write.arguments.clone();
-            if let Some(other) = &write.other {
-                own.push(index_of(other).to_string());
-            }
-            arguments.extend([
-                write.action.to_owned(),
-                write.offset.to_string(),
-                key.to_string(),
-                own.len().to_string(),
-            ]);
-            arguments.append(&mut own);
+    /// The script for a shard, as yet without changes and writes.
+    fn script(&self, stage: Stage, shard: Shard, positions: &[i64], next: i64) -> Call {
+        let known = positions.get(shard.index()).copied().unwrap_or(0);
+        let checkpoint = stage.checkpoint(self.target, shard, self.projection);
+        Call {
+            keys: vec![checkpoint.name],
+            indexes: BTreeMap::new(),
+            arguments: vec![self.field.clone(), known.to_string(), next.to_string()],
+            changes: Vec::new(),
+            writes: Vec::new(),
         }
-        cmd("EVALSHA").arg(SCRIPT.get_hash()).arg(keys.len()).arg(keys).arg(arguments).take()
     }
 
     /// Sends the scripts in one round trip. A Redis that does not know the script, after a restart or a failover, is
@@ -222,6 +245,66 @@ pub(super) fn fold(keys: &Keys, fold: RedisFold, records: &[Record]) -> RedisWri
     writes
 }
 
+/// A call of the script.
+struct Call {
+    keys: Vec<String>,
+    indexes: BTreeMap<String, usize>,
+    arguments: Vec<String>,
+    changes: Vec<String>,
+    writes: Vec<String>,
+}
+
+impl Call {
+    /// Adds changes of the parked keys in a hash, which is the second key.
+    fn park(&mut self, hash: &Key, field: &str, changes: &Changes) {
+        self.keys.push(hash.name.clone());
+        self.changes.push(changes.len().to_string());
+        for (key, change) in changes {
+            let field = format!("{field}:{key}");
+            match change {
+                Change::Park(parked) => self.changes.extend(["park".to_owned(), field, parked.stored()]),
+                Change::Extend { last, more } => {
+                    self.changes.extend(["extend".to_owned(), field, last.to_string(), more.to_string()]);
+                }
+            }
+        }
+    }
+
+    /// Adds writes.
+    fn write(&mut self, writes: &[Write]) {
+        for write in writes {
+            let key = self.index_of(&write.key);
+            let mut own = write.arguments.clone();
+            if let Some(other) = &write.other {
+                own.push(self.index_of(other).to_string());
+            }
+            self.writes.extend([
+                write.action.to_owned(),
+                write.offset.to_string(),
+                key.to_string(),
+                own.len().to_string(),
+            ]);
+            self.writes.append(&mut own);
+        }
+    }
+
+    fn index_of(&mut self, key: &Key) -> usize {
+        if let Some(index) = self.indexes.get(&key.name) {
+            return *index;
+        }
+        self.keys.push(key.name.clone());
+        self.indexes.insert(key.name.clone(), self.keys.len());
+        self.keys.len()
+    }
+
+    fn command(self) -> Cmd {
+        let changes = if self.changes.is_empty() { vec!["0".to_owned()] } else { self.changes };
+        let mut command = cmd("EVALSHA");
+        command.arg(SCRIPT.get_hash()).arg(self.keys.len()).arg(self.keys);
+        command.arg(self.arguments).arg(changes).arg(self.writes).take()
+    }
+}
+
 fn by_shard(writes: impl IntoIterator<Item = Write>) -> BTreeMap<Shard, Vec<Write>> {
     let mut shards: BTreeMap<Shard, Vec<Write>> = BTreeMap::new();
     for write in writes {
@@ -235,6 +318,8 @@ fn read_answer(value: Value) -> Result<Answer, SinkError> {
     match numbers.as_slice() {
         [1, stored, counts @ ..] => Ok(Answer { stored: *stored, counts: counts.to_vec() }),
         [0, stored] => Err(SinkError::Behind { stored: *stored }),
+        [2, stored] => Err(SinkError::Moved { stored: *stored }),
+        [3, _] => Err(SinkError::OtherParked),
         _ => Err(SinkError::Retry("Redis answered what the script never does".to_owned())),
     }
 }

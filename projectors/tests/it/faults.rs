@@ -1,4 +1,4 @@
-//! The runner under faults: processes that die, stores that lose writes, records that can't be read.
+//! The runner under faults: processes that die, stores that lose writes.
 
 use std::{
     process::{Child, Command, Stdio},
@@ -155,23 +155,6 @@ async fn a_mysql_view_restored_to_an_earlier_position_is_refilled_without_help()
     }
     transaction.commit().await.unwrap();
     world.assert_views_equal_the_log().await;
-    running.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_cannot_be_read_holds_its_partition_and_nothing_else() {
-    let world = World::new().await;
-    let running = Running::start(&world);
-    world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
-    world.append_garbage(Stream::Likes, "1").await;
-    world.append(&[envelope(liked(1, 2), 1_700_000_000_001)]).await;
-
-    let blocked =
-        async || running.readiness.missing().is_some_and(|missing| missing.contains("likes/likes:"));
-    until("the partition is reported", blocked).await;
-    let key = world.target.keys.likers(1);
-    let likers: Vec<i64> = world.target.redis.query(cmd("SMEMBERS").arg(&key)).await.unwrap();
-    assert_eq!(likers, [1], "what came before is folded, what came after waits");
     running.stop().await;
 }
 

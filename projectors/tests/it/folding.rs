@@ -114,7 +114,7 @@ async fn fold_in_batches(world: &World, events: &[Envelope], cuts: &[usize]) {
 }
 
 /// The events as two partitions a stream, by key, as Kafka would have them.
-fn partitions(streams: &[Stream], events: &[Envelope]) -> BTreeMap<Partition, Vec<Record>> {
+pub(crate) fn partitions(streams: &[Stream], events: &[Envelope]) -> BTreeMap<Partition, Vec<Record>> {
     let mut partitions: BTreeMap<Partition, Vec<Record>> = BTreeMap::new();
     for envelope in events.iter().filter(|envelope| streams.contains(&envelope.event.stream())) {
         let number = i32::from(envelope.event.key().bytes().fold(0_u8, u8::wrapping_add) % 2);
@@ -139,7 +139,7 @@ fn batches<'a>(records: &'a [Record], cuts: &[usize]) -> Vec<&'a [Record]> {
     batches
 }
 
-async fn assert_equals_model(world: &World, events: &[Envelope]) {
+pub(crate) async fn assert_equals_model(world: &World, events: &[Envelope]) {
     let mut model = Model::default();
     for envelope in events {
         model.fold(envelope);

@@ -4,6 +4,8 @@
 
 mod as_of;
 mod cluster;
+mod dead_letters;
+mod diverting;
 mod faults;
 mod folding;
 mod keeper;

@@ -143,11 +143,17 @@ impl World {
         }
     }
 
-    /// Appends what is no event.
-    pub(crate) async fn append_garbage(&self, stream: Stream, key: &str) {
+    /// Appends what is no event; returns the partition that it is in.
+    pub(crate) async fn append_garbage(&self, stream: Stream, key: &str) -> i32 {
         let topic = Topics::new(&self.stores.namespace).name(stream);
         let record = FutureRecord::to(&topic).key(key).payload("{");
-        self.producer.send(record, Duration::from_secs(5)).await.map_err(|(error, _)| error).unwrap();
+        let sent = self.producer.send(record, Duration::from_secs(5)).await;
+        sent.map_err(|(error, _)| error).unwrap().partition
+    }
+
+    /// The partition of a key: as the producers find it, by murmur2.
+    pub(crate) fn partition_of(key: &str) -> i32 {
+        i32::try_from((murmur2(key.as_bytes()) & 0x7fff_ffff) % u32::try_from(PARTITIONS).unwrap()).unwrap()
     }
 
     /// Audits the views, which have to come up with the log; panics with the differences if there are any.
@@ -156,6 +162,25 @@ impl World {
         assert!(report.differences.is_empty(), "{:#?}", report.differences);
         report
     }
+}
+
+fn murmur2(bytes: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    let mut hash = 0x9747_b28c ^ u32::try_from(bytes.len()).unwrap();
+    let mut chunks = bytes.chunks_exact(4);
+    for chunk in &mut chunks {
+        let mut k = u32::from_le_bytes(chunk.try_into().unwrap()).wrapping_mul(M);
+        k ^= k >> 24;
+        hash = hash.wrapping_mul(M) ^ k.wrapping_mul(M);
+    }
+    let rest = chunks.remainder();
+    if !rest.is_empty() {
+        let mut last = [0; 4];
+        last[..rest.len()].copy_from_slice(rest);
+        hash = (hash ^ u32::from_le_bytes(last)).wrapping_mul(M);
+    }
+    hash = (hash ^ (hash >> 13)).wrapping_mul(M);
+    hash ^ (hash >> 15)
 }
 
 fn client(log: &Log) -> ClientConfig {

@@ -1,0 +1,19 @@
+//! Dead letters: what becomes of records that can't be folded.
+//!
+//! Such a record parks its key. It, and every later record of the key, goes to the dead letters of its topic before the
+//! atomic write that passes it, and that write holds which keys are parked (`intake`). So other keys go on, no record
+//! overtakes an earlier one of its key, and a retry (`retry`) folds what waits in order.
+
+pub mod command;
+mod intake;
+mod letter;
+mod limits;
+mod post;
+mod retry;
+
+pub use self::{
+    intake::{Intake, IntakeError},
+    letter::{Discards, Letter},
+    post::Post,
+    retry::{Outcome, Retry},
+};

@@ -1,0 +1,244 @@
+//! `projectors dead-letters`: what waits, and what is to become of it.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use rdkafka::{Message, message::Headers};
+use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
+use vidlog_events::{Stream, Topics};
+use vidlog_schemas::Keys;
+use vidlog_service_kit::{
+    config::{Log, Stores},
+    mysql,
+    redis::Redis,
+};
+
+use super::{Letter, Outcome, Post, Retry, letter};
+use crate::{
+    config::parse_projection,
+    control,
+    projection::Projection,
+    projections, replay,
+    sink::{ParkedKey, Partition, RecordKey, Sink, Target},
+};
+
+/// Settings of `dead-letters`.
+#[derive(Args, Debug)]
+pub struct DeadLetters {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+    /// Where the log is.
+    #[command(flatten)]
+    pub log: Log,
+    /// Where the stores are.
+    #[command(flatten)]
+    pub stores: Stores,
+}
+
+/// What to do with dead letters.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// List the keys whose records wait.
+    List {
+        /// The projection; all if none is given.
+        #[arg(value_parser = parse_projection)]
+        projection: Option<Projection>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a record that waits, with its headers and its value.
+    Show(Place),
+    /// Fold what waits, in order, as after a fix. Exit code 1 if anything still waits.
+    Retry {
+        /// The projection.
+        #[arg(value_parser = parse_projection)]
+        projection: Projection,
+        /// Only this key.
+        #[arg(long)]
+        key: Option<String>,
+    },
+    /// Pass over the first record that waits of a key, for good, and fold the rest. Exit code 1 if it still waits.
+    Discard(Place),
+}
+
+/// A record, as a projection has it among its dead letters.
+#[derive(Args, Debug)]
+pub struct Place {
+    /// The projection.
+    #[arg(value_parser = parse_projection)]
+    pub projection: Projection,
+    /// The partition, as `likes:3`.
+    #[arg(value_parser = parse_partition)]
+    pub partition: Partition,
+    /// The record's offset in its topic.
+    pub offset: i64,
+}
+
+/// Does what is asked; true if nothing is left that should not be.
+pub async fn run(command: DeadLetters) -> anyhow::Result<bool> {
+    let DeadLetters { action, log, stores } = command;
+    let target = Target {
+        keys: Keys::new(&stores.namespace, stores.shards),
+        redis: Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?,
+        mysql: mysql::open(stores.mysql_url.reveal(), 4).context("failed to read the MySQL address")?,
+    };
+    let wanted = control::read(&target.mysql).await.context("failed to ask which generations are live")?;
+    for projection in projections::ALL {
+        if let Some(wanted) = wanted.get(projection.name()) {
+            target.keys.set_generation(&projection.catalogued, wanted.generation);
+        }
+    }
+    let topics = Topics::new(&stores.namespace);
+    let post = Post::new(replay::Log { brokers: log.kafka_brokers, topics });
+    let sink = |projection| Sink::new(projection, target.clone());
+    match action {
+        Action::List { projection, json } => {
+            let chosen = projection.map_or(projections::ALL.to_vec(), |projection| vec![projection]);
+            let waiting = waiting(chosen.into_iter().map(sink).collect()).await?;
+            println!("{}", if json { as_json(&waiting) } else { as_table(&waiting) });
+            Ok(true)
+        }
+        Action::Show(place) => {
+            println!("{}", show(&post, &place).await?);
+            Ok(true)
+        }
+        Action::Retry { projection, key } => {
+            let retry = Retry::new(sink(projection), post);
+            let key = key.as_deref().map(RecordKey::from_text);
+            let mut all_folded = true;
+            let mut any = false;
+            for Waiting { partition, key: parked, .. } in waiting(vec![sink(projection)]).await? {
+                if key.as_ref().is_none_or(|key| *key == parked) {
+                    any = true;
+                    let outcome = retry.key(partition, &parked).await?;
+                    all_folded &= tell(partition, &parked, &outcome);
+                }
+            }
+            if !any {
+                println!("nothing waits");
+            }
+            Ok(all_folded)
+        }
+        Action::Discard(Place { projection, partition, offset }) => {
+            let (key, outcome) = Retry::new(sink(projection), post).discard(partition, offset).await?;
+            Ok(tell(partition, &key, &outcome))
+        }
+    }
+}
+
+/// A key that waits.
+struct Waiting {
+    projection: &'static str,
+    partition: Partition,
+    key: RecordKey,
+    parked: ParkedKey,
+}
+
+async fn waiting(sinks: Vec<Sink>) -> anyhow::Result<Vec<Waiting>> {
+    let mut all = Vec::new();
+    for sink in sinks {
+        let projection = sink.projection().name();
+        let parked =
+            sink.parked().await.with_context(|| format!("failed to ask what waits of {projection}"))?;
+        for (partition, keys) in parked {
+            all.extend(keys.into_iter().map(|(key, parked)| Waiting { projection, partition, key, parked }));
+        }
+    }
+    Ok(all)
+}
+
+fn as_json(waiting: &[Waiting]) -> String {
+    let value = |Waiting { projection, partition, key, parked }: &Waiting| {
+        json!({
+            "projection": projection,
+            "partition": partition.field(),
+            "key": key.as_str(),
+            "first_offset": parked.first,
+            "last_offset": parked.last,
+            "waiting": parked.waiting,
+            "class": parked.failure.class.name(),
+            "message": parked.failure.message,
+        })
+    };
+    Value::Array(waiting.iter().map(value).collect()).to_string()
+}
+
+fn as_table(waiting: &[Waiting]) -> String {
+    if waiting.is_empty() {
+        return "nothing waits".to_owned();
+    }
+    let mut lines = vec![format!(
+        "{:15} {:12} {:20} {:>10} {:>8}  {:11} MESSAGE",
+        "PROJECTION", "PARTITION", "KEY", "OFFSET", "WAITING", "CLASS"
+    )];
+    for Waiting { projection, partition, key, parked } in waiting {
+        lines.push(format!(
+            "{projection:15} {:12} {key:20} {:>10} {:>8}  {:11} {}",
+            partition.field(),
+            parked.first,
+            parked.waiting,
+            parked.failure.class,
+            parked.failure.message
+        ));
+    }
+    lines.join("\n")
+}
+
+async fn show(post: &Post, place: &Place) -> anyhow::Result<String> {
+    let (log, name) = (post.log().clone(), place.projection.name());
+    let (partition, offset) = (place.partition, place.offset);
+    let read = move || {
+        let mut found: BTreeMap<i64, Letter> = BTreeMap::new();
+        letter::read(&log, name, partition, |letter| {
+            if letter.offset == offset {
+                found.insert(letter.message.offset(), letter);
+            }
+        })?;
+        anyhow::Ok(found)
+    };
+    let found = spawn_blocking(read).await.context("reading the dead letters panicked")??;
+    if found.is_empty() {
+        bail!("{name} has no dead letter of offset {offset} of {}", partition.field());
+    }
+    let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+    let mut lines = Vec::new();
+    for letter in found.values() {
+        lines.push(format!("key: {}", text(letter.message.key())));
+        for header in letter.message.headers().into_iter().flat_map(Headers::iter) {
+            lines.push(format!("{}: {}", header.key, text(header.value)));
+        }
+        lines.push(format!("\n{}\n", text(letter.message.payload())));
+    }
+    Ok(lines.join("\n"))
+}
+
+fn tell(partition: Partition, key: &RecordKey, outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Folded => {
+            println!("{} key {key}: all is folded", partition.field());
+            true
+        }
+        Outcome::Waits(ParkedKey { first, waiting, failure, .. }) => {
+            println!(
+                "{} key {key}: {waiting} still wait, from offset {first} on, which is {}: {}",
+                partition.field(),
+                failure.class,
+                failure.message
+            );
+            false
+        }
+    }
+}
+
+fn parse_partition(text: &str) -> Result<Partition, String> {
+    let parse = || {
+        let (stream, number) = text.split_once(':')?;
+        let stream = Stream::ALL.into_iter().find(|known| known.name() == stream)?;
+        Some(Partition { stream, number: number.parse().ok()? })
+    };
+    parse().ok_or_else(|| format!("{text:?} is no partition; one is called likes:3"))
+}

@@ -1,0 +1,297 @@
+//! Takes records into a partition's view: folds those that can be folded, and diverts the others, with all that come
+//! behind them, to the dead letters.
+
+use std::{collections::BTreeMap, fmt};
+
+use metrics::{counter, gauge};
+use rdkafka::message::OwnedMessage;
+use thiserror::Error;
+use tracing::warn;
+
+use super::{
+    letter::Discards,
+    limits::{Limits, PARKED_KEYS},
+    post::Post,
+};
+use crate::{
+    Delivery, Record,
+    metrics::{DEAD_LETTERS, PARKED},
+    sink::{
+        Batch, Change, Changes, Class, Failure, Parked, ParkedKey, Partition, Position, RecordKey, Sink,
+        SinkError,
+    },
+};
+
+/// Why records were not taken in.
+#[derive(Debug, Error)]
+pub enum IntakeError {
+    /// The store did not take them.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    /// The dead letters can't be written, or read. Try again.
+    #[error("the dead letters are away: {0}")]
+    Post(String),
+    /// So much fails that it is not for the records to wait. An operator has to look.
+    #[error("{0}")]
+    TooMany(String),
+}
+
+/// The intake of one partition.
+pub struct Intake {
+    sink: Sink,
+    post: Post,
+    partition: Partition,
+    position: Position,
+    parked: Parked,
+    discards: Discards,
+    limits: Limits,
+    /// Records that the store was found not to take, and why.
+    unfoldable: BTreeMap<i64, String>,
+}
+
+/// What is to be done with some records.
+struct Plan<'a> {
+    records: Vec<Record>,
+    letters: Vec<(&'a OwnedMessage, Failure)>,
+    changes: Changes,
+    next: i64,
+    limits: Limits,
+    /// Why to stop after that.
+    stop: Option<String>,
+}
+
+impl fmt::Debug for Intake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Intake({} of {:?})", self.partition.field(), self.sink.projection())
+    }
+}
+
+impl Intake {
+    /// An intake that goes on from a position which the store was said to have.
+    pub async fn open(
+        sink: Sink,
+        post: Post,
+        partition: Partition,
+        position: Position,
+    ) -> Result<Self, IntakeError> {
+        let name = sink.projection().name();
+        let discards = post.discards(name, partition).await.map_err(|error| post_error(&error))?;
+        let (limits, unfoldable) = (Limits::default(), BTreeMap::new());
+        let parked = Parked::new();
+        let mut intake = Self { sink, post, partition, position, parked, discards, limits, unfoldable };
+        intake.reload().await?;
+        Ok(intake)
+    }
+
+    /// Where the store is known to stand.
+    pub const fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// Takes records in, which follow the position. An error may have taken in some of them; taking in the same again
+    /// is harmless.
+    pub async fn take(&mut self, deliveries: &[Delivery]) -> Result<(), IntakeError> {
+        let mut pieces = vec![deliveries];
+        while let Some(piece) = pieces.pop() {
+            match self.take_piece(piece).await {
+                Ok(()) => {}
+                // Which one it is, is found in smaller and smaller pieces.
+                Err(IntakeError::Sink(SinkError::Unfoldable(why))) => {
+                    if let [only] = piece {
+                        self.unfoldable.insert(only.offset(), why);
+                        pieces.push(piece);
+                    } else {
+                        let (first, second) = piece.split_at(piece.len() / 2);
+                        pieces.extend([second, first]);
+                    }
+                }
+                Err(IntakeError::Sink(SinkError::OtherParked)) => {
+                    self.reload().await?;
+                    pieces.push(piece);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.unfoldable.clear();
+        Ok(())
+    }
+
+    /// Brings every part of the store to the same place.
+    pub async fn settle(&mut self, next: i64) -> Result<(), SinkError> {
+        self.sink.settle(self.partition, &mut self.position, next).await
+    }
+
+    async fn take_piece(&mut self, piece: &[Delivery]) -> Result<(), IntakeError> {
+        let name = self.sink.projection().name();
+        let Plan { records, letters, changes, next, limits, stop } = self.plan(piece);
+        self.post.send(name, self.partition, &letters).await.map_err(|error| post_error(&error))?;
+        let batch = Batch { records: &records, next, changes: &changes };
+        self.sink.apply_batch(self.partition, &mut self.position, &batch).await?;
+
+        self.limits = limits;
+        for (_, Failure { class, .. }) in letters {
+            counter!(DEAD_LETTERS, "projection" => name, "class" => class.name()).increment(1);
+        }
+        for (key, change) in changes {
+            self.remember(key, change);
+        }
+        stop.map_or(Ok(()), |why| Err(IntakeError::TooMany(why)))
+    }
+
+    fn plan<'a>(&self, piece: &'a [Delivery]) -> Plan<'a> {
+        let begun = piece.first().map_or(self.position.lowest(), Delivery::offset);
+        let mut plan = Plan {
+            records: Vec::with_capacity(piece.len()),
+            letters: Vec::new(),
+            changes: Changes::new(),
+            next: begun,
+            limits: self.limits.clone(),
+            stop: None,
+        };
+        for delivery in piece {
+            let offset = delivery.offset();
+            if offset >= self.position.lowest()
+                && let Err(why) = self.plan_one(&mut plan, delivery)
+            {
+                plan.stop = Some(format!("{}, up to offset {offset}: {why}", self.partition.field()));
+                break;
+            }
+            plan.next = offset + 1;
+        }
+        plan
+    }
+
+    /// Decides about one record; says why to stop before it.
+    fn plan_one<'a>(&self, plan: &mut Plan<'a>, delivery: &'a Delivery) -> Result<(), String> {
+        let offset = delivery.offset();
+        let failure = self.failure(delivery);
+        if failure.is_none() && self.parked.is_empty() && plan.changes.is_empty() {
+            self.plan_fold(plan, delivery);
+            return Ok(());
+        }
+        let key = delivery.key();
+        if let Some(parked) = self.parked.get(&key)
+            && parked.first <= offset
+        {
+            if offset <= parked.last {
+                // It was diverted before: it is in the dead letters, and counted.
+                return Ok(());
+            }
+            let change = plan.changes.entry(key).or_insert(Change::Extend { last: offset, more: 0 });
+            change.extend(offset);
+            plan.letters.push((&delivery.message, behind(parked.first)));
+        } else if let Some(change @ Change::Park(_)) = plan.changes.get_mut(&key) {
+            let first = change.extend(offset);
+            plan.letters.push((&delivery.message, behind(first)));
+        } else if self.discards.contains(&offset) {
+            return Ok(());
+        } else if let Some(failure) = failure {
+            if let Some(parked) = self.parked.get(&key) {
+                return Err(format!(
+                    "it can't be folded, but of its key {key} only records from offset {} on are known to wait",
+                    parked.first
+                ));
+            }
+            if self.parked.len() + plan.changes.len() >= PARKED_KEYS {
+                return Err(format!("{PARKED_KEYS} keys are parked already"));
+            }
+            plan.limits.failed().map_or(Ok(()), Err)?;
+            plan.letters.push((&delivery.message, failure.clone()));
+            plan.changes
+                .insert(key, Change::Park(ParkedKey { first: offset, last: offset, waiting: 1, failure }));
+            return Ok(());
+        } else {
+            self.plan_fold(plan, delivery);
+            return Ok(());
+        }
+        // It waits anyway, but that it can't be read either tells something of the program.
+        if delivery.decoded.is_err() { plan.limits.failed().map_or(Ok(()), Err) } else { Ok(()) }
+    }
+
+    fn plan_fold(&self, plan: &mut Plan<'_>, delivery: &Delivery) {
+        if !self.discards.contains(&delivery.offset())
+            && let Some(record) = delivery.record()
+        {
+            plan.limits.folded();
+            plan.records.push(record);
+        }
+    }
+
+    fn failure(&self, delivery: &Delivery) -> Option<Failure> {
+        match &delivery.decoded {
+            Err(error) => Some(Failure::new(Class::Undecodable, &error.to_string())),
+            Ok(_) => self.unfoldable.get(&delivery.offset()).map(|why| Failure::new(Class::Unfoldable, why)),
+        }
+    }
+
+    fn remember(&mut self, key: RecordKey, change: Change) {
+        match change {
+            Change::Park(parked) => {
+                let ParkedKey { first, failure: Failure { class, message }, .. } = &parked;
+                warn!(
+                    projection = self.sink.projection().name(),
+                    partition = self.partition.field(),
+                    offset = first,
+                    class = class.name(),
+                    message,
+                    "a record can't be folded; it waits in the dead letters, with all later ones of its key"
+                );
+                gauge!(PARKED, "projection" => self.sink.projection().name()).increment(1);
+                self.parked.insert(key, parked);
+            }
+            Change::Extend { last, more } => {
+                if let Some(parked) = self.parked.get_mut(&key) {
+                    parked.last = last;
+                    parked.waiting += more;
+                }
+            }
+        }
+    }
+
+    /// Sees which keys are parked.
+    async fn reload(&mut self) -> Result<(), SinkError> {
+        let parked = self.sink.parked().await?.remove(&self.partition).unwrap_or_default();
+        self.count(-1.0);
+        self.parked = parked;
+        self.count(1.0);
+        Ok(())
+    }
+
+    /// Counts the parked keys in, or out.
+    fn count(&self, sign: f64) {
+        let keys = u32::try_from(self.parked.len()).map_or(f64::INFINITY, f64::from);
+        gauge!(PARKED, "projection" => self.sink.projection().name()).increment(sign * keys);
+    }
+}
+
+impl Drop for Intake {
+    fn drop(&mut self) {
+        self.count(-1.0);
+    }
+}
+
+impl Change {
+    /// Has one more record wait; says behind which.
+    fn extend(&mut self, offset: i64) -> i64 {
+        match self {
+            Self::Park(parked) => {
+                parked.last = offset;
+                parked.waiting += 1;
+                parked.first
+            }
+            Self::Extend { last, more } => {
+                *last = offset;
+                *more += 1;
+                offset
+            }
+        }
+    }
+}
+
+fn behind(first: i64) -> Failure {
+    Failure::new(Class::Behind, &format!("it waits behind the record at offset {first}"))
+}
+
+fn post_error(error: &anyhow::Error) -> IntakeError {
+    IntakeError::Post(format!("{error:#}"))
+}

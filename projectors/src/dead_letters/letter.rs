@@ -1,0 +1,187 @@
+//! A dead letter: the record as it was, with where it is from and what was wrong in headers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    message::{Header, Headers, OwnedHeaders, OwnedMessage},
+    metadata::MetadataTopic,
+};
+
+use crate::{
+    replay::Log,
+    sink::{Class, Failure, Partition, RecordKey},
+};
+
+const PROJECTION: &str = "dead_letter_projection";
+const TOPIC: &str = "dead_letter_topic";
+const PARTITION: &str = "dead_letter_partition";
+const OFFSET: &str = "dead_letter_offset";
+const CLASS: &str = "dead_letter_class";
+const MESSAGE: &str = "dead_letter_message";
+const TIME: &str = "dead_letter_time_ms";
+
+/// How long the broker may take to answer, or to send the next record.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two looks whether something has come.
+const POLL: Duration = Duration::from_millis(100);
+
+/// The offsets of a partition that an operator decided to pass over.
+pub type Discards = BTreeSet<i64>;
+
+/// A dead letter.
+#[derive(Debug)]
+pub struct Letter {
+    /// Whose it is: each projection has its own.
+    pub projection: String,
+    /// Where the record is in its topic.
+    pub offset: i64,
+    /// Why it is here.
+    pub failure: Failure,
+    /// The record: its key, its value, and among the headers its own.
+    pub message: OwnedMessage,
+}
+
+impl Letter {
+    /// The record's key.
+    pub fn key(&self) -> RecordKey {
+        RecordKey::of(self.message.key())
+    }
+
+    fn read(message: OwnedMessage) -> Option<Self> {
+        let header = |name: &str| {
+            let headers = message.headers()?;
+            // The last of a name: a record may be here that was a dead letter before.
+            let found = headers.iter().filter(|header| header.key == name).last()?;
+            str::from_utf8(found.value?).ok().map(str::to_owned)
+        };
+        let failure = Failure::new(header(CLASS)?.parse().ok()?, &header(MESSAGE)?);
+        Some(Self {
+            projection: header(PROJECTION)?,
+            offset: header(OFFSET)?.parse().ok()?,
+            failure,
+            message,
+        })
+    }
+}
+
+/// The headers of a letter: the record's own, and those that say where it is from.
+pub(super) fn headers(
+    own: Option<&impl Headers>,
+    projection: &str,
+    origin: (&str, i32, i64),
+    failure: &Failure,
+    now_ms: i64,
+) -> OwnedHeaders {
+    let mut headers = OwnedHeaders::new();
+    for header in own.into_iter().flat_map(Headers::iter) {
+        headers = headers.insert(header);
+    }
+    let (topic, partition, offset) = origin;
+    let more = [
+        (PROJECTION, projection),
+        (TOPIC, topic),
+        (PARTITION, &partition.to_string()),
+        (OFFSET, &offset.to_string()),
+        (CLASS, failure.class.name()),
+        (MESSAGE, &failure.message),
+        (TIME, &now_ms.to_string()),
+    ];
+    more.into_iter().fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }))
+}
+
+/// Reads the letters that a projection has of a partition, up to what is there now. It blocks.
+pub(super) fn read(
+    log: &Log,
+    projection: &str,
+    partition: Partition,
+    mut take: impl FnMut(Letter),
+) -> anyhow::Result<()> {
+    let consumer = log.consumer()?;
+    let Some((begin, end)) = extent(&consumer, log, partition)? else {
+        return Ok(());
+    };
+    let topic = log.topics.dead_letters(partition.stream);
+    let mut next = begin;
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(&topic, partition.number, Offset::Offset(begin))?;
+    consumer.assign(&list).with_context(|| format!("failed to read {topic}"))?;
+    let mut heard = Instant::now();
+    while next < end {
+        let Some(message) = consumer.poll(POLL) else {
+            if heard.elapsed() > BROKER_TIMEOUT {
+                bail!(
+                    "{topic} could not be read to its end: nothing came for {} s",
+                    BROKER_TIMEOUT.as_secs()
+                );
+            }
+            continue;
+        };
+        let message = message.with_context(|| format!("failed to read {topic}"))?;
+        heard = Instant::now();
+        next = message.offset() + 1;
+        if let Some(letter) = Letter::read(message.detach())
+            && letter.projection == projection
+        {
+            take(letter);
+        }
+    }
+    Ok(())
+}
+
+/// The records of a partition that a projection is to pass over. It blocks.
+pub(super) fn discards(log: &Log, projection: &str, partition: Partition) -> anyhow::Result<Discards> {
+    let mut discards = Discards::new();
+    read(log, projection, partition, |letter| {
+        if letter.failure.class == Class::Discarded {
+            discards.insert(letter.offset);
+        }
+    })?;
+    Ok(discards)
+}
+
+/// The letters that are wanted of a partition, by offset, each record once; and what is to be passed over. It blocks.
+pub(super) fn waiting(
+    log: &Log,
+    projection: &str,
+    partition: Partition,
+    is_wanted: impl Fn(&Letter) -> bool,
+) -> anyhow::Result<(BTreeMap<i64, Letter>, Discards)> {
+    let mut letters = BTreeMap::new();
+    let mut discards = Discards::new();
+    read(log, projection, partition, |letter| {
+        if letter.failure.class == Class::Discarded {
+            discards.insert(letter.offset);
+        } else if is_wanted(&letter) {
+            letters.insert(letter.offset, letter);
+        }
+    })?;
+    Ok((letters, discards))
+}
+
+/// Where the dead letters of a partition begin and end; `None` if there are none. It blocks.
+pub(super) fn extent(
+    consumer: &BaseConsumer,
+    log: &Log,
+    partition: Partition,
+) -> anyhow::Result<Option<(i64, i64)>> {
+    let topic = log.topics.dead_letters(partition.stream);
+    let metadata = consumer
+        .fetch_metadata(Some(&topic), BROKER_TIMEOUT)
+        .with_context(|| format!("failed to ask for the partitions of {topic}"))?;
+    let has_it = |found: &MetadataTopic| {
+        found.error().is_none() && found.partitions().iter().any(|found| found.id() == partition.number)
+    };
+    if !metadata.topics().iter().any(has_it) {
+        return Ok(None);
+    }
+    let (begin, end) = consumer
+        .fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT)
+        .with_context(|| format!("failed to ask where {topic}[{}] ends", partition.number))?;
+    Ok((begin < end).then_some((begin, end)))
+}

@@ -1,0 +1,187 @@
+//! Sends dead letters: a letter counts as sent once every replica has it.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use futures::future::try_join_all;
+use rdkafka::{
+    ClientConfig, Message, Timestamp,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer},
+    error::RDKafkaErrorCode,
+    producer::{FutureProducer, FutureRecord, Producer},
+};
+use tokio::task::spawn_blocking;
+use tracing::info;
+use vidlog_events::{Stream, Topics};
+use vidlog_service_kit::clock::Clock;
+
+use super::letter::{self, Discards};
+use crate::{
+    replay::Log,
+    sink::{Class, Failure, Partition},
+};
+
+/// How long a letter may wait for its acknowledgement, and how long the broker may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(8);
+/// Bytes of a letter: of the largest record, with its headers.
+const MAX_BYTES: &str = "2000000";
+
+/// The way to the dead letters of a namespace. Clones share it.
+#[derive(Clone)]
+pub struct Post {
+    log: Log,
+    clock: Clock,
+    shared: Arc<Mutex<Shared>>,
+}
+
+/// What is made when it is first needed, which mostly is never.
+#[derive(Default)]
+struct Shared {
+    producer: Option<FutureProducer>,
+    created: BTreeSet<Stream>,
+    /// Asks whether there are any letters.
+    consumer: Option<Arc<BaseConsumer>>,
+}
+
+impl Post {
+    /// The post of a log.
+    pub fn new(log: Log) -> Self {
+        Self { log, clock: Clock::system(), shared: Arc::default() }
+    }
+
+    /// The log.
+    pub const fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Sends records of a partition that a projection could not fold; returns when all of them are kept safely.
+    pub async fn send(
+        &self,
+        projection: &str,
+        partition: Partition,
+        letters: &[(&(impl Message + Sync), Failure)],
+    ) -> anyhow::Result<()> {
+        if letters.is_empty() {
+            return Ok(());
+        }
+        self.create_topic(partition.stream).await?;
+        let producer = self.producer()?;
+        let (origin, topic) =
+            (self.log.topics.name(partition.stream), self.log.topics.dead_letters(partition.stream));
+        let now_ms = self.clock.now_ms();
+        let sent = letters.iter().map(|(message, failure)| {
+            let from = (origin.as_str(), partition.number, message.offset());
+            let mut record = FutureRecord::<[u8], [u8]>::to(&topic)
+                .partition(partition.number)
+                .headers(letter::headers(message.headers(), projection, from, failure, now_ms));
+            record.key = message.key();
+            // Of a record that is passed over nothing but its place is kept.
+            record.payload = if failure.class == Class::Discarded { None } else { message.payload() };
+            if let Timestamp::CreateTime(time_ms) = message.timestamp() {
+                record.timestamp = Some(time_ms);
+            }
+            producer.send(record, TIMEOUT)
+        });
+        match try_join_all(sent.map(|sent| async { sent.await.map_err(|(error, _)| error) })).await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal)
+                    || producer.client().fatal_error().is_some()
+                {
+                    // It would never send again.
+                    self.shared().producer = None;
+                }
+                Err(error).with_context(|| format!("failed to append to {topic}"))
+            }
+        }
+    }
+
+    /// The records of a partition that a projection is to pass over.
+    pub async fn discards(&self, projection: &'static str, partition: Partition) -> anyhow::Result<Discards> {
+        let (log, consumer) = (self.log.clone(), self.consumer()?);
+        let read = move || match letter::extent(&consumer, &log, partition)? {
+            Some(_) => letter::discards(&log, projection, partition),
+            None => Ok(Discards::new()),
+        };
+        spawn_blocking(read).await.context("reading the dead letters panicked")?
+    }
+
+    fn producer(&self) -> anyhow::Result<FutureProducer> {
+        let mut shared = self.shared();
+        if let Some(producer) = &shared.producer {
+            return Ok(producer.clone());
+        }
+        let producer: FutureProducer = ClientConfig::new()
+            .set("bootstrap.servers", &self.log.brokers)
+            .set("client.id", "vidlog-dead-letters")
+            .set("acks", "all")
+            .set("enable.idempotence", "true")
+            .set("linger.ms", "1")
+            .set("compression.type", "lz4")
+            .set("message.max.bytes", MAX_BYTES)
+            .set("delivery.timeout.ms", TIMEOUT.as_millis().to_string())
+            .create()
+            .context("failed to set up the producer of dead letters")?;
+        shared.producer = Some(producer.clone());
+        Ok(producer)
+    }
+
+    fn consumer(&self) -> anyhow::Result<Arc<BaseConsumer>> {
+        let mut shared = self.shared();
+        if let Some(consumer) = &shared.consumer {
+            return Ok(consumer.clone());
+        }
+        let consumer = Arc::new(self.log.consumer()?);
+        shared.consumer = Some(consumer.clone());
+        Ok(consumer)
+    }
+
+    /// Creates the topic of a stream's dead letters, with the layout of the stream's own, unless it is there.
+    async fn create_topic(&self, stream: Stream) -> anyhow::Result<()> {
+        if self.shared().created.contains(&stream) {
+            return Ok(());
+        }
+        let (partitions, replicas) = self.layout(stream).await?;
+        let admin: AdminClient<DefaultClientContext> =
+            ClientConfig::new().set("bootstrap.servers", &self.log.brokers).create()?;
+        let (name, min_insync) = (self.log.topics.dead_letters(stream), (replicas / 2 + 1).to_string());
+        let topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(replicas))
+            .set("min.insync.replicas", &min_insync)
+            .set("max.message.bytes", MAX_BYTES);
+        let topic = Topics::SETTINGS.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
+        let options = AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
+        for created in admin.create_topics([&topic], &options).await.context("failed to create a topic")? {
+            match created {
+                Ok(topic) => info!(topic, partitions, "created a topic"),
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((topic, code)) => bail!("failed to create topic {topic}: {code}"),
+            }
+        }
+        self.shared().created.insert(stream);
+        Ok(())
+    }
+
+    /// Partitions and replicas of a stream's topic.
+    async fn layout(&self, stream: Stream) -> anyhow::Result<(i32, i32)> {
+        let (topic, consumer) = (self.log.topics.name(stream), self.consumer()?);
+        let asked = spawn_blocking(move || {
+            let metadata = consumer.fetch_metadata(Some(&topic), TIMEOUT)?;
+            let found = metadata.topics().first().with_context(|| format!("there is no topic {topic}"))?;
+            let replicas = found.partitions().first().map_or(0, |partition| partition.replicas().len());
+            let (partitions, replicas) = (i32::try_from(found.partitions().len())?, i32::try_from(replicas)?);
+            ensure!(partitions > 0 && replicas > 0, "the broker does not say how {topic} is laid out");
+            Ok((partitions, replicas))
+        });
+        asked.await.context("asking for a topic panicked")?
+    }
+
+    fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,250 @@
+//! Dead letters: what can't be folded waits with all that comes behind it, everything else goes on, and a retry brings
+//! the view to what it would have been.
+
+use std::process::Output;
+
+use rdkafka::{
+    ClientConfig, Message,
+    consumer::{BaseConsumer, Consumer},
+    message::Headers,
+};
+use redis::cmd;
+use tokio::process::Command;
+use vidlog_events::{CommentEvent, CommentPosted, Event, Personal, Stream, Topics, UserId, VideoId};
+use vidlog_projectors::control;
+
+use crate::{
+    faults::{BOUND, Process, Running, until},
+    support::{World, envelope, liked},
+};
+
+const T: i64 = 1_700_000_000_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_cannot_be_read_holds_its_key_and_nothing_else() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    // Of one partition: garbage of one key, and likes of it and of another.
+    world.append(&[envelope(liked(1, 1), T)]).await;
+    let partition = world.append_garbage(Stream::Likes, "1").await;
+    let other = (2..1000).find(|video| World::partition_of(&video.to_string()) == partition).unwrap();
+    world.append(&[envelope(liked(1, 2), T + 1), envelope(liked(other, 2), T + 2)]).await;
+
+    until("the other key goes on", async || likers(&world, other).await == [2]).await;
+    assert_eq!(likers(&world, 1).await, [1], "what comes behind waits");
+    // That a key is parked is no reason not to be ready.
+    until("all is ready", async || running.readiness.missing().is_none()).await;
+
+    let listed = listed(&world, "likes").await;
+    assert_eq!(listed.len(), 1);
+    assert_eq!((&listed[0]["key"], &listed[0]["class"]), (&"1".into(), &"undecodable".into()));
+    assert_eq!(listed[0]["waiting"], 2);
+    let letters = letters(&world, "likes");
+    let told: Vec<_> = letters.iter().map(|(partition, class, _)| (*partition, class.as_str())).collect();
+    assert_eq!(told, [(partition, "undecodable"), (partition, "behind")]);
+
+    world.assert_views_equal_the_log().await;
+    // There is no fix for garbage.
+    let retried = command(&world, &["retry", "likes"]).await;
+    assert_eq!(retried.status.code(), Some(1), "{retried:?}");
+    let place =
+        [&listed[0]["partition"], &listed[0]["first_offset"]].map(|part| part.to_string().replace('"', ""));
+    for projection in ["likes", "likes-table"] {
+        let discarded = command(&world, &["discard", projection, &place[0], &place[1]]).await;
+        assert!(discarded.status.success(), "{discarded:?}");
+    }
+    assert_eq!(likers(&world, 1).await, [1, 2]);
+    world.append(&[envelope(liked(1, 3), T + 3)]).await;
+    until("the key goes on", async || likers(&world, 1).await == [1, 2, 3]).await;
+    world.assert_views_equal_the_log().await;
+    assert!(self::listed(&world, "likes").await.is_empty());
+
+    // What was discarded stays so, when the view is folded anew.
+    crate::faults::lose_redis(&world).await;
+    until("the view is back", async || likers(&world, 1).await == [1, 2, 3]).await;
+    world.assert_views_equal_the_log().await;
+    assert!(self::listed(&world, "likes").await.is_empty());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_after_a_fix_brings_a_mysql_view_to_what_it_would_have_been() {
+    let world = World::new().await;
+    alter(&world, "ALTER TABLE comments MODIFY text VARCHAR(5) NOT NULL").await;
+    let running = Running::start(&world);
+    let mut comments: Vec<_> = (1..40).map(|id| comment(id, id % 3 + 1, "short")).collect();
+    comments.insert(7, comment(101, 1, "a long one"));
+    comments.insert(20, comment(102, 1, "another long one"));
+    comments.insert(22, comment(103, 2, "a long one"));
+    world.append(&comments).await;
+    world.assert_views_equal_the_log().await;
+    let parked = listed(&world, "comments-table").await;
+    let told: Vec<_> = parked.iter().map(|key| (key["key"].as_str(), key["class"].as_str())).collect();
+    assert_eq!(told.len(), 2, "{parked:?}");
+    assert!(told.contains(&(Some("1"), Some("unfoldable"))), "{parked:?}");
+    assert_eq!(comments_of(&world, 3).await, 13, "the third goes on");
+
+    // The fix is only half of one: the first gets through.
+    alter(&world, "ALTER TABLE comments MODIFY text VARCHAR(12) NOT NULL").await;
+    let retried = command(&world, &["retry", "comments-table"]).await;
+    assert_eq!(retried.status.code(), Some(1));
+    world.assert_views_equal_the_log().await;
+    assert_eq!(listed(&world, "comments-table").await.len(), 1);
+
+    // While more of the key comes, all the time.
+    alter(&world, "ALTER TABLE comments MODIFY text VARCHAR(255) NOT NULL").await;
+    let (append, retry) = tokio::join!(
+        async {
+            for id in 200..400 {
+                world.append(&[comment(id, 1, "long enough to be too long")]).await;
+            }
+        },
+        command(&world, &["retry", "comments-table", "--key", "1"]),
+    );
+    let () = append;
+    assert!(retry.status.success(), "{retry:?}");
+    assert!(listed(&world, "comments-table").await.is_empty());
+    world.assert_views_equal_the_log().await;
+    assert_eq!(comments_of(&world, 1).await, 13 + 2 + 200);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_moment_no_record_overtakes() {
+    let world = World::new().await;
+    let mut process = Process::start(&world);
+    let mut time = T;
+    for round in 0..4 {
+        for video in 1..=30 {
+            time += 1;
+            if video % 10 == round {
+                world.append_garbage(Stream::Likes, &video.to_string()).await;
+            }
+            world.append(&[envelope(liked(video, time - T), time)]).await;
+        }
+        // While keys are being parked.
+        let keys = usize::try_from(round).unwrap();
+        until("keys are parked", async || parked_keys(&world).await > keys * 2).await;
+        process.kill();
+        process = Process::start(&world);
+    }
+    world.assert_views_equal_the_log().await;
+    assert_eq!(listed(&world, "likes").await.len(), 12);
+    assert_eq!(listed(&world, "likes-table").await.len(), 12);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_of_failures_stops_the_projection_until_it_is_resumed() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    for _ in 0..30 {
+        world.append_garbage(Stream::Likes, "1").await;
+    }
+    let stopped =
+        async || running.readiness.missing().is_some_and(|missing| missing.contains("one after the other"));
+    until("it is stopped", stopped).await;
+    let wanted = control::read(&world.target.mysql).await.unwrap();
+    assert!(matches!(wanted["likes"].wish, control::Wish::Stopped(_)));
+    let likes = vidlog_projectors::projections::find("likes").unwrap();
+    until("both are stopped", async || {
+        let wanted = control::read(&world.target.mysql).await.unwrap();
+        wanted.get("likes-table").is_some_and(|wanted| matches!(wanted.wish, control::Wish::Stopped(_)))
+    })
+    .await;
+    for projection in [likes, vidlog_projectors::projections::find("likes-table").unwrap()] {
+        control::resume(&world.target.mysql, &projection).await.unwrap();
+    }
+    until("all is well", async || running.readiness.missing().is_none()).await;
+    world.assert_views_equal_the_log().await;
+    running.stop().await;
+}
+
+fn comment(id: i64, video: i64, text: &str) -> vidlog_events::Envelope {
+    let posted = CommentPosted {
+        comment_id: vidlog_events::CommentId::new(id).unwrap(),
+        video_id: VideoId::new(video).unwrap(),
+        user_id: UserId::new(1).unwrap(),
+        text: Personal::new(text.to_owned()),
+    };
+    envelope(Event::Comment(CommentEvent::CommentPosted(posted)), T + id)
+}
+
+async fn comments_of(world: &World, video: i64) -> i64 {
+    sqlx::query_scalar("SELECT COUNT(*) FROM comments WHERE video_id = ?")
+        .bind(video)
+        .fetch_one(&world.target.mysql)
+        .await
+        .unwrap()
+}
+
+async fn alter(world: &World, statement: &'static str) {
+    sqlx::query(statement).execute(&world.target.mysql).await.unwrap();
+}
+
+async fn likers(world: &World, video: i64) -> Vec<i64> {
+    let key = world.target.keys.likers(video);
+    let mut likers: Vec<i64> = world.target.redis.query(cmd("SMEMBERS").arg(&key)).await.unwrap();
+    likers.sort_unstable();
+    likers
+}
+
+/// Keys that are parked of the likes.
+async fn parked_keys(world: &World) -> usize {
+    let key = world.target.keys.parked(&vidlog_schemas::projections::LIKES);
+    world.target.redis.query(cmd("HLEN").arg(&key)).await.unwrap()
+}
+
+/// Runs `projectors dead-letters`.
+async fn command(world: &World, arguments: &[&str]) -> Output {
+    let output = Command::new(env!("CARGO_BIN_EXE_projectors"))
+        .arg("dead-letters")
+        .args(["--namespace", &world.stores.namespace])
+        .env("VIDLOG_MYSQL_URL", world.stores.mysql_url.reveal())
+        .args(arguments)
+        .kill_on_drop(true)
+        .output();
+    tokio::time::timeout(BOUND, output).await.unwrap().unwrap()
+}
+
+async fn listed(world: &World, projection: &str) -> Vec<serde_json::Value> {
+    let output = command(world, &["list", projection, "--json"]).await;
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The dead letters of the likes that a projection has: partition, class and value.
+fn letters(world: &World, projection: &str) -> Vec<(i32, String, Vec<u8>)> {
+    let topic = Topics::new(&world.stores.namespace).dead_letters(Stream::Likes);
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &world.log.kafka_brokers)
+        .set("group.id", "test")
+        .set("enable.partition.eof", "true")
+        .create()
+        .unwrap();
+    let metadata = consumer.fetch_metadata(Some(&topic), BOUND).unwrap();
+    let mut list = rdkafka::TopicPartitionList::new();
+    for partition in metadata.topics()[0].partitions() {
+        list.add_partition_offset(&topic, partition.id(), rdkafka::Offset::Beginning).unwrap();
+    }
+    consumer.assign(&list).unwrap();
+    let (mut found, mut ends) = (Vec::new(), 0);
+    while ends < list.count() {
+        match consumer.poll(BOUND).expect("the broker answers") {
+            Ok(message) => {
+                let message = message.detach();
+                let header = |name: &str| {
+                    let headers = message.headers().unwrap();
+                    let found = headers.iter().find(|header| header.key == name).unwrap();
+                    String::from_utf8(found.value.unwrap().to_vec()).unwrap()
+                };
+                if header("dead_letter_projection") == projection {
+                    let value = message.payload().unwrap_or_default().to_vec();
+                    found.push((message.partition(), header("dead_letter_class"), value));
+                }
+            }
+            Err(rdkafka::error::KafkaError::PartitionEOF(_)) => ends += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    found
+}

@@ -1,0 +1,155 @@
+//! Laws of diverting, on the stores themselves: whichever records fail, wherever the log is cut, whenever the process
+//! dies and whenever what waits is retried, the view comes to what the model says.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
+use rdkafka::{
+    Timestamp,
+    message::{Header, OwnedHeaders, OwnedMessage},
+};
+use tokio::time::timeout;
+use vidlog_events::{DecodeError, Envelope, Topics};
+use vidlog_projectors::{
+    Delivery, Record,
+    dead_letters::{Intake, Outcome, Post, Retry},
+    projections,
+    replay::Log,
+    sink::{Partition, Sink},
+};
+
+use crate::{
+    folding::{assert_equals_model, partitions},
+    support::{World, history},
+};
+
+/// Histories that the law is tried on.
+const CASES: usize = 2;
+const LENGTH: usize = 100;
+
+/// How a history is folded.
+#[derive(Clone, Debug)]
+struct Case {
+    events: Vec<Envelope>,
+    /// The records that the program which folds can't read; the one that retries can.
+    failing: BTreeSet<i64>,
+    /// Sizes of batches.
+    cuts: Vec<usize>,
+    /// How long the process lives while a batch is taken in, in tenths of a millisecond; `None` if it does not die.
+    deaths: Vec<Option<u64>>,
+    /// The batches after which what waits is retried.
+    retries: BTreeSet<usize>,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_view_is_what_it_would_have_been_after_all_is_retried() {
+    let mut runner = TestRunner::deterministic();
+    for _ in 0..CASES {
+        let case = case().new_tree(&mut runner).unwrap().current();
+        let world = World::new().await;
+        for projection in projections::ALL {
+            let sink = Sink::new(projection, world.target.clone());
+            let streams: Vec<_> = projection.streams().collect();
+            for (partition, records) in partitions(&streams, &case.events) {
+                fold(&world, &sink, partition, &records, &case).await;
+            }
+            retry_all(&world, &sink).await;
+            assert!(sink.parked().await.unwrap().is_empty(), "{projection:?}");
+        }
+        assert_equals_model(&world, &case.events).await;
+    }
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let death = prop::option::weighted(0.4, 0..60_u64);
+    (
+        history(LENGTH),
+        prop::collection::btree_set(0..30_i64, 1..5),
+        prop::collection::vec(1..9_usize, 1..8),
+        prop::collection::vec(death, 1..12),
+        prop::collection::btree_set(0..12_usize, 0..3),
+    )
+        .prop_map(|(events, failing, cuts, deaths, retries)| Case {
+            events,
+            failing,
+            cuts,
+            deaths,
+            retries,
+        })
+}
+
+fn post(world: &World) -> Post {
+    Post::new(Log { brokers: world.log.kafka_brokers.clone(), topics: Topics::new(&world.stores.namespace) })
+}
+
+/// Folds a partition by a program that can't read some records, and that dies now and then.
+async fn fold(world: &World, sink: &Sink, partition: Partition, records: &[Record], case: &Case) {
+    let post = post(world);
+    let end = i64::try_from(records.len()).unwrap();
+    let (mut cuts, mut deaths) = (case.cuts.iter().cycle(), case.deaths.iter().cycle());
+    let (mut taken, mut lives) = (0, 0);
+    'lives: loop {
+        lives += 1;
+        assert!(lives < 1000, "it never ends");
+        let position = sink.positions(&[partition]).await.unwrap().remove(0);
+        let mut next = position.lowest();
+        let mut intake = Intake::open(sink.clone(), post.clone(), partition, position).await.unwrap();
+        while next < end {
+            let size = i64::try_from(*cuts.next().unwrap()).unwrap();
+            let batch: Vec<_> = records
+                .iter()
+                .filter(|record| (next..next + size).contains(&record.offset))
+                .map(|record| delivery(world, partition, record, &case.failing))
+                .collect();
+            match deaths.next().unwrap() {
+                Some(tenths) => {
+                    if timeout(Duration::from_micros(tenths * 100), intake.take(&batch)).await.is_err() {
+                        continue 'lives;
+                    }
+                }
+                None => intake.take(&batch).await.unwrap(),
+            }
+            next = (next + size).min(end);
+            taken += 1;
+            if case.retries.contains(&taken) {
+                intake.settle(next).await.unwrap();
+                retry_all(world, sink).await;
+            }
+        }
+        intake.settle(end).await.unwrap();
+        return;
+    }
+}
+
+async fn retry_all(world: &World, sink: &Sink) {
+    let retry = Retry::new(sink.clone(), post(world));
+    for (partition, keys) in sink.parked().await.unwrap() {
+        for key in keys.keys() {
+            assert_eq!(retry.key(partition, key).await.unwrap(), Outcome::Folded);
+        }
+    }
+}
+
+/// A record as a program reads it that knows nothing of some.
+fn delivery(world: &World, partition: Partition, record: &Record, failing: &BTreeSet<i64>) -> Delivery {
+    let encoded = record.envelope.encode().unwrap();
+    let mut headers = OwnedHeaders::new();
+    for (key, value) in &encoded.headers {
+        headers = headers.insert(Header { key, value: Some(value) });
+    }
+    let message = OwnedMessage::new(
+        Some(encoded.value),
+        Some(encoded.key.into_bytes()),
+        Topics::new(&world.stores.namespace).name(partition.stream),
+        Timestamp::CreateTime(encoded.timestamp_ms),
+        partition.number,
+        record.offset,
+        Some(headers),
+    );
+    let decoded = if failing.contains(&record.offset) {
+        Err(DecodeError::UnknownType { stream: partition.stream, name: "of a later version".to_owned() })
+    } else {
+        Ok(record.envelope.clone())
+    };
+    Delivery { message, decoded }
+}

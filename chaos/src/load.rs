@@ -138,19 +138,24 @@ impl Load {
     fn wish(&self, client: u64, turn: usize, rng: &mut StdRng) -> Wish {
         let caller = pick(&self.users, rng);
         let (video, other) = (pick(&self.videos, rng), pick(&self.users, rng));
+        let stranger = Stranger::of(client, turn);
         let action = |done: bool| if done { "1" } else { "2" }.to_owned();
         let wish = |kind, path, parameters| Wish { kind, caller, path, parameters };
         match rng.random_range(0..100) {
             0..45 => {
+                let is_strange = rng.random_bool(0.7);
+                let (caller, video) =
+                    if is_strange { (stranger.id, stranger.one_of(&self.videos)) } else { (caller, video) };
                 let done = action(rng.random_bool(0.6));
                 let like = [("video_id", video.to_string()), ("action_type", done)];
-                let caller = if rng.random_bool(0.7) { stranger(client, turn) } else { caller };
                 Wish { caller, ..wish(Kind::Like, "/douyin/favorite/action/", like.into()) }
             }
             45..65 => {
+                let is_strange = rng.random_bool(0.7);
+                let (caller, other) =
+                    if is_strange { (stranger.id, stranger.one_of(&self.users)) } else { (caller, other) };
                 let done = action(rng.random_bool(0.6));
                 let follow = [("to_user_id", other.to_string()), ("action_type", done)];
-                let caller = if rng.random_bool(0.7) { stranger(client, turn) } else { caller };
                 Wish { caller, ..wish(Kind::Follow, "/douyin/relation/action/", follow.into()) }
             }
             65..80 => {
@@ -227,12 +232,23 @@ impl Wish {
     }
 }
 
-/// Someone without an account, who can like and follow nevertheless. Each does several contradictory things and then
-/// nothing any more: a later like would cover up that an earlier one was folded late.
-fn stranger(client: u64, turn: usize) -> i64 {
-    i64::try_from(turn / STRANGER_TURNS).unwrap_or_default() * 100
-        + i64::try_from(client).unwrap_or_default()
-        + 1
+/// Someone without an account, who can like and follow nevertheless: one video and one user, again and again, and then
+/// nothing any more. A later like would cover up that an earlier one was folded late.
+struct Stranger {
+    id: i64,
+    taste: usize,
+}
+
+impl Stranger {
+    fn of(client: u64, turn: usize) -> Self {
+        let taste = turn / STRANGER_TURNS;
+        let id = i64::try_from(taste as u64 * CLIENTS + client + 1).unwrap_or(1);
+        Self { id, taste }
+    }
+
+    fn one_of(&self, ids: &[i64]) -> i64 {
+        ids.get(self.taste % ids.len().max(1)).copied().unwrap_or(1)
+    }
 }
 
 fn registration(name: &str) -> Wish {

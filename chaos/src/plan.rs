@@ -18,8 +18,8 @@ const WINDOW_MS: std::ops::Range<u64> = 200..8_000;
 const LOSS_WINDOW_MS: std::ops::Range<u64> = 200..2_500;
 /// When the log stops: late, as hardly a command is carried out without it.
 const OUTAGE_WINDOW_MS: std::ops::Range<u64> = 4_000..7_000;
-/// How long a paused process is away: longer than its session lives.
-const ZOMBIE_MS: std::ops::Range<u64> = 3_500..5_000;
+/// How long a paused process is away: until its session is over, and others have gone on with its partitions for a while.
+const ZOMBIE_MS: std::ops::Range<u64> = 4_500..6_500;
 
 /// Points of the projectors, around everything that they commit.
 pub(crate) const PROJECTOR_POINTS: [&str; 9] = [

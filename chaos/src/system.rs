@@ -33,7 +33,7 @@ use crate::{
 pub(crate) const JWT_KEYS: &str = "chaos:0123456789abcdef0123456789abcdef";
 /// Partitions of the topics: enough that keys spread and instances share them.
 const PARTITIONS: &str = "3";
-/// As short as the local broker allows it to be sensible: a zombie is one after this.
+/// A process that is stopped is replaced after this and the time that a rebalance takes.
 const SESSION_TIMEOUT_MS: &str = "3000";
 /// Between two looks whether a process died.
 const TEND_EVERY: Duration = Duration::from_millis(50);

@@ -22,7 +22,8 @@ const OUTAGE_WINDOW_MS: std::ops::Range<u64> = 4_000..7_000;
 const ZOMBIE_MS: std::ops::Range<u64> = 4_500..6_500;
 
 /// Points of the projectors, around everything that they commit.
-pub(crate) const PROJECTOR_POINTS: [&str; 9] = [
+pub(crate) const PROJECTOR_POINTS: [&str; 10] = [
+    "redis-parked-after",
     "redis-writes-before",
     "redis-writes-after",
     "redis-parts-after",

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, RDKafkaErrorCode},
     message::{Header, Headers, OwnedHeaders, OwnedMessage},
     metadata::MetadataTopic,
 };
@@ -180,8 +181,23 @@ pub(super) fn extent(
     if !metadata.topics().iter().any(has_it) {
         return Ok(None);
     }
-    let (begin, end) = consumer
-        .fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT)
-        .with_context(|| format!("failed to ask where {topic}[{}] ends", partition.number))?;
+    let deadline = Instant::now() + BROKER_TIMEOUT;
+    let (begin, end) = loop {
+        match consumer.fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT) {
+            // The topic was just created: its partitions get their leaders one by one.
+            Err(error) if has_no_leader(&error) && Instant::now() < deadline => _ = consumer.poll(POLL),
+            told => {
+                let failed = || format!("failed to ask where {topic}[{}] ends", partition.number);
+                break told.with_context(failed)?;
+            }
+        }
+    };
     Ok((begin < end).then_some((begin, end)))
+}
+
+fn has_no_leader(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::NotLeaderForPartition | RDKafkaErrorCode::LeaderNotAvailable)
+    )
 }

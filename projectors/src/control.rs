@@ -168,15 +168,40 @@ pub async fn hold(pool: &MySqlPool, projection: &Projection, time: Duration) -> 
     Ok(())
 }
 
-/// Makes a generation the live one, and ends the hold that it was made for.
-pub async fn set_generation(pool: &MySqlPool, projection: &Projection, generation: u32) -> sqlx::Result<()> {
-    sqlx::query(
-        "INSERT INTO projections (name, generation) VALUES (?, ?)
-         ON DUPLICATE KEY UPDATE generation = VALUES(generation), held_until_ms = 0",
+/// Prolongs a hold that has not ended; false if it has.
+pub async fn prolong_hold(pool: &MySqlPool, projection: &Projection, time: Duration) -> sqlx::Result<bool> {
+    let prolonged = sqlx::query(
+        "UPDATE projections SET held_until_ms = UNIX_TIMESTAMP(NOW(3)) * 1000 + ?
+         WHERE name = ? AND held_until_ms > UNIX_TIMESTAMP(NOW(3)) * 1000",
     )
+    .bind(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
     .bind(projection.name())
-    .bind(generation)
     .execute(pool)
     .await?;
+    Ok(prolonged.rows_affected() == 1)
+}
+
+/// Makes the next generation after one the live one, and ends the hold that it was made for; false if that has ended
+/// already, or another generation is live.
+pub async fn take_over(pool: &MySqlPool, projection: &Projection, live: u32) -> sqlx::Result<bool> {
+    let took_over = sqlx::query(
+        "UPDATE projections SET generation = ?, held_until_ms = 0
+         WHERE name = ? AND generation = ? AND held_until_ms > UNIX_TIMESTAMP(NOW(3)) * 1000",
+    )
+    .bind(live + 1)
+    .bind(projection.name())
+    .bind(live)
+    .execute(pool)
+    .await?;
+    Ok(took_over.rows_affected() == 1)
+}
+
+/// Counts a generation that took over by itself, and ends the hold that it was made for.
+pub async fn count_generation(pool: &MySqlPool, projection: &Projection, live: u32) -> sqlx::Result<()> {
+    sqlx::query("UPDATE projections SET generation = ?, held_until_ms = 0 WHERE name = ?")
+        .bind(live + 1)
+        .bind(projection.name())
+        .execute(pool)
+        .await?;
     Ok(())
 }

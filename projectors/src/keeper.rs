@@ -211,7 +211,11 @@ impl Keeper {
     /// Where the log ends now. Waits until there is one.
     async fn ends(&self) -> Result<Ends, Unknown> {
         let mut config = ClientConfig::new();
-        let mut consumer: BaseConsumer = config.set("bootstrap.servers", &self.settings.brokers).create()?;
+        let mut consumer: BaseConsumer = config
+            .set("bootstrap.servers", &self.settings.brokers)
+            // A connection on which nothing moves any more would else be given up after a minute.
+            .set("socket.timeout.ms", "6000")
+            .create()?;
         let streams: Vec<Stream> = self.projection.streams().collect();
         let mut pause = WAIT.0;
         loop {

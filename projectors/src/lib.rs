@@ -22,6 +22,7 @@ pub mod replay;
 pub mod runner;
 pub mod sink;
 pub mod status;
+mod view_lock;
 
 use std::sync::Arc;
 

@@ -63,6 +63,7 @@ impl FirstRecords {
             .set("group.id", "vidlog-first-records")
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "error")
+            .set("socket.timeout.ms", "6000")
             // One batch of each is all that is wanted.
             .set("queued.min.messages", "1")
             .create()?;

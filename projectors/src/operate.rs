@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use vidlog_events::Topics;
 use vidlog_schemas::Keys;
@@ -24,6 +25,7 @@ use crate::{
     audit::{self, audit_some},
     config::Operation,
     control::{self, Wanted, Wish},
+    dead_letters::{Post, command},
     projection::Projection,
     replay,
     sink::Target,
@@ -120,6 +122,31 @@ impl Operator {
     /// Audits the views of projections.
     pub async fn audit(&self, projections: &[Projection]) -> anyhow::Result<audit::Report> {
         audit_some(&self.log, &self.target, projections).await
+    }
+
+    /// What waits in the dead letters of a projection.
+    pub async fn dead_letters(&self, projection: Projection) -> anyhow::Result<Value> {
+        Ok(command::as_json(&command::waiting(&self.target, &[projection]).await?))
+    }
+
+    /// Folds what waits in the dead letters of a projection, in order. Says what came of each key.
+    pub async fn retry(&self, projection: Projection) -> anyhow::Result<Vec<String>> {
+        let post = Post::new(self.log.clone());
+        let retried = command::retry(&self.target, &post, projection, None).await?;
+        Ok(retried.iter().map(ToString::to_string).collect())
+    }
+
+    /// Passes over a record that waits, for good, and folds what waits behind it. Says what came of it.
+    pub async fn discard(
+        &self,
+        projection: Projection,
+        partition: &str,
+        offset: i64,
+    ) -> anyhow::Result<String> {
+        let partition = command::parse_partition(partition).map_err(anyhow::Error::msg)?;
+        let post = Post::new(self.log.clone());
+        let discarded = command::discard(&self.target, &post, projection, (partition, offset)).await?;
+        Ok(discarded.to_string())
     }
 
     async fn wanted(&self, projection: &Projection) -> anyhow::Result<Wanted> {

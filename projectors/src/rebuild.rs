@@ -15,11 +15,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use tokio::{
     sync::watch,
+    task::spawn_blocking,
     time::{Instant, sleep},
 };
+use tracing::warn;
 use vidlog_events::Topics;
 use vidlog_schemas::Keys;
 use vidlog_service_kit::{
@@ -36,9 +38,10 @@ use self::{
 use crate::{
     audit::Difference,
     control,
+    log_identity::FirstRecords,
     projection::Projection,
     replay::{Log, Places, Tally, replay},
-    sink::{Partition, Position, Target},
+    sink::{Partition, Position, Sink, Target},
 };
 
 /// A round of catching up that leaves fewer records than this to the next is the last.
@@ -94,12 +97,8 @@ impl Rebuild {
     pub async fn begin(log: &config::Log, stores: &Stores, projection: Projection) -> anyhow::Result<Self> {
         let redis = Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?;
         let mysql = mysql::open(stores.mysql_url.reveal(), 8).context("failed to read the MySQL address")?;
-        let wanted = control::read(&mysql).await.context("MySQL does not say which generation is live")?;
-        let generation = wanted.get(projection.name()).cloned().unwrap_or_default().generation;
-        let keys = Keys::new(&stores.namespace, stores.shards);
-        keys.set_generation(&projection.catalogued, generation);
-        let live = Target { keys, redis, mysql };
-        let generations = Generations::lock(projection, stores, live.clone(), generation).await?;
+        let live = Target { keys: Keys::new(&stores.namespace, stores.shards), redis, mysql };
+        let generations = Generations::lock(projection, stores, live.clone()).await?;
         let log = Log { brokers: log.kafka_brokers.clone(), topics: Topics::new(&stores.namespace) };
         let (progress, _) = watch::channel(Progress::Preparing);
         Ok(Self { projection, log, live, generations, progress })
@@ -117,36 +116,82 @@ impl Rebuild {
 
     /// Rebuilds.
     pub async fn run(self, if_different: IfDifferent) -> anyhow::Result<Outcome> {
+        let partitions = self.partitions().await?;
+        self.ensure_same_log(&partitions).await?;
         let next = self.generations.make_next().await?;
-        let ends = self.log.ends(self.projection.streams().collect()).await?;
-        let partitions = ends.into_keys().collect();
         let pair = Pair { projection: self.projection, partitions, live: self.live.clone(), next };
         self.catch_up(&pair).await?;
         self.tell(Progress::Comparing);
         let mut comparison = pair.compare_all(&self.log).await?;
-        let mut holds = 0;
-        // What may only differ because the live one went on is compared again below; what differs for sure is not.
-        while comparison.differences.is_empty() || if_different == IfDifferent::TakeOver {
+        for _ in 0..HOLDS {
+            pair.compare_again(&self.log, &mut comparison).await?;
+            if !comparison.differences.is_empty() && if_different == IfDifferent::Keep {
+                return Ok(self.outcome(comparison, self.generations.live));
+            }
             self.tell(Progress::TakingOver);
             match self.hold_and_take_over(&pair, &mut comparison, if_different).await? {
                 Held::TookOver => {
+                    self.catch_up_with_late_writes(&pair).await;
                     self.tell(Progress::Waiting);
                     sleep(GRACE).await;
                     self.generations.drop_old().await?;
                     return Ok(self.outcome(comparison, self.generations.next_number()));
                 }
-                Held::Different => break,
-                Held::Restless => holds += 1,
+                Held::Different => return Ok(self.outcome(comparison, self.generations.live)),
+                Held::Restless => sleep(BETWEEN_HOLDS).await,
             }
-            ensure!(
-                holds < HOLDS,
-                "the live view of {} did not come to rest, so that the two could be compared at one position; \
-                 if its process was killed, start one, then run this again",
-                self.projection.name()
-            );
-            sleep(BETWEEN_HOLDS).await;
         }
-        Ok(self.outcome(comparison, self.generations.live))
+        bail!(
+            "the live view of {} did not come to rest, so that the two could be compared at one position; \
+             if its process was killed, start one, then run this again",
+            self.projection.name()
+        )
+    }
+
+    /// The partitions of the projection's streams.
+    async fn partitions(&self) -> anyhow::Result<Vec<Partition>> {
+        Ok(self.log.ends(self.projection.streams().collect()).await?.into_keys().collect())
+    }
+
+    /// Makes sure that this is the log that the live view was folded from.
+    async fn ensure_same_log(&self, partitions: &[Partition]) -> anyhow::Result<()> {
+        let ends = self.log.ends(self.projection.streams().collect()).await?;
+        let with_first = |partition: &&Partition| ends.get(partition).is_some_and(|end| *end > 0);
+        let asked: Vec<Partition> = partitions.iter().filter(with_first).copied().collect();
+        let (records, partitions) =
+            (FirstRecords::new(self.log.brokers.clone(), self.log.topics.clone()), asked.clone());
+        let firsts = spawn_blocking(move || records.of(&partitions))
+            .await
+            .context("reading the log panicked")?
+            .context("the log's first records can't be read")?;
+        let known: Vec<_> =
+            asked.into_iter().zip(firsts).filter_map(|(at, first)| Some((at, first?))).collect();
+        let remembered = Sink::new(self.projection, self.live.clone()).logs(&known).await?;
+        let is_other = known.iter().zip(&remembered).any(|((_, first), remembered)| first != remembered);
+        ensure!(!is_other, "this is another log than the one that the live view was folded from");
+        Ok(())
+    }
+
+    /// A process that had not heard of the hold may have written to the tables that were replaced, and told readers of
+    /// it. What it wrote is in the log.
+    async fn catch_up_with_late_writes(&self, pair: &Pair) {
+        let caught_up = async {
+            let Some(replaced) = self.generations.replaced()? else {
+                return Ok(());
+            };
+            let late = Sink::new(self.projection, replaced).positions(&pair.partitions).await?;
+            let until = pair.partitions.iter().zip(late).map(|(at, position)| (*at, position.highest()));
+            let live = Sink::new(self.projection, self.live.clone());
+            replay(&self.log, &live, &until.collect(), &Arc::default()).await
+        };
+        if let Err(error) = caught_up.await {
+            // Those that fold it by now do the same.
+            warn!(
+                projection = self.projection.name(),
+                error = format!("{error:#}"),
+                "left to the projectors"
+            );
+        }
     }
 
     fn outcome(&self, comparison: Comparison, after: u32) -> Outcome {
@@ -191,11 +236,13 @@ impl Rebuild {
         comparison: &mut Comparison,
         if_different: IfDifferent,
     ) -> anyhow::Result<Held> {
-        control::hold(&self.live.mysql, &self.projection, HOLD).await?;
         let until = Instant::now() + HOLD - LET_GO;
+        control::hold(&self.live.mysql, &self.projection, HOLD).await?;
         sleep(HOLD_IS_KNOWN).await;
         let held = self.take_over(pair, comparison, if_different, until).await;
-        control::hold(&self.live.mysql, &self.projection, Duration::ZERO).await?;
+        if let Err(error) = control::hold(&self.live.mysql, &self.projection, Duration::ZERO).await {
+            warn!(projection = self.projection.name(), %error, "the hold was not ended; it ends by itself");
+        }
         held
     }
 
@@ -214,14 +261,21 @@ impl Rebuild {
             }
             replay(&self.log, &pair.next_sink(), &lowest(&rest), &comparison.since).await?;
             pair.compare_rest(comparison).await?;
-            // Someone who does not know of the hold may still have written: then all of this is of no account.
-            if pair.live_positions().await? != rest || Instant::now() >= until {
-                continue;
-            }
             if !comparison.differences.is_empty() && if_different == IfDifferent::Keep {
                 return Ok(Held::Different);
             }
             pair.publish_progress(&lowest(&rest)).await?;
+            ensure!(
+                self.partitions().await? == pair.partitions,
+                "partitions were added to the log meanwhile; run this again"
+            );
+            // Someone who does not know of the hold may still have written: then all of this is of no account.
+            if Instant::now() >= until
+                || !control::prolong_hold(&self.live.mysql, &self.projection, HOLD).await?
+                || pair.live_positions().await? != rest
+            {
+                continue;
+            }
             let took_over = self.generations.take_over().await?;
             return Ok(if took_over { Held::TookOver } else { Held::Restless });
         }

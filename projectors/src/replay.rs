@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
@@ -118,8 +118,13 @@ impl Log {
                 let metadata = consumer
                     .fetch_metadata(Some(&topic), BROKER_TIMEOUT)
                     .with_context(|| format!("failed to ask for the partitions of {topic}"))?;
-                let numbers =
-                    metadata.topics().iter().flat_map(MetadataTopic::partitions).map(MetadataPartition::id);
+                let numbers: Vec<i32> = metadata
+                    .topics()
+                    .iter()
+                    .flat_map(MetadataTopic::partitions)
+                    .map(MetadataPartition::id)
+                    .collect();
+                ensure!(!numbers.is_empty(), "there is no topic {topic}");
                 for number in numbers {
                     let place = patiently(&consumer, || ask(&consumer, &topic, number))
                         .with_context(|| format!("failed to ask about {topic}[{number}]"))?;
@@ -138,6 +143,8 @@ impl Log {
             .set("group.id", "vidlog-replay")
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "error")
+            // A connection on which nothing moves any more would else be given up after a minute.
+            .set("socket.timeout.ms", "6000")
             .set("queued.max.messages.kbytes", "16384")
             .create()
             .context("failed to set up a consumer")
@@ -173,9 +180,10 @@ pub async fn replay(log: &Log, sink: &Sink, until: &Places, tally: &Arc<Tally>) 
     let mut tasks = JoinSet::new();
     for (partition, position) in partitions.into_iter().zip(positions) {
         let end = until.get(&partition).copied().unwrap_or_default();
-        if position.lowest() < end {
-            from.insert(partition, position.lowest());
+        if position.lowest() >= end {
+            continue;
         }
+        from.insert(partition, position.lowest());
         let (queue, records) = mpsc::channel(QUEUE);
         queues.insert(partition, queue);
         let (sink, post, tally) = (sink.clone(), post.clone(), tally.clone());

@@ -210,6 +210,15 @@ impl Sink {
         }
     }
 
+    /// How many records wait in the dead letters, by the partition's field.
+    pub async fn waiting(&self) -> Result<BTreeMap<String, i64>, SinkError> {
+        let parked = self.parked().await?;
+        let waiting = |(partition, keys): (Partition, Parked)| {
+            (partition.field(), keys.values().map(|parked| parked.waiting).sum())
+        };
+        Ok(parked.into_iter().map(waiting).collect())
+    }
+
     /// Brings every part of the store to `next`, of which it is known that it has all that is its own before that: a
     /// batch moves only the parts that it writes to.
     pub async fn settle(

@@ -54,6 +54,8 @@ pub struct PartitionStatus {
     pub records_per_second: Option<f64>,
     /// The process that has it.
     pub instance: Option<String>,
+    /// How many records wait in the dead letters.
+    pub dead_letters: Option<i64>,
     /// The last error that this process had with it.
     pub last_error: Option<LastError>,
 }

@@ -1,6 +1,6 @@
 //! `projectors dead-letters`: what waits, and what is to become of it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
@@ -22,6 +22,7 @@ use crate::{
     projection::Projection,
     projections, replay,
     sink::{ParkedKey, Partition, RecordKey, Sink, Target},
+    view_lock::ViewLock,
 };
 
 /// Settings of `dead-letters`.
@@ -86,20 +87,13 @@ pub async fn run(command: DeadLetters) -> anyhow::Result<bool> {
         redis: Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?,
         mysql: mysql::open(stores.mysql_url.reveal(), 4).context("failed to read the MySQL address")?,
     };
-    let wanted = control::read(&target.mysql).await.context("failed to ask which generations are live")?;
-    for projection in projections::ALL {
-        if let Some(wanted) = wanted.get(projection.name()) {
-            target.keys.set_generation(&projection.catalogued, wanted.generation);
-        }
-    }
     let topics = Topics::new(&stores.namespace);
     let post = Post::new(replay::Log { brokers: log.kafka_brokers, topics });
-    let sink = |projection| Sink::new(projection, target.clone());
     match action {
         Action::List { projection, json } => {
             let chosen = projection.map_or(projections::ALL.to_vec(), |projection| vec![projection]);
-            let waiting = waiting(chosen.into_iter().map(sink).collect()).await?;
-            println!("{}", if json { as_json(&waiting) } else { as_table(&waiting) });
+            let waiting = waiting(&target, &chosen).await?;
+            println!("{}", if json { as_json(&waiting).to_string() } else { as_table(&waiting) });
             Ok(true)
         }
         Action::Show(place) => {
@@ -107,41 +101,88 @@ pub async fn run(command: DeadLetters) -> anyhow::Result<bool> {
             Ok(true)
         }
         Action::Retry { projection, key } => {
-            let retry = Retry::new(sink(projection), post);
             let key = key.as_deref().map(RecordKey::from_text);
-            let mut all_folded = true;
-            let mut any = false;
-            for Waiting { partition, key: parked, .. } in waiting(vec![sink(projection)]).await? {
-                if key.as_ref().is_none_or(|key| *key == parked) {
-                    any = true;
-                    let outcome = retry.key(partition, &parked).await?;
-                    all_folded &= tell(partition, &parked, &outcome);
-                }
-            }
-            if !any {
+            let retried = retry(&target, &post, projection, key.as_ref()).await?;
+            if retried.is_empty() {
                 println!("nothing waits");
             }
-            Ok(all_folded)
+            Ok(told(&retried))
         }
         Action::Discard(Place { projection, partition, offset }) => {
-            let (key, outcome) = Retry::new(sink(projection), post).discard(partition, offset).await?;
-            Ok(tell(partition, &key, &outcome))
+            Ok(told(&[discard(&target, &post, projection, (partition, offset)).await?]))
         }
     }
 }
 
+/// A key that was retried, and what came of it.
+pub(crate) struct Retried {
+    partition: Partition,
+    key: RecordKey,
+    outcome: Outcome,
+}
+
+/// Folds what waits of a projection, or of one key of it, in order.
+pub(crate) async fn retry(
+    target: &Target,
+    post: &Post,
+    projection: Projection,
+    key: Option<&RecordKey>,
+) -> anyhow::Result<Vec<Retried>> {
+    let _lock = locked(target, projection).await?;
+    let retry = Retry::new(Sink::new(projection, target.clone()), post.clone());
+    let mut retried = Vec::new();
+    for Waiting { partition, key: parked, .. } in waiting(target, &[projection]).await? {
+        if key.is_none_or(|key| *key == parked) {
+            let outcome = retry.key(partition, &parked).await?;
+            retried.push(Retried { partition, key: parked, outcome });
+        }
+    }
+    Ok(retried)
+}
+
+/// Passes over the first record that waits of a key, and folds the rest.
+pub(crate) async fn discard(
+    target: &Target,
+    post: &Post,
+    projection: Projection,
+    (partition, offset): (Partition, i64),
+) -> anyhow::Result<Retried> {
+    let _lock = locked(target, projection).await?;
+    let retry = Retry::new(Sink::new(projection, target.clone()), post.clone());
+    let (key, outcome) = retry.discard(partition, offset).await?;
+    Ok(Retried { partition, key, outcome })
+}
+
+/// Keeps rebuilds away: what is folded here moves no position, by which a rebuild would know of it.
+async fn locked(target: &Target, projection: Projection) -> anyhow::Result<ViewLock> {
+    let lock = ViewLock::take(&target.mysql, projection).await?;
+    follow_generations(target).await?;
+    Ok(lock)
+}
+
+async fn follow_generations(target: &Target) -> anyhow::Result<()> {
+    let wanted = control::read(&target.mysql).await.context("failed to ask which generations are live")?;
+    for projection in projections::ALL {
+        let generation = wanted.get(projection.name()).cloned().unwrap_or_default().generation;
+        target.keys.set_generation(&projection.catalogued, generation);
+    }
+    Ok(())
+}
+
 /// A key that waits.
-struct Waiting {
+pub(crate) struct Waiting {
     projection: &'static str,
     partition: Partition,
     key: RecordKey,
     parked: ParkedKey,
 }
 
-async fn waiting(sinks: Vec<Sink>) -> anyhow::Result<Vec<Waiting>> {
+/// What waits of some projections.
+pub(crate) async fn waiting(target: &Target, projections: &[Projection]) -> anyhow::Result<Vec<Waiting>> {
+    follow_generations(target).await?;
     let mut all = Vec::new();
-    for sink in sinks {
-        let projection = sink.projection().name();
+    for projection in projections {
+        let (sink, projection) = (Sink::new(*projection, target.clone()), projection.name());
         let parked =
             sink.parked().await.with_context(|| format!("failed to ask what waits of {projection}"))?;
         for (partition, keys) in parked {
@@ -151,7 +192,8 @@ async fn waiting(sinks: Vec<Sink>) -> anyhow::Result<Vec<Waiting>> {
     Ok(all)
 }
 
-fn as_json(waiting: &[Waiting]) -> String {
+/// As programs read it.
+pub(crate) fn as_json(waiting: &[Waiting]) -> Value {
     let value = |Waiting { projection, partition, key, parked }: &Waiting| {
         json!({
             "projection": projection,
@@ -164,7 +206,7 @@ fn as_json(waiting: &[Waiting]) -> String {
             "message": parked.failure.message,
         })
     };
-    Value::Array(waiting.iter().map(value).collect()).to_string()
+    Value::Array(waiting.iter().map(value).collect())
 }
 
 fn as_table(waiting: &[Waiting]) -> String {
@@ -216,25 +258,39 @@ async fn show(post: &Post, place: &Place) -> anyhow::Result<String> {
     Ok(lines.join("\n"))
 }
 
-fn tell(partition: Partition, key: &RecordKey, outcome: &Outcome) -> bool {
-    match outcome {
-        Outcome::Folded => {
-            println!("{} key {key}: all is folded", partition.field());
-            true
-        }
-        Outcome::Waits(ParkedKey { first, waiting, failure, .. }) => {
-            println!(
+/// Prints what came of retries; true if nothing waits any more.
+fn told(retried: &[Retried]) -> bool {
+    for one in retried {
+        println!("{one}");
+    }
+    retried.iter().all(Retried::is_folded)
+}
+
+impl Retried {
+    /// Whether nothing of the key waits any more.
+    pub(crate) const fn is_folded(&self) -> bool {
+        matches!(self.outcome, Outcome::Folded)
+    }
+}
+
+impl fmt::Display for Retried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { partition, key, outcome } = self;
+        match outcome {
+            Outcome::Folded => write!(f, "{} key {key}: all is folded", partition.field()),
+            Outcome::Waits(ParkedKey { first, waiting, failure, .. }) => write!(
+                f,
                 "{} key {key}: {waiting} still wait, from offset {first} on, which is {}: {}",
                 partition.field(),
                 failure.class,
                 failure.message
-            );
-            false
+            ),
         }
     }
 }
 
-fn parse_partition(text: &str) -> Result<Partition, String> {
+/// Reads a partition, as `likes:3`.
+pub(crate) fn parse_partition(text: &str) -> Result<Partition, String> {
     let parse = || {
         let (stream, number) = text.split_once(':')?;
         let stream = Stream::ALL.into_iter().find(|known| known.name() == stream)?;

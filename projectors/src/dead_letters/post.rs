@@ -109,7 +109,12 @@ impl Post {
             Some(_) => letter::discards(&log, projection, partition),
             None => Ok(Discards::new()),
         };
-        spawn_blocking(read).await.context("reading the dead letters panicked")?
+        let found = spawn_blocking(read).await.context("reading the dead letters panicked")?;
+        if found.is_err() {
+            // A connection on which nothing moves any more is only given up after a minute. A new client has another.
+            self.shared().consumer = None;
+        }
+        found
     }
 
     fn producer(&self) -> anyhow::Result<FutureProducer> {

@@ -11,7 +11,9 @@ use axum::{
     routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use subtle::ConstantTimeEq;
+use tokio::{runtime::Handle, task::spawn_blocking};
 use vidlog_service_kit::config::Secret;
 
 use super::{
@@ -36,6 +38,9 @@ pub(super) fn router(desk: Desk, token: Option<Secret>) -> Router {
         .route("/projections/{name}/resume", post(resume))
         .route("/projections/{name}/audit", post(audit))
         .route("/projections/{name}/rebuild", post(rebuild))
+        .route("/projections/{name}/dead-letters", get(dead_letters))
+        .route("/projections/{name}/dead-letters/retry", post(retry))
+        .route("/projections/{name}/dead-letters/{partition}/{offset}/discard", post(discard))
         .route_layer(middleware::from_fn_with_state(Arc::new(token), guard))
         .with_state(desk)
 }
@@ -150,6 +155,33 @@ async fn rebuild(
     } else {
         Err(Refusal::new(StatusCode::CONFLICT, "a rebuild of it goes on already"))
     }
+}
+
+async fn dead_letters(State(desk): State<Desk>, Path(name): Path<String>) -> Result<Json<Value>, Refusal> {
+    let found = desk.audits.operator().dead_letters(find(&name)?).await;
+    found.map(Json).map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}")))
+}
+
+async fn retry(State(desk): State<Desk>, Path(name): Path<String>) -> Result<Json<Done>, Refusal> {
+    let (operator, projection) = (desk.audits.operator().clone(), find(&name)?);
+    let retried = apart(move |runtime| runtime.block_on(operator.retry(projection))).await;
+    done(retried.map(|keys| if keys.is_empty() { "nothing waits".to_owned() } else { keys.join("; ") }))
+}
+
+async fn discard(
+    State(desk): State<Desk>,
+    Path((name, partition, offset)): Path<(String, String, i64)>,
+) -> Result<Json<Done>, Refusal> {
+    let (operator, projection) = (desk.audits.operator().clone(), find(&name)?);
+    done(apart(move |runtime| runtime.block_on(operator.discard(projection, &partition, offset))).await)
+}
+
+/// Works on a thread of its own: a future that asks a store again and again by an async closure can't change threads.
+async fn apart<T: Send + 'static>(
+    work: impl FnOnce(Handle) -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let runtime = Handle::current();
+    spawn_blocking(move || work(runtime)).await?
 }
 
 fn find(name: &str) -> Result<Projection, Refusal> {

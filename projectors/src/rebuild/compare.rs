@@ -3,9 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use tokio::time::{Instant, sleep};
 use vidlog_schemas::{keys::ViewKey, projections::View};
 
 use crate::{
@@ -14,6 +16,11 @@ use crate::{
     replay::{Log, Places, Tally, replay},
     sink::{Partition, Position, Sink, Target},
 };
+
+/// How long the live generation may take to bring all its parts to where its furthest is.
+const SETTLES_IN: Duration = Duration::from_mins(1);
+/// Between two looks whether it has.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The live and the next generation of a view.
 pub(super) struct Pair {
@@ -31,9 +38,22 @@ pub(super) struct Comparison {
     /// What differs at one position.
     pub(super) differences: Vec<Difference>,
     /// Keys that differed while the live generation went on, which may be all that it was.
-    suspects: BTreeSet<String>,
+    doubtful: BTreeMap<String, Difference>,
     /// What was folded since, with the keys that it wrote to.
     pub(super) since: Arc<Tally>,
+}
+
+impl Comparison {
+    /// The keys that were written to since this was asked last.
+    fn take_touched(&self) -> BTreeSet<String> {
+        let touched = self
+            .since
+            .touched
+            .as_ref()
+            .map(|touched| std::mem::take(&mut *touched.lock().unwrap_or_else(PoisonError::into_inner)));
+        let names = touched.unwrap_or_default();
+        names.iter().filter_map(|key| ViewKey::read(&key.name)).map(|key| key.name).collect()
+    }
 }
 
 impl Pair {
@@ -56,10 +76,13 @@ impl Pair {
         Ok(positions.iter().zip(until.values()).map(|(at, end)| (end - at.lowest()).max(0)).sum())
     }
 
-    /// Tells readers how far the next generation is, before it is theirs.
+    /// Tells readers how far the next generation is, before it is theirs. Those of a view in MySQL do not tell generations
+    /// apart, and the two are at one position.
     pub(super) async fn publish_progress(&self, places: &Places) -> anyhow::Result<()> {
-        for (partition, next) in places {
-            self.next_sink().publish_progress(*partition, *next).await?;
+        if let View::Redis(_) = self.projection.catalogued.view {
+            for (partition, next) in places {
+                self.next_sink().publish_progress(*partition, *next).await?;
+            }
         }
         Ok(())
     }
@@ -68,41 +91,74 @@ impl Pair {
     ///
     /// MySQL shows the live view as it is at one position, to which the next one is brought. Redis does not: there the
     /// live view goes on while it is read. A key that nothing was written to meanwhile is compared at one position all
-    /// the same; those others are known by what is folded until [`Pair::compare_rest`], which looks at them again.
+    /// the same; which those are is known once what came meanwhile is folded ([`Pair::compare_again`]).
     pub(super) async fn compare_all(&self, log: &Log) -> anyhow::Result<Comparison> {
         let since = Arc::new(Tally { touched: Some(Mutex::default()), ..Tally::default() });
         let projections = [self.projection];
-        match self.projection.catalogued.view {
+        let (lines, differences, doubtful) = match self.projection.catalogued.view {
             View::MySql(_) => {
                 let (places, live) = snapshot(&self.live.mysql, &self.projection).await?;
                 replay(log, &self.next_sink(), &places, &since).await?;
                 let next = live_lines(&self.next, &projections).await?;
-                let lines = next.len();
-                let differences = compare(next, live);
-                Ok(Comparison { lines, differences, suspects: BTreeSet::new(), since })
+                (next.len(), compare(next, live), BTreeMap::new())
             }
             View::Redis(_) => {
                 let next = live_lines(&self.next, &projections).await?;
                 let live = live_lines(&self.live, &projections).await?;
-                let lines = next.len();
-                let suspects = compare(next, live).into_iter().map(|difference| difference.name).collect();
-                Ok(Comparison { lines, differences: Vec::new(), suspects, since })
+                (next.len(), Vec::new(), by_name(compare(next, live)))
             }
-        }
+        };
+        Ok(Comparison { lines, differences, doubtful, since })
     }
 
-    /// Compares what may differ because the live generation went on, once that is held and both are at one position.
+    /// Folds what the live generation has by now, and looks again at what it has written to since the last look: that
+    /// alone is in doubt after it. What was in doubt before and was not written to is a difference.
+    pub(super) async fn compare_again(&self, log: &Log, comparison: &mut Comparison) -> anyhow::Result<()> {
+        let View::Redis(_) = self.projection.catalogued.view else {
+            return Ok(());
+        };
+        // All that the last look can have seen of the live generation.
+        let seen: Places =
+            self.live_positions().await?.into_iter().map(|(at, position)| (at, position.highest())).collect();
+        let deadline = Instant::now() + SETTLES_IN;
+        loop {
+            let stands = super::lowest(&self.live_positions().await?);
+            if stands.iter().all(|(partition, next)| seen.get(partition).is_none_or(|seen| seen <= next)) {
+                replay(log, &self.next_sink(), &stands, &comparison.since).await?;
+                break;
+            }
+            ensure!(Instant::now() < deadline, "the live view of {} does not go on", self.projection.name());
+            sleep(LOOK).await;
+        }
+        self.look_again(comparison).await
+    }
+
+    /// Compares what is in doubt, of two generations that are at one position.
     pub(super) async fn compare_rest(&self, comparison: &mut Comparison) -> anyhow::Result<()> {
         let View::Redis(_) = self.projection.catalogued.view else {
             return Ok(());
         };
-        let mut names = comparison.suspects.clone();
-        if let Some(touched) = &comparison.since.touched {
-            let touched = touched.lock().unwrap_or_else(PoisonError::into_inner);
-            names.extend(touched.iter().filter_map(|key| ViewKey::read(&key.name)).map(|key| key.name));
-        }
-        let next: Lines = key_lines(&self.next, &names).await?;
-        comparison.differences = compare(next, key_lines(&self.live, &names).await?);
+        self.look_again(comparison).await?;
+        comparison.differences.extend(std::mem::take(&mut comparison.doubtful).into_values());
         Ok(())
     }
+
+    async fn look_again(&self, comparison: &mut Comparison) -> anyhow::Result<()> {
+        let mut names = comparison.take_touched();
+        // A difference that was written to since has to be looked at anew.
+        let known = std::mem::take(&mut comparison.differences);
+        let (again, certain) = known.into_iter().partition(|difference| names.contains(&difference.name));
+        comparison.differences = certain;
+        names.extend(Vec::into_iter(again).map(|difference| difference.name));
+        let doubtful = std::mem::take(&mut comparison.doubtful).into_iter();
+        let (_, untouched): (Vec<_>, Vec<_>) = doubtful.partition(|(name, _)| names.contains(name));
+        comparison.differences.extend(untouched.into_iter().map(|(_, difference)| difference));
+        let next: Lines = key_lines(&self.next, &names).await?;
+        comparison.doubtful = by_name(compare(next, key_lines(&self.live, &names).await?));
+        Ok(())
+    }
+}
+
+fn by_name(differences: Vec<Difference>) -> BTreeMap<String, Difference> {
+    differences.into_iter().map(|difference| (difference.name.clone(), difference)).collect()
 }

@@ -6,13 +6,14 @@
 
 use anyhow::{Context, ensure};
 use redis::cmd;
-use sqlx::{AssertSqlSafe, MySqlConnection, error::DatabaseError, mysql::MySqlDatabaseError};
-use tokio::{sync::Mutex, time::sleep};
+use sqlx::{AssertSqlSafe, error::DatabaseError, mysql::MySqlDatabaseError};
+use tokio::time::sleep;
+use tracing::warn;
 use vidlog_schemas::{keys::ViewKey, projections::View};
 use vidlog_service_kit::{config::Stores, mysql};
 
 use super::GRACE;
-use crate::{control, mysql_url::MySqlUrl, projection::Projection, sink::Target};
+use crate::{control, mysql_url::MySqlUrl, projection::Projection, sink::Target, view_lock::ViewLock};
 
 /// Connections for folding into the next generation: partitions take turns on them.
 const CONNECTIONS: u32 = 8;
@@ -23,8 +24,8 @@ const LOCK_WAIT_S: u32 = 1;
 const LOCK_WAIT_TIMEOUT: u16 = 1205;
 /// Keys that are looked for, and deleted, in one round trip.
 const PAGE: usize = 1000;
-/// Sets the live generation for readers, if they read this view at all: if it is not complete, they do not.
-const TAKE_OVER: &str = "if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then \
+/// Sets a field of a hash that is there.
+const TELL_READERS: &str = "if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then \
                          return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end return 0";
 
 /// The generations of one view.
@@ -34,33 +35,22 @@ pub(super) struct Generations {
     mysql_url: String,
     /// The number of the live generation when this began.
     pub(super) live: u32,
-    /// The connection that holds the lock: it goes with the process.
-    lock: Mutex<MySqlConnection>,
+    lock: ViewLock,
 }
 
 impl Generations {
-    /// Takes the lock that no two rebuilds of a view have at once.
+    /// Takes the view's lock. The target's keys become those of the live generation.
     pub(super) async fn lock(
         projection: Projection,
         stores: &Stores,
         target: Target,
-        live: u32,
     ) -> anyhow::Result<Self> {
-        // Detached, so that it is closed when this is dropped: in the pool it would keep the lock.
-        let mut connection = target.mysql.acquire().await.context("failed to reach MySQL")?.detach();
-        let locked: Option<i64> =
-            sqlx::query_scalar("SELECT GET_LOCK(SHA1(CONCAT('rebuild ', DATABASE(), ' ', ?)), 0)")
-                .bind(projection.name())
-                .fetch_one(&mut connection)
-                .await?;
-        ensure!(locked == Some(1), "{} is being rebuilt by another process", projection.name());
-        Ok(Self {
-            projection,
-            target,
-            mysql_url: stores.mysql_url.reveal().to_owned(),
-            live,
-            lock: Mutex::new(connection),
-        })
+        let lock = ViewLock::take(&target.mysql, projection).await?;
+        let wanted =
+            control::read(&target.mysql).await.context("MySQL does not say which generation is live")?;
+        let live = wanted.get(projection.name()).cloned().unwrap_or_default().generation;
+        target.keys.set_generation(&projection.catalogued, live);
+        Ok(Self { projection, target, mysql_url: stores.mysql_url.reveal().to_owned(), live, lock })
     }
 
     pub(super) const fn next_number(&self) -> u32 {
@@ -77,6 +67,7 @@ impl Generations {
             View::MySql(tables) => {
                 let url = MySqlUrl::read(&self.mysql_url)?;
                 let (live, next) = (url.database(), self.beside("next")?);
+                self.drop_databases(&["old"]).await?;
                 self.execute(format!("CREATE DATABASE IF NOT EXISTS `{next}`")).await?;
                 for table in self.tables(tables) {
                     self.execute(format!(
@@ -84,33 +75,54 @@ impl Generations {
                     ))
                     .await?;
                 }
-                let mysql = mysql::open(&url.with_database(&next), CONNECTIONS)?;
-                Ok(Target { mysql, ..self.target.clone() })
+                self.ensure_same_layout(tables).await?;
+                self.target_of(&next)
             }
         }
     }
 
-    /// Makes the next generation the live one, in one step. The hold ends with it. False if a long read was in the way.
+    fn target_of(&self, database: &str) -> anyhow::Result<Target> {
+        let url = MySqlUrl::read(&self.mysql_url)?;
+        let mysql = mysql::open(&url.with_database(database), CONNECTIONS)?;
+        Ok(Target { mysql, ..self.target.clone() })
+    }
+
+    /// Tables that were made before a migration of the live ones must not take their place.
+    async fn ensure_same_layout(&self, tables: &'static [&'static str]) -> anyhow::Result<()> {
+        let url = MySqlUrl::read(&self.mysql_url)?;
+        let (live, next) = (url.database(), self.beside("next")?);
+        for table in self.tables(tables) {
+            let layout = async |database: &str| -> sqlx::Result<String> {
+                let show = format!("SHOW CREATE TABLE `{database}`.{table}");
+                let shown: (String, String) =
+                    sqlx::query_as(AssertSqlSafe(show)).fetch_one(&self.target.mysql).await?;
+                Ok(shown.1)
+            };
+            ensure!(
+                layout(live).await? == layout(&next).await?,
+                "the table {table} of the next generation is not like the live one any more, which was migrated; \
+                 run this with --drop, then again"
+            );
+        }
+        Ok(())
+    }
+
+    /// Makes the next generation the live one, in one step. The hold ends with it. False if the hold has ended before, or
+    /// a long read was in the way.
     pub(super) async fn take_over(&self) -> anyhow::Result<bool> {
-        self.ensure_locked().await?;
-        let generation = self.next_number();
+        self.lock.ensure_held().await?;
         match self.projection.catalogued.view {
             View::Redis(_) => {
-                control::set_generation(&self.target.mysql, &self.projection, generation).await?;
-                let take_over = cmd("EVAL")
-                    .arg(TAKE_OVER)
-                    .arg(1)
-                    .arg(self.target.keys.generations())
-                    .arg(self.projection.name())
-                    .arg(generation)
-                    .take();
-                let _: i64 = self.target.redis.query(&take_over).await?;
+                if !control::take_over(&self.target.mysql, &self.projection, self.live).await? {
+                    return Ok(false);
+                }
+                self.tell_readers(self.next_number()).await?;
             }
             View::MySql(tables) => {
                 let url = MySqlUrl::read(&self.mysql_url)?;
                 let (live, next, old) = (url.database(), self.beside("next")?, self.beside("old")?);
-                self.execute(format!("DROP DATABASE IF EXISTS `{old}`")).await?;
-                self.execute(format!("CREATE DATABASE `{old}`")).await?;
+                self.ensure_same_layout(tables).await?;
+                self.execute(format!("CREATE DATABASE IF NOT EXISTS `{old}`")).await?;
                 let moves: Vec<_> = self
                     .tables(tables)
                     .map(|table| {
@@ -120,14 +132,36 @@ impl Generations {
                 if !self.rename(&moves.join(", ")).await? {
                     return Ok(false);
                 }
-                control::set_generation(&self.target.mysql, &self.projection, generation).await?;
+                control::count_generation(&self.target.mysql, &self.projection, self.live).await?;
             }
         }
         Ok(true)
     }
 
+    /// The view that was live until the switch, in MySQL.
+    pub(super) fn replaced(&self) -> anyhow::Result<Option<Target>> {
+        match self.projection.catalogued.view {
+            View::Redis(_) => Ok(None),
+            View::MySql(_) => Ok(Some(self.target_of(&self.beside("old")?)?)),
+        }
+    }
+
+    /// Tells readers which generation is live, if they read this view at all: if it is not complete, they do not.
+    async fn tell_readers(&self, generation: u32) -> anyhow::Result<()> {
+        let tell = cmd("EVAL")
+            .arg(TELL_READERS)
+            .arg(1)
+            .arg(self.target.keys.generations())
+            .arg(self.projection.name())
+            .arg(generation)
+            .take();
+        let _: i64 = self.target.redis.query(&tell).await?;
+        Ok(())
+    }
+
     /// Drops the generations before the one that took over.
     pub(super) async fn drop_old(&self) -> anyhow::Result<()> {
+        self.lock.ensure_held().await?;
         let live = self.next_number();
         self.drop_generations(|generation| generation < live).await?;
         self.drop_databases(&["old", "next"]).await
@@ -135,27 +169,15 @@ impl Generations {
 
     /// Drops whatever rebuilds left that were cut off.
     pub(super) async fn drop_all_but_live(&self) -> anyhow::Result<()> {
+        if let View::Redis(_) = self.projection.catalogued.view {
+            // A rebuild may have died before it told them.
+            self.tell_readers(self.live).await?;
+        }
         self.drop_generations(|generation| generation > self.live).await?;
         self.drop_databases(&["old", "next"]).await?;
         // An old one may have been live a moment ago.
         sleep(GRACE).await;
         self.drop_generations(|generation| generation < self.live).await
-    }
-
-    async fn ensure_locked(&self) -> anyhow::Result<()> {
-        let mut connection = self.lock.lock().await;
-        let ours: Option<bool> = sqlx::query_scalar(
-            "SELECT IS_USED_LOCK(SHA1(CONCAT('rebuild ', DATABASE(), ' ', ?))) = CONNECTION_ID()",
-        )
-        .bind(self.projection.name())
-        .fetch_one(&mut *connection)
-        .await
-        .context("the connection to MySQL that held the lock was lost")?;
-        ensure!(
-            ours == Some(true),
-            "the lock was lost, so another process may be rebuilding; run this again"
-        );
-        Ok(())
     }
 
     async fn drop_generations(&self, is_dropped: impl Fn(u32) -> bool) -> anyhow::Result<()> {
@@ -208,7 +230,9 @@ impl Generations {
         let renamed =
             sqlx::query(AssertSqlSafe(format!("RENAME TABLE {moves}"))).execute(&mut *connection).await;
         // The wait is this connection's own, which others get next.
-        connection.close().await?;
+        if let Err(error) = connection.close().await {
+            warn!(%error, "a connection to MySQL was not closed in order");
+        }
         match renamed {
             Ok(_) => Ok(true),
             Err(error) if is_lock_wait(&error) => Ok(false),

@@ -55,7 +55,21 @@ pub async fn gather(log: &Log, target: &Target, projections: &[Projection]) -> S
         times: Ok(BTreeMap::new()),
     };
     known.times = bounded("Kafka", oldest::times(log, known.behind())).await;
-    status(&known, projections)
+    let mut status = status(&known, projections);
+    for (projection, shown) in projections.iter().zip(&mut status.projections) {
+        if let Some(Ok(())) = generations.get(projection.name()) {
+            let sink = Sink::new(*projection, target.clone());
+            // Why a store does not answer is said already, of its positions.
+            let waiting = bounded("the view", sink.waiting()).await.ok();
+            for partition in &mut shown.partitions {
+                let of_partition = |waiting: &BTreeMap<String, i64>| {
+                    waiting.get(&partition.partition).copied().unwrap_or_default()
+                };
+                partition.dead_letters = waiting.as_ref().map(of_partition);
+            }
+        }
+    }
+    status
 }
 
 fn folds(projection: &Projection, stream: Stream) -> bool {

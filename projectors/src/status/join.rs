@@ -88,6 +88,7 @@ fn of_projection(known: &Known, projection: &Projection) -> ProjectionStatus {
             why,
             records_per_second: report.map(|report| report.records_per_second),
             instance: report.map(|report| report.instance.clone()),
+            dead_letters: None,
             last_error: report
                 .and_then(|report| report.last_error.clone())
                 .map(|(message, ago_ms)| LastError { message, seconds_ago: seconds(ago_ms) }),

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use super::{PartitionStatus, ProjectionStatus, State, Status};
 
-const HEADINGS: [&str; 10] = [
+const HEADINGS: [&str; 11] = [
     "PROJECTION",
     "GENERATION",
     "PARTITION",
@@ -14,6 +14,7 @@ const HEADINGS: [&str; 10] = [
     "BEHIND",
     "STATE",
     "RECORDS/S",
+    "DEAD LETTERS",
     "INSTANCE",
 ];
 /// What is not known, or not there.
@@ -42,7 +43,7 @@ impl fmt::Display for Status {
     }
 }
 
-fn row(projection: &ProjectionStatus, partition: &PartitionStatus) -> [String; 10] {
+fn row(projection: &ProjectionStatus, partition: &PartitionStatus) -> [String; 11] {
     [
         projection.name.to_owned(),
         shown(projection.generation.as_ref()),
@@ -57,6 +58,7 @@ fn row(projection: &ProjectionStatus, partition: &PartitionStatus) -> [String; 1
         }
         .to_owned(),
         partition.records_per_second.map_or(NOTHING.to_owned(), |rate| format!("{rate:.1}")),
+        shown(partition.dead_letters.as_ref()),
         shown(partition.instance.as_ref()),
     ]
 }
@@ -121,6 +123,7 @@ mod tests {
             why: None,
             records_per_second: Some(12.34),
             instance: Some("host/17".to_owned()),
+            dead_letters: Some(0),
             last_error: None,
         }
     }
@@ -136,6 +139,7 @@ mod tests {
             position: Some(17),
             lag: Some(1024),
             lag_seconds: Some(7260.0),
+            dead_letters: Some(3),
             last_error: Some(error),
             ..partition(1, State::Running)
         };

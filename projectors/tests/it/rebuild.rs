@@ -26,7 +26,7 @@ use crate::{
 
 /// One of each store, and the one with totals across shards.
 const REBUILT: [&str; 4] = ["likes", "feed", "likes-table", "messages-table"];
-const BEING_REBUILT: &str = "is being rebuilt by another process";
+const BEING_REBUILT: &str = "is being rebuilt, or its dead letters retried, by another process";
 const LOOK: Duration = Duration::from_millis(20);
 
 fn projection(name: &str) -> Projection {

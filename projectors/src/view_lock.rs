@@ -1,0 +1,48 @@
+//! The lock that nobody but its holder has on a view: who rebuilds it, or retries what waits for it. Its projection goes on
+//! folding.
+
+use anyhow::{Context, ensure};
+use sqlx::{MySqlConnection, MySqlPool};
+use tokio::sync::Mutex;
+
+use crate::projection::Projection;
+
+/// The lock of one view, held as long as this lives.
+pub(crate) struct ViewLock {
+    projection: Projection,
+    /// The lock goes with the connection, and that with the process.
+    connection: Mutex<MySqlConnection>,
+}
+
+impl ViewLock {
+    /// Takes the lock, or says that another has it.
+    pub(crate) async fn take(pool: &MySqlPool, projection: Projection) -> anyhow::Result<Self> {
+        // Detached, so that it is closed when this is dropped: in the pool it would keep the lock.
+        let mut connection = pool.acquire().await.context("failed to reach MySQL")?.detach();
+        let locked: Option<i64> =
+            sqlx::query_scalar("SELECT GET_LOCK(SHA1(CONCAT('view ', DATABASE(), ' ', ?)), 0)")
+                .bind(projection.name())
+                .fetch_one(&mut connection)
+                .await?;
+        ensure!(
+            locked == Some(1),
+            "{} is being rebuilt, or its dead letters retried, by another process",
+            projection.name()
+        );
+        Ok(Self { projection, connection: Mutex::new(connection) })
+    }
+
+    /// Makes sure that it is held still: the server gives it to others if the connection is lost.
+    pub(crate) async fn ensure_held(&self) -> anyhow::Result<()> {
+        let mut connection = self.connection.lock().await;
+        let ours: Option<bool> = sqlx::query_scalar(
+            "SELECT IS_USED_LOCK(SHA1(CONCAT('view ', DATABASE(), ' ', ?))) = CONNECTION_ID()",
+        )
+        .bind(self.projection.name())
+        .fetch_one(&mut *connection)
+        .await
+        .context("the connection to MySQL that held the lock was lost; run this again")?;
+        ensure!(ours == Some(true), "the lock was lost, so another process may have it; run this again");
+        Ok(())
+    }
+}

@@ -6,6 +6,7 @@
 
 mod assignment;
 mod board;
+mod client;
 mod consumer;
 mod partition;
 mod queue;

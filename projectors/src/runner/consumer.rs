@@ -8,21 +8,20 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use rdkafka::{
-    ClientConfig, ClientContext, Message, Offset, TopicPartitionList,
-    config::RDKafkaLogLevel,
-    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
     message::{BorrowedMessage, Headers},
-    types::RDKafkaRespErr,
 };
 use tokio::runtime::Handle;
 use tracing::{debug, error, info, warn};
-use vidlog_events::{Stream, Topics};
+use vidlog_events::Stream;
 use vidlog_service_kit::shutdown::Shutdown;
 
 use super::{
     Runner, Settings,
     assignment::{Assignment, Routed},
+    client::{Context, connect},
     partition::Request,
     queue::Queued,
 };
@@ -38,8 +37,6 @@ const POLL: Duration = Duration::from_millis(20);
 /// Between two checks that the store still has what was written: how long a store that lost writes goes unnoticed
 /// when nothing new comes.
 const VERIFY_EVERY: Duration = Duration::from_secs(2);
-/// Session timeouts for which an instance may not poll: more than a start of all partitions takes while a store is away.
-const POLL_SESSIONS: u32 = 3;
 /// How long a seek or a question to the broker may take.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two looks for topics that are not there yet.
@@ -56,88 +53,15 @@ pub(super) struct Poller {
     followed: Wanted,
 }
 
-/// What librdkafka calls back into.
-pub(super) struct Context {
-    assignment: Assignment,
-    topics: Topics,
-}
-
-impl ClientContext for Context {
-    // What the client says here it also says to the poller, which decides what it means.
-    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
-        debug!(facility, message, "kafka client");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        debug!(%error, reason, "kafka client");
-    }
-}
-
-impl ConsumerContext for Context {
-    fn rebalance(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        event: RDKafkaRespErr,
-        partitions: &mut TopicPartitionList,
-    ) {
-        let named = named(&self.topics, partitions);
-        let done = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            self.assignment.take(&named);
-            // Every partition is taken and paused; the poller seeks to where the store stands, and resumes.
-            partitions
-                .set_all_offsets(Offset::Offset(0))
-                .and_then(|()| consumer.incremental_assign(partitions))
-                .and_then(|()| consumer.pause(partitions))
-        } else {
-            self.assignment.give_up(&named);
-            // The client would remember a pause, and the partition come back with it.
-            consumer.resume(partitions).and_then(|()| consumer.incremental_unassign(partitions))
-        };
-        if let Err(error) = done {
-            error!(%error, "failed to follow a rebalance of the consumer group");
-        }
-    }
-}
-
 impl Poller {
     /// A poller of a runner's projection; its tasks run on a runtime.
     pub(super) fn new(runner: Runner, shutdown: Shutdown, runtime: Handle) -> anyhow::Result<Self> {
         let (projection, settings) = (runner.projection, runner.settings.clone());
         let (requested, requests) = mpsc::channel();
         let assignment = Assignment::new(runner, requested, runtime);
-        let session_timeout_ms = settings.session_timeout_ms;
-        let context = Context { assignment, topics: settings.topics.clone() };
-        let mut config = ClientConfig::new();
-        if let Some(instance) = &settings.instance {
-            config.set("group.instance.id", format!("{instance}-{}", projection.name()));
-        }
-        let consumer: BaseConsumer<Context> = config
-            .set("bootstrap.servers", &settings.brokers)
-            .set("group.id", format!("{}.{}", settings.namespace, projection.name()))
-            .set("client.id", format!("vidlog-projector-{}", projection.name()))
-            .set("partition.assignment.strategy", "cooperative-sticky")
-            .set("auto.offset.reset", "error")
-            .set("isolation.level", "read_committed")
-            // What was applied is stored by the task; committing it is only a hint.
-            .set("enable.auto.offset.store", "false")
-            .set("enable.auto.commit", "true")
-            .set("auto.commit.interval.ms", "2000")
-            // A dead instance's partitions move on after this; those of one that lives but does not poll, a bit later.
-            .set("session.timeout.ms", session_timeout_ms.to_string())
-            .set("heartbeat.interval.ms", (session_timeout_ms / 5).to_string())
-            .set("max.poll.interval.ms", (session_timeout_ms * POLL_SESSIONS).to_string())
-            .set("fetch.wait.max.ms", "100")
-            // What the client reads ahead of the partitions' queues: so much for all of them together, overshot by
-            // what is on its way then, which is one answer of each broker.
-            .set("queued.max.messages.kbytes", "2048")
-            .set("fetch.max.bytes", "4194304")
-            // The room is small, so how soon it is used again decides the speed of a long way to go.
-            .set("fetch.queue.backoff.ms", "20")
-            .set("reconnect.backoff.max.ms", "1000")
-            .set("log_level", "4")
-            .create_with_context(context)?;
+        let consumer = connect(&settings, projection.name(), assignment)?;
         let consumer = Arc::new(consumer);
-        consumer.context().assignment.set_hints(&consumer, &settings.topics);
+        consumer.context().assignment().set_hints(&consumer, &settings.topics);
         let followed = Wanted::default();
         Ok(Self { consumer, projection, settings, requests, shutdown, followed })
     }
@@ -170,7 +94,7 @@ impl Poller {
     }
 
     fn assignment(&self) -> &Assignment {
-        &self.consumer.context().assignment
+        self.consumer.context().assignment()
     }
 
     fn subscribe(&self) -> anyhow::Result<()> {
@@ -390,10 +314,4 @@ fn read(stream: Stream, message: &BorrowedMessage<'_>) -> Queued {
     // The message is kept beside what is decoded, which is about as large, and a structure around it.
     let bytes = 2 * (message.payload_len() + message.key_len() + headers) + size_of::<Queued>();
     Queued { delivery: Delivery::read(stream, message), bytes }
-}
-
-fn named(topics: &Topics, partitions: &TopicPartitionList) -> Vec<Partition> {
-    let partition =
-        |(topic, number): (String, i32)| Some(Partition { stream: topics.stream(&topic)?, number });
-    partitions.to_topic_map().into_keys().filter_map(partition).collect()
 }

@@ -91,6 +91,11 @@ async fn run_all(plan: Plan<'_>, readiness: Readiness, shutdown: Shutdown) -> an
     let Some(wanted) = control::follow(target.mysql.clone(), shutdown.clone()).await else {
         return Ok(());
     };
+    // Before anyone looks at a view: the runners follow only when the log answers, which may take long.
+    for projection in projections {
+        let generation = wanted.borrow().get(projection.name()).cloned().unwrap_or_default().generation;
+        target.keys.set_generation(&projection.catalogued, generation);
+    }
 
     let topics = Topics::new(&stores.namespace);
     let board = Arc::new(Board::default());

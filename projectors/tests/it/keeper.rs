@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use redis::cmd;
+use vidlog_projectors::control;
 use vidlog_schemas::projections::{self, LIKES, Projection, View};
 
 use crate::{
@@ -183,5 +184,32 @@ async fn readers_are_told_the_generation_that_is_live() {
         let _: i64 = world.target.redis.query(&command).await.unwrap();
         until("it is set right", async || promised(&world, &LIKES).await == Some(1)).await;
     }
+    running.stop().await;
+}
+
+/// A world whose log is away, with a view that readers are told to read the first generation of, while the second is
+/// live; both stand where the numbers say.
+async fn after_a_switch(first: i64, second: i64) -> World {
+    let mut world = World::new().await;
+    world.log.kafka_brokers = "127.0.0.1:1".to_owned();
+    let likes = vidlog_projectors::projections::find(LIKES.name).unwrap();
+    control::set_generation(&world.target.mysql, &likes, 2).await.unwrap();
+    for (generation, next) in [(1, first), (2, second)] {
+        let keys = world.target.keys.of_generation(&LIKES, generation);
+        for shard in keys.shards() {
+            let set = cmd("HSET").arg(keys.checkpoint(shard, &LIKES)).arg("likes:0").arg(next).take();
+            let _: i64 = world.target.redis.query(&set).await.unwrap();
+        }
+    }
+    let say = cmd("HSET").arg(world.target.keys.generations()).arg(LIKES.name).arg(1).take();
+    let _: i64 = world.target.redis.query(&say).await.unwrap();
+    world
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_are_told_of_a_switch_while_the_log_is_away() {
+    let world = after_a_switch(7, 8).await;
+    let running = Running::start(&world);
+    until("it is set right", async || promised(&world, &LIKES).await == Some(2)).await;
     running.stop().await;
 }

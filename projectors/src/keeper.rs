@@ -150,9 +150,13 @@ impl Keeper {
         Ok(())
     }
 
-    /// The live generation was found to be right before it became that.
+    /// The live generation was found to be right before it became that. But it may be gone: of a Redis that was
+    /// restored from before the switch, for one. Then that it is complete has to be seen.
     async fn correct(&self, said: u32, live: u32) -> Result<(), Unknown> {
         let name = self.projection.name();
+        if !self.sink.is_past_generation(said).await? {
+            return self.withdraw(said, live).await;
+        }
         if self.replace((name, &said.to_string()), (name, &live.to_string())).await? {
             info!(projection = name, said, live, "readers are told of the live generation");
         }

@@ -167,6 +167,11 @@ impl Sink {
         }
     }
 
+    /// Whether a view in Redis stands nowhere before another generation of it, which stands somewhere.
+    pub(crate) async fn is_past_generation(&self, other: u32) -> Result<bool, SinkError> {
+        redis::is_past_generation(&self.target, &self.projection, other).await
+    }
+
     /// The first record of the log that each of some partitions was folded from, remembered from now on where the store
     /// does not know of any.
     pub async fn logs(&self, firsts: &[(Partition, String)]) -> Result<Vec<String>, SinkError> {

@@ -90,6 +90,39 @@ pub(super) async fn positions(
     Ok(positions)
 }
 
+/// Whether the view stands nowhere before another generation of it, which stands somewhere.
+pub(super) async fn is_past_generation(
+    target: &Target,
+    projection: &Projection,
+    other: u32,
+) -> Result<bool, SinkError> {
+    let keys = target.keys.of_generation(&projection.catalogued, other);
+    let other = checkpoints(&Target { keys, ..target.clone() }, projection).await?;
+    let own = checkpoints(target, projection).await?;
+    // Parked keys have positions of their own, which need not be parked here.
+    let is_partition = |field: &str| field.matches(':').count() == 1;
+    let others = other.iter().zip(&own).flat_map(|(other, own)| {
+        let of_partitions = other.iter().filter(|(field, _)| is_partition(field));
+        of_partitions.map(|(field, next)| own.get(field).is_some_and(|own| own >= next))
+    });
+    let others: Vec<_> = others.collect();
+    Ok(!others.is_empty() && !others.contains(&false))
+}
+
+/// All positions, of all shards in the first stage, then of all in the second.
+async fn checkpoints(
+    target: &Target,
+    projection: &Projection,
+) -> Result<Vec<BTreeMap<String, i64>>, SinkError> {
+    let stages = Stage::ALL.into_iter();
+    let all = stages.flat_map(|stage| target.keys.shards().map(move |shard| (stage, shard)));
+    let commands: Vec<_> = all
+        .map(|(stage, shard)| cmd("HGETALL").arg(stage.checkpoint(target, shard, projection)).take())
+        .collect();
+    let answers = target.redis.all(&commands).await?.into_iter().map(from_redis_value);
+    answers.collect::<Result<_, _>>().map_err(|error| SinkError::Retry(error.to_string()))
+}
+
 /// The first records that are remembered, of these partitions in their order; these, where there were none.
 pub(super) async fn logs(target: &Target, firsts: &[(Partition, String)]) -> Result<Vec<String>, SinkError> {
     let key = target.keys.logs();

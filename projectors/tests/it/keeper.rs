@@ -213,3 +213,11 @@ async fn readers_are_told_of_a_switch_while_the_log_is_away() {
     until("it is set right", async || promised(&world, &LIKES).await == Some(2)).await;
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_generation_that_redis_has_lost_is_not_promised() {
+    let world = after_a_switch(7, 6).await;
+    let running = Running::start(&world);
+    until("it is taken back", async || promised(&world, &LIKES).await.is_none()).await;
+    running.stop().await;
+}

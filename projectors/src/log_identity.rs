@@ -13,7 +13,7 @@ use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::KafkaResult,
-    message::{BorrowedMessage, Headers},
+    message::Headers,
 };
 use vidlog_events::Topics;
 
@@ -90,7 +90,8 @@ impl FirstRecords {
     }
 }
 
-fn identity(message: &BorrowedMessage<'_>) -> String {
+/// What identifies a partition, by its first record.
+pub(crate) fn identity<M: Message>(message: &M) -> String {
     let id = message.headers().and_then(|headers| headers.iter().find(|header| header.key == ID)?.value);
     match id.and_then(|id| std::str::from_utf8(id).ok()) {
         Some(id) => id.to_owned(),

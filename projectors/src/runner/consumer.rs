@@ -216,13 +216,19 @@ impl Poller {
     /// Why some partitions are not those that the view was folded from, or not known to be.
     fn other_logs(&self, partitions: &[Partition]) -> BTreeMap<Partition, String> {
         let mut whys = BTreeMap::new();
-        // What has no first record can be any log's.
-        let with_first = partitions.iter().filter(|partition| {
+        let mut with_first = Vec::with_capacity(partitions.len());
+        for partition in partitions {
             let topic = self.settings.topics.name(partition.stream);
-            let ends = self.consumer.fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT);
-            ends.is_ok_and(|(low, end)| low == 0 && end > 0)
-        });
-        let with_first: Vec<_> = with_first.copied().collect();
+            match self.consumer.fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT) {
+                Ok((0, end)) if end > 0 => with_first.push(*partition),
+                // What has no first record can be any log's: its task remembers the first that it folds.
+                Ok(_) => {}
+                Err(error) => {
+                    let why = format!("the broker does not say where the log begins: {error}");
+                    whys.insert(*partition, why);
+                }
+            }
+        }
         let firsts = self.settings.first_records.of(&with_first).unwrap_or_default();
         let mut known = Vec::with_capacity(with_first.len());
         for (index, partition) in with_first.into_iter().enumerate() {

@@ -1,6 +1,7 @@
 //! The task of one partition: takes the records that have come, folds them into the store, again and again.
 
 use std::{
+    slice,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -17,6 +18,7 @@ use super::{
 use crate::{
     Delivery, control,
     dead_letters::{Intake, IntakeError, Post},
+    log_identity::identity,
     metrics::{BATCH_SECONDS, FAILURES, RECORDS},
     sink::{Partition, Position, Sink, SinkError},
 };
@@ -156,9 +158,29 @@ impl Worker {
         if let Some(last) = deliveries.last() {
             (self.hint)(last.offset() + 1);
         }
+        if let Some(first) = deliveries.first().filter(|first| first.offset() == 0) {
+            self.remember_log(first).await?;
+        }
         histogram!(BATCH_SECONDS, "projection" => self.name).record(begun.elapsed());
         counter!(RECORDS, "projection" => self.name).increment(deliveries.len() as u64);
         Ok(())
+    }
+
+    /// Remembers which log it is by its first record, of which there was none perhaps when the task was started. If
+    /// that fails it is remembered when the task is started again.
+    async fn remember_log(&self, first: &Delivery) -> Result<(), Ended> {
+        let first = (self.partition, identity(&first.message));
+        let remembered = bounded(async { Ok(self.sink.logs(slice::from_ref(&first)).await?) }).await;
+        match remembered {
+            Ok(remembered) if remembered.contains(&first.1) => Ok(()),
+            // What starts the task again sees that, and says so.
+            Ok(_) => Err(Ended::Lost),
+            Err(error) => {
+                let partition = self.partition.field();
+                warn!(projection = self.name, partition, %error, "failed to remember which log it is");
+                Ok(())
+            }
+        }
     }
 
     async fn settle(&self, intake: &mut Intake, next: i64) -> Result<(), Ended> {

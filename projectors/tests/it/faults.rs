@@ -207,6 +207,32 @@ async fn a_view_that_was_folded_from_another_log_is_left_alone() {
     running.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_empty_at_the_start_is_remembered_from_its_first_record_on() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    until("it is in the groups", async || {
+        members(&world, "likes") == 1 && members(&world, "likes-table") == 1
+    })
+    .await;
+    until("all is ready", async || running.readiness.missing().is_none()).await;
+
+    let first = envelope(liked(1, 1), 1_700_000_000_000);
+    world.append(std::slice::from_ref(&first)).await;
+    let first = first.id.to_string();
+    until("Redis remembers it", async || {
+        let known = cmd("HVALS").arg(world.target.keys.logs()).take();
+        world.target.redis.query::<Vec<String>>(&known).await.unwrap() == [first.clone()]
+    })
+    .await;
+    until("MySQL remembers it", async || {
+        let known = sqlx::query_scalar::<_, String>("SELECT first_record FROM logs");
+        known.fetch_all(&world.target.mysql).await.unwrap() == [first.clone()]
+    })
+    .await;
+    running.stop().await;
+}
+
 /// The projections in this process.
 pub(crate) struct Running {
     pub(crate) readiness: Readiness,

@@ -26,6 +26,8 @@ use crate::{
 /// Batches between two times that every part of the store is brought to the same position: what a restart reads
 /// again is bounded by it.
 const SETTLE_EVERY: u32 = 32;
+/// The same in time: whoever waits for the lowest position, as keepers and audits do, waits for so long.
+const SETTLE_AFTER: Duration = Duration::from_secs(1);
 /// A partition that got nothing for so long settles.
 const IDLE: Duration = Duration::from_millis(500);
 /// Between attempts to write to a store that does not take it: doubled from the first to the last.
@@ -86,7 +88,7 @@ impl Worker {
             Err(ended) => return ended,
         };
         let mut unpublished = true;
-        let mut unsettled = 0;
+        let (mut unsettled, mut settled_at) = (0, Instant::now());
         loop {
             if unpublished {
                 unpublished = self.publish(next).await.is_err();
@@ -101,7 +103,7 @@ impl Worker {
                     {
                         return ended;
                     }
-                    unsettled = 0;
+                    (unsettled, settled_at) = (0, Instant::now());
                     continue;
                 }
             }
@@ -111,11 +113,11 @@ impl Worker {
             next = deliveries.last().map_or(next, |last| last.offset() + 1);
             unpublished = true;
             unsettled += 1;
-            if unsettled >= SETTLE_EVERY {
+            if unsettled >= SETTLE_EVERY || settled_at.elapsed() >= SETTLE_AFTER {
                 if let Err(ended) = self.settle(&mut intake, next).await {
                     return ended;
                 }
-                unsettled = 0;
+                (unsettled, settled_at) = (0, Instant::now());
             }
         }
     }

@@ -233,6 +233,23 @@ async fn a_log_that_was_empty_at_the_start_is_remembered_from_its_first_record_o
     running.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_settles_while_records_trickle_in() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    until("it is in the group", async || members(&world, "likes") == 1).await;
+    until("all is ready", async || running.readiness.missing().is_none()).await;
+    // Never still for so long that it settles because of that, and fewer batches than it settles after.
+    for user in 1..=25 {
+        world.append(&[envelope(liked(1, user), 1_700_000_000_000 + user)]).await;
+        sleep(Duration::from_millis(150)).await;
+        if folded(&world).await > 0 {
+            return running.stop().await;
+        }
+    }
+    panic!("no part of the view came to the same place as the others");
+}
+
 /// The projections in this process.
 pub(crate) struct Running {
     pub(crate) readiness: Readiness,

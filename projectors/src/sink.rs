@@ -150,6 +150,11 @@ impl Sink {
         Self { projection, target }
     }
 
+    /// The generation of the view that is folded into.
+    pub fn generation(&self) -> u32 {
+        self.target.keys.generation(&self.projection.catalogued)
+    }
+
     /// Goes on in another generation of a view in Redis. The next generation of a view in MySQL takes the place of the
     /// last by itself.
     pub fn set_generation(&self, generation: u32) {

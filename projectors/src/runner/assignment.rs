@@ -2,6 +2,8 @@
 //!
 //! All of it is called on the poller's thread, which may block.
 
+mod store;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     panic::AssertUnwindSafe,
@@ -35,8 +37,6 @@ use crate::{
     sink::{Partition, Position, Sink},
 };
 
-/// How long the store may take to say where it stands. It is asked on the poller's thread, which has to go on polling.
-const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two attempts to start a partition.
 const START_RETRY: Duration = Duration::from_millis(500);
 /// How long tasks may take to end. Then they are cut off: their store refuses what comes too late.
@@ -67,10 +67,18 @@ pub(super) struct Assignment {
 
 /// How it is with an assigned partition.
 enum State {
-    /// It has no task. It is paused, and its task is to be started then.
-    Waiting(Instant),
+    /// It has no task. It is paused.
+    Waiting(Waiting),
     /// It has a task.
     Running(Active),
+}
+
+/// A partition without a task.
+struct Waiting {
+    /// When its task is to be started.
+    due: Instant,
+    /// What its last task has written, if it had one.
+    confirmed: Option<Confirmed>,
 }
 
 /// A partition's task.
@@ -81,6 +89,36 @@ struct Active {
     confirmed: Confirmed,
     stop: CancellationToken,
     task: JoinHandle<()>,
+}
+
+impl State {
+    const fn new(due: Instant) -> Self {
+        Self::Waiting(Waiting { due, confirmed: None })
+    }
+
+    /// Has the partition wait; returns the task that it had, which is to be stopped.
+    fn wait_until(&mut self, due: Instant) -> Option<Active> {
+        let confirmed = self.confirmed().cloned();
+        match std::mem::replace(self, Self::Waiting(Waiting { due, confirmed })) {
+            Self::Waiting(_) => None,
+            Self::Running(active) => Some(active),
+        }
+    }
+
+    /// What is known to have been written.
+    const fn confirmed(&self) -> Option<&Confirmed> {
+        match self {
+            Self::Waiting(waiting) => waiting.confirmed.as_ref(),
+            Self::Running(active) => Some(&active.confirmed),
+        }
+    }
+
+    /// What was written was of another view.
+    fn forget_confirmed(&mut self) {
+        if let Self::Waiting(waiting) = self {
+            waiting.confirmed = None;
+        }
+    }
 }
 
 impl Assignment {
@@ -111,7 +149,7 @@ impl Assignment {
     /// Takes partitions; their tasks are to be started.
     pub(super) fn take(&self, partitions: &[Partition]) {
         let now = Instant::now();
-        self.partitions().extend(partitions.iter().map(|partition| (*partition, State::Waiting(now))));
+        self.partitions().extend(partitions.iter().map(|partition| (*partition, State::new(now))));
         for partition in partitions {
             self.place(*partition).wait("about to start");
         }
@@ -121,9 +159,10 @@ impl Assignment {
 
     /// Gives partitions up: stops their tasks, and waits for them.
     pub(super) fn give_up(&self, partitions: &[Partition]) {
+        let now = Instant::now();
         let given: Vec<_> =
             partitions.iter().filter_map(|partition| self.partitions().remove(partition)).collect();
-        self.stop(given);
+        self.stop(given.into_iter().filter_map(|mut state| state.wait_until(now)).collect());
         for partition in partitions {
             self.readiness.ready(&self.part(*partition));
             self.place(*partition).leave();
@@ -139,43 +178,8 @@ impl Assignment {
     /// The partitions whose tasks are to be started now.
     pub(super) fn due(&self) -> Vec<Partition> {
         let now = Instant::now();
-        let is_due = |state: &State| matches!(state, State::Waiting(at) if *at <= now);
+        let is_due = |state: &State| matches!(state, State::Waiting(waiting) if waiting.due <= now);
         self.partitions().iter().filter(|(_, state)| is_due(state)).map(|(partition, _)| *partition).collect()
-    }
-
-    /// Where the store stands in partitions; `None` if it does not say so in time.
-    pub(super) fn stored(&self, partitions: &[Partition]) -> Option<Vec<Position>> {
-        let asked = async { timeout(ASK_TIMEOUT, self.sink.positions(partitions)).await };
-        match self.runtime.block_on(asked) {
-            Ok(Ok(positions)) => Some(positions),
-            Ok(Err(error)) => {
-                warn!(projection = self.name, %error, "waiting for the store");
-                None
-            }
-            Err(_) => {
-                warn!(projection = self.name, "waiting for the store, which does not answer");
-                None
-            }
-        }
-    }
-
-    /// Of which partitions the store says that it folded them from a log with another first record, or does not say.
-    pub(super) fn folded_from_others(&self, firsts: &[(Partition, String)]) -> BTreeMap<Partition, String> {
-        let asked = async { timeout(ASK_TIMEOUT, self.sink.logs(firsts)).await };
-        let Ok(Ok(remembered)) = self.runtime.block_on(asked) else {
-            let why = "the store does not say which log the view was folded from";
-            return firsts.iter().map(|(partition, _)| (*partition, why.to_owned())).collect();
-        };
-        let others = firsts.iter().zip(remembered).filter(|((_, first), remembered)| first != remembered);
-        let why = |((partition, first), remembered): (&(Partition, String), String)| {
-            let why = format!(
-                "this is another log than the one that the view was folded from: {} begins with the record {first} here, \
-                 with {remembered} there. Is this another cluster, or was the topic made again? The view stays as it is",
-                partition.field()
-            );
-            (*partition, why)
-        };
-        others.map(why).collect()
     }
 
     /// Starts a partition's task, of which the records from the position's lowest part on will come.
@@ -191,19 +195,22 @@ impl Assignment {
         self.readiness.not_ready(&self.part(partition), why);
         self.place(partition).wait(why);
         self.place(partition).fail(why);
-        self.partitions().insert(partition, State::Waiting(Instant::now() + START_RETRY));
+        if let Some(state) = self.partitions().get_mut(&partition) {
+            state.wait_until(Instant::now() + START_RETRY);
+        }
     }
 
     /// Stops a partition's task, if the partition is still here, so that it is started again where the store stands.
     /// True if it had one.
     pub(super) fn restart(&self, partition: Partition) -> bool {
-        let state = match self.partitions().get_mut(&partition) {
-            Some(state @ State::Running(_)) => std::mem::replace(state, State::Waiting(Instant::now())),
-            Some(State::Waiting(_)) | None => return false,
+        let stopped =
+            self.partitions().get_mut(&partition).and_then(|state| state.wait_until(Instant::now()));
+        let Some(active) = stopped else {
+            return false;
         };
         counter!(REWINDS, "projection" => self.name).increment(1);
         self.place(partition).wait("starting again where the store stands");
-        self.stop(vec![state]);
+        self.stop(vec![active]);
         true
     }
 
@@ -211,14 +218,13 @@ impl Assignment {
     /// are due and it is wished.
     pub(super) fn rest(&self, wanted: &Wanted) {
         let now = Instant::now();
-        let states: BTreeMap<_, _> = self
-            .partitions()
-            .iter_mut()
-            .map(|(partition, state)| (*partition, std::mem::replace(state, State::Waiting(now))))
-            .collect();
-        let partitions: Vec<_> = states.keys().copied().collect();
-        self.stop(states.into_values().collect());
-        self.sink.set_generation(wanted.generation);
+        let partitions: Vec<_> = self.partitions().keys().copied().collect();
+        let active = self.partitions().values_mut().filter_map(|state| state.wait_until(now)).collect();
+        self.stop(active);
+        if self.sink.generation() != wanted.generation {
+            self.partitions().values_mut().for_each(State::forget_confirmed);
+            self.sink.set_generation(wanted.generation);
+        }
         for partition in partitions {
             self.place(partition).wait("about to start");
         }
@@ -284,49 +290,6 @@ impl Assignment {
         true
     }
 
-    /// The partitions of which the store no longer has what was written to it: a Redis that failed over, was flushed
-    /// or restored. Readers know by then. None if they can't be told: then the next check finds the same.
-    pub(super) fn lost(&self) -> Vec<Partition> {
-        let confirmed: Vec<(Partition, Position)> = self
-            .partitions()
-            .iter()
-            .filter_map(|(partition, state)| match state {
-                State::Waiting(_) => None,
-                State::Running(active) => Some((
-                    *partition,
-                    active.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-                )),
-            })
-            .collect();
-        let partitions: Vec<_> = confirmed.iter().map(|(partition, _)| *partition).collect();
-        let stored = self.stored(&partitions).unwrap_or_default();
-        let mut lost = Vec::new();
-        for ((partition, confirmed), stored) in confirmed.into_iter().zip(stored) {
-            if stored.is_behind(&confirmed) {
-                warn!(
-                    projection = self.name,
-                    partition = partition.field(),
-                    stored = stored.lowest(),
-                    "the store lost writes; reading them again from its position"
-                );
-                self.place(partition).fail("the store lost writes");
-                lost.push(partition);
-            }
-        }
-        if lost.is_empty() || self.forget_complete() { lost } else { Vec::new() }
-    }
-
-    /// Has readers take the view as incomplete; false if that fails.
-    fn forget_complete(&self) -> bool {
-        let forgotten = async { timeout(ASK_TIMEOUT, self.sink.forget_complete()).await };
-        match self.runtime.block_on(forgotten) {
-            Ok(Ok(())) => return true,
-            Ok(Err(error)) => warn!(projection = self.name, %error, "readers can't be told of the loss yet"),
-            Err(_) => warn!(projection = self.name, "readers can't be told of the loss yet"),
-        }
-        false
-    }
-
     fn partitions(&self) -> MutexGuard<'_, BTreeMap<Partition, State>> {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -340,11 +303,7 @@ impl Assignment {
         format!("{}/{}", self.name, partition.field())
     }
 
-    fn stop(&self, states: Vec<State>) {
-        let running = states.into_iter().filter_map(|state| match state {
-            State::Waiting(_) => None,
-            State::Running(active) => Some(active),
-        });
+    fn stop(&self, running: Vec<Active>) {
         let mut tasks = Vec::new();
         for active in running {
             active.stop.cancel();

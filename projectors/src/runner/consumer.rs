@@ -187,11 +187,11 @@ impl Poller {
         if due.is_empty() {
             return;
         }
-        let Some(positions) = self.assignment().stored(&due) else {
-            for partition in due {
-                self.assignment().put_off(partition, "the store does not say where the view stands");
+        let positions = match self.assignment().starts(&due) {
+            Ok(positions) => positions,
+            Err(why) => {
+                return due.into_iter().for_each(|partition| self.assignment().put_off(partition, why));
             }
-            return;
         };
         let others = self.other_logs(&due);
         for (partition, position) in due.into_iter().zip(positions) {

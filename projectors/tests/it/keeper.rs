@@ -8,6 +8,7 @@ use vidlog_schemas::projections::{self, LIKES, Projection, View};
 
 use crate::{
     faults::{Process, Running, lose_redis, made_up, until},
+    operate::{projectors, said},
     support::{World, envelope, liked},
 };
 
@@ -144,13 +145,33 @@ async fn a_promise_that_outlives_its_view_is_taken_back_before_the_refill() {
 
     // As when one node of a cluster comes back empty: that it is so has to be noticed first.
     let watch = Watch::new(&world, |there, all| 0 < there && there < all).await;
-    let lose = async {
-        let mut lost = watch.keys.clone();
-        lost.extend(keys_of(&world, &["checkpoint"]).await.into_iter().filter(|key| key.contains(":likes")));
-        let _: i64 = world.target.redis.query(cmd("DEL").arg(lost)).await.unwrap();
-    };
-    watch.while_lost(lose).await;
+    watch.while_lost(lose_likes(&world)).await;
     world.assert_views_equal_the_log().await;
+    running.stop().await;
+}
+
+/// Deletes the view of likes with its positions, but not what readers are told.
+async fn lose_likes(world: &World) {
+    let mut lost = keys_of(world, &["likers", "favorites", "favorited"]).await;
+    lost.extend(keys_of(world, &["checkpoint"]).await.into_iter().filter(|key| key.contains(":likes")));
+    let _: i64 = world.target.redis.query(cmd("DEL").arg(lost)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promise_is_taken_back_of_a_view_that_is_lost_while_it_is_paused() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    append_likes(&world).await;
+    world.assert_views_equal_the_log().await;
+    until_complete(&world).await;
+    let paused = said(&projectors(&world, &["pause", LIKES.name]));
+    assert_eq!(paused, "likes is paused: 3 partitions stand still\n");
+
+    lose_likes(&world).await;
+    until("the loss is noticed", async || promised(&world, &LIKES).await.is_none()).await;
+    said(&projectors(&world, &["resume", LIKES.name]));
+    world.assert_views_equal_the_log().await;
+    until_complete(&world).await;
     running.stop().await;
 }
 

@@ -317,12 +317,12 @@ fn start(world: &World, arguments: &[&str]) -> Process {
 }
 
 /// Runs a command to its end.
-fn projectors(world: &World, arguments: &[&str]) -> Output {
+pub(crate) fn projectors(world: &World, arguments: &[&str]) -> Output {
     command(world, arguments).output().unwrap()
 }
 
 /// What a command said, which went well.
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout.clone()).unwrap()
 }

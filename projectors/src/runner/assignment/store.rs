@@ -1,0 +1,137 @@
+//! What is asked of the store, and told to it, on the poller's thread.
+
+use std::{
+    collections::BTreeMap,
+    sync::{MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::{Assignment, State};
+use crate::{
+    runner::partition::Confirmed,
+    sink::{Partition, Position},
+};
+
+/// How long the store may take to say where it stands. It is asked on the poller's thread, which has to go on polling.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where the store stands in partitions, and in which of them it no longer has what was written to it.
+struct Compared {
+    stored: Vec<Position>,
+    lost: Vec<Partition>,
+}
+
+impl Assignment {
+    /// Where the store stands in partitions, for their tasks to be started there; or why they can't be.
+    pub(in crate::runner) fn starts(&self, partitions: &[Partition]) -> Result<Vec<Position>, &'static str> {
+        Ok(self.compare(partitions)?.stored)
+    }
+
+    /// The partitions of which the store no longer has what was written to it: a Redis that failed over, was flushed
+    /// or restored. Readers know by then. None if they can't be told: then the next check finds the same.
+    pub(in crate::runner) fn lost(&self) -> Vec<Partition> {
+        let partitions: Vec<_> = self.partitions().keys().copied().collect();
+        self.compare(&partitions).map_or_else(|_| Vec::new(), |compared| compared.lost)
+    }
+
+    /// Sees where the store stands, and whether it is behind what was written to it. If so, readers know when this
+    /// returns.
+    fn compare(&self, partitions: &[Partition]) -> Result<Compared, &'static str> {
+        // First, as tasks go on meanwhile.
+        let confirmed = self.confirmed(partitions);
+        let stored = self.stored(partitions).ok_or("the store does not say where the view stands")?;
+        let lost: Vec<_> = partitions
+            .iter()
+            .zip(&stored)
+            .filter(|(partition, stored)| {
+                confirmed.get(*partition).is_some_and(|confirmed| stored.is_behind(confirmed))
+            })
+            .collect();
+        for (partition, stored) in &lost {
+            warn!(
+                projection = self.name,
+                partition = partition.field(),
+                stored = stored.lowest(),
+                "the store lost writes; reading them again from its position"
+            );
+            self.place(**partition).fail("the store lost writes");
+        }
+        if !lost.is_empty() && !self.forget_complete() {
+            return Err("readers can't be told that the store lost writes");
+        }
+        for (partition, stored) in &lost {
+            // Once told it is told: telling it again would have the keepers begin again.
+            if let Some(confirmed) = self.partitions().get(*partition).and_then(State::confirmed) {
+                lock(confirmed).clone_from(stored);
+            }
+        }
+        let lost = lost.into_iter().map(|(partition, _)| *partition).collect();
+        Ok(Compared { stored, lost })
+    }
+
+    /// What is known to have been written in partitions.
+    fn confirmed(&self, partitions: &[Partition]) -> BTreeMap<Partition, Position> {
+        let states = self.partitions();
+        let confirmed = |partition: &Partition| {
+            let confirmed = states.get(partition)?.confirmed()?;
+            Some((*partition, lock(confirmed).clone()))
+        };
+        partitions.iter().filter_map(confirmed).collect()
+    }
+
+    /// Where the store stands in partitions; `None` if it does not say so in time.
+    fn stored(&self, partitions: &[Partition]) -> Option<Vec<Position>> {
+        let asked = async { timeout(ASK_TIMEOUT, self.sink.positions(partitions)).await };
+        match self.runtime.block_on(asked) {
+            Ok(Ok(positions)) => Some(positions),
+            Ok(Err(error)) => {
+                warn!(projection = self.name, %error, "waiting for the store");
+                None
+            }
+            Err(_) => {
+                warn!(projection = self.name, "waiting for the store, which does not answer");
+                None
+            }
+        }
+    }
+
+    /// Of which partitions the store says that it folded them from a log with another first record, or does not say.
+    pub(in crate::runner) fn folded_from_others(
+        &self,
+        firsts: &[(Partition, String)],
+    ) -> BTreeMap<Partition, String> {
+        let asked = async { timeout(ASK_TIMEOUT, self.sink.logs(firsts)).await };
+        let Ok(Ok(remembered)) = self.runtime.block_on(asked) else {
+            let why = "the store does not say which log the view was folded from";
+            return firsts.iter().map(|(partition, _)| (*partition, why.to_owned())).collect();
+        };
+        let others = firsts.iter().zip(remembered).filter(|((_, first), remembered)| first != remembered);
+        let why = |((partition, first), remembered): (&(Partition, String), String)| {
+            let why = format!(
+                "this is another log than the one that the view was folded from: {} begins with the record {first} here, \
+                 with {remembered} there. Is this another cluster, or was the topic made again? The view stays as it is",
+                partition.field()
+            );
+            (*partition, why)
+        };
+        others.map(why).collect()
+    }
+
+    /// Has readers take the view as incomplete; false if that fails.
+    fn forget_complete(&self) -> bool {
+        let forgotten = async { timeout(ASK_TIMEOUT, self.sink.forget_complete()).await };
+        match self.runtime.block_on(forgotten) {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => warn!(projection = self.name, %error, "readers can't be told of the loss yet"),
+            Err(_) => warn!(projection = self.name, "readers can't be told of the loss yet"),
+        }
+        false
+    }
+}
+
+fn lock(confirmed: &Confirmed) -> MutexGuard<'_, Position> {
+    confirmed.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -214,7 +214,8 @@ async fn after_a_switch(first: i64, second: i64) -> World {
     let mut world = World::new().await;
     world.log.kafka_brokers = "127.0.0.1:1".to_owned();
     let likes = vidlog_projectors::projections::find(LIKES.name).unwrap();
-    control::set_generation(&world.target.mysql, &likes, 2).await.unwrap();
+    control::hold(&world.target.mysql, &likes, std::time::Duration::from_secs(5)).await.unwrap();
+    assert!(control::take_over(&world.target.mysql, &likes, 1).await.unwrap());
     for (generation, next) in [(1, first), (2, second)] {
         let keys = world.target.keys.of_generation(&LIKES, generation);
         for shard in keys.shards() {

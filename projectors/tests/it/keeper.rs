@@ -212,7 +212,7 @@ async fn readers_are_told_the_generation_that_is_live() {
 /// live; both stand where the numbers say.
 async fn after_a_switch(first: i64, second: i64) -> World {
     let mut world = World::new().await;
-    world.log.kafka_brokers = "127.0.0.1:1".to_owned();
+    "127.0.0.1:1".clone_into(&mut world.log.kafka_brokers);
     let likes = vidlog_projectors::projections::find(LIKES.name).unwrap();
     control::hold(&world.target.mysql, &likes, std::time::Duration::from_secs(5)).await.unwrap();
     assert!(control::take_over(&world.target.mysql, &likes, 1).await.unwrap());

@@ -15,7 +15,7 @@ use vidlog_projectors::{
     dead_letters::{Intake, IntakeError, Outcome, Post, Retry},
     projections,
     replay::Log,
-    sink::{Partition, Sink, SinkError},
+    sink::{Partition, Sink},
 };
 
 use crate::{
@@ -26,7 +26,9 @@ use crate::{
 
 /// Histories that the law is tried on.
 const CASES: usize = 4;
-const LENGTH: usize = 100;
+const LENGTH: usize = 600;
+/// Those of which the order of events matters, in both stores, and the one with two stages.
+const PROJECTIONS: [&str; 4] = ["likes", "likes-table", "follows", "messages-table"];
 
 /// How a history is folded.
 #[derive(Clone, Debug)]
@@ -52,7 +54,13 @@ async fn the_view_is_what_it_would_have_been_after_all_is_retried() {
             let sink = Sink::new(projection, world.target.clone());
             let streams: Vec<_> = projection.streams().collect();
             for (partition, records) in partitions(&streams, &case.events) {
-                fold(&world, &sink, partition, &records, &case).await;
+                if PROJECTIONS.contains(&projection.name()) {
+                    fold(&world, &sink, partition, &records, &case).await;
+                } else {
+                    let mut position = sink.positions(&[partition]).await.unwrap().remove(0);
+                    let end = i64::try_from(records.len()).unwrap();
+                    sink.apply(partition, &mut position, &records, end).await.unwrap();
+                }
             }
             retry_all(&world, &sink).await;
             assert!(sink.parked().await.unwrap().is_empty(), "{projection:?}");
@@ -65,7 +73,7 @@ fn case() -> impl Strategy<Value = Case> {
     let death = prop::option::weighted(0.4, 0..60_u64);
     (
         history(LENGTH),
-        prop::collection::btree_set(0..30_i64, 1..5),
+        prop::collection::btree_set(0..50_i64, 3..9),
         prop::collection::vec(1..9_usize, 1..8),
         prop::collection::vec(death, 1..12),
         prop::collection::btree_set(0..12_usize, 0..3),
@@ -108,16 +116,18 @@ async fn fold(world: &World, sink: &Sink, partition: Partition, records: &[Recor
             match timeout(life, intake.take(&batch)).await {
                 Ok(Ok(())) => {}
                 // It died, or what an earlier life had sent arrived late.
-                Err(_) | Ok(Err(IntakeError::Sink(SinkError::Moved { .. } | SinkError::Behind { .. }))) => {
-                    continue 'lives;
-                }
+                Err(_) | Ok(Err(IntakeError::Sink(_))) => continue 'lives,
                 Ok(Err(error)) => panic!("{error}"),
             }
             next = (next + size).min(end);
             taken += 1;
             if case.retries.contains(&taken) {
                 intake.settle(next).await.unwrap();
-                retry_all(world, sink).await;
+                let parked = sink.parked().await.unwrap().remove(&partition).unwrap_or_default();
+                // A life that died may have diverted more than this one has come to yet. A retry would wait for it.
+                if parked.values().all(|parked| parked.last < next) {
+                    retry_all(world, sink).await;
+                }
             }
         }
         intake.settle(end).await.unwrap();

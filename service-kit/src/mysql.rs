@@ -28,6 +28,14 @@ pub fn open(url: &str, max_connections: u32) -> Result<MySqlPool, sqlx::Error> {
                 Ok(())
             })
         })
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                // A call that was cut off while it began a transaction leaves it open, and the next statement on the
+                // connection would be a part of it.
+                sqlx::raw_sql("ROLLBACK").execute(connection).await?;
+                Ok(true)
+            })
+        })
         .connect_lazy(url)
 }
 

@@ -16,7 +16,8 @@ use super::{
     queue::{BATCH_RECORDS, Receiver},
 };
 use crate::{
-    Delivery, control,
+    Delivery,
+    control::{self, Wanted, Wish},
     dead_letters::{Intake, IntakeError, Post},
     log_identity::identity,
     metrics::{BATCH_SECONDS, FAILURES, RECORDS},
@@ -243,7 +244,16 @@ impl Worker {
                 break;
             }
         }
-        self.stop.cancelled().await;
+        while timeout(RETRY.1, self.stop.cancelled()).await.is_err() {
+            // An operator may resume it before the poller has heard that it stopped.
+            let wanted = control::read(pool).await.ok().map(|mut wanted| wanted.remove(self.name));
+            let is_stopped = |wanted: Option<Wanted>| {
+                matches!(wanted, Some(Wanted { wish: Wish::Stopped(_) | Wish::Pause, .. }))
+            };
+            if wanted.is_some_and(|wanted| !is_stopped(wanted)) {
+                return Ended::Lost;
+            }
+        }
         Ended::Stopped
     }
 

@@ -19,7 +19,7 @@ const NODES: usize = 3;
 
 /// The cluster. Its processes are killed when it goes out of scope.
 pub(crate) struct Nodes {
-    nodes: Vec<Node>,
+    pub(crate) nodes: Vec<Node>,
 }
 
 /// Where a node listens: for clients, and for the other nodes.

@@ -47,15 +47,16 @@ use crate::{
 /// A round of catching up that leaves fewer records than this to the next is the last.
 const NEARLY_THERE: i64 = 2000;
 /// How long the live generation is held still at most. The hold ends by itself if this process dies.
-const HOLD: Duration = Duration::from_secs(3);
+/// A reader waits for its own write for 2 s, and the live generation needs some time to go on after it.
+const HOLD: Duration = Duration::from_millis(1500);
 /// How long a hold takes to be known to every process: several times of asking.
 const HOLD_IS_KNOWN: Duration = Duration::from_millis(350);
 /// What is kept of a hold for the switch itself: one statement in each store.
-const LET_GO: Duration = Duration::from_millis(500);
+const LET_GO: Duration = Duration::from_millis(300);
 /// Between two looks whether the live generation has come to rest.
 const LOOK: Duration = Duration::from_millis(20);
 /// Holds until it is given up.
-const HOLDS: u32 = 5;
+const HOLDS: u32 = 10;
 /// Between two holds, for readers that wait.
 const BETWEEN_HOLDS: Duration = Duration::from_secs(2);
 /// How long the old generation is kept: a request that began with it ends within 5 s.
@@ -128,6 +129,10 @@ impl Rebuild {
             if !comparison.differences.is_empty() && if_different == IfDifferent::Keep {
                 return Ok(self.outcome(comparison, self.generations.live));
             }
+            ensure!(
+                self.partitions().await? == pair.partitions,
+                "partitions were added to the log meanwhile; run this again"
+            );
             self.tell(Progress::TakingOver);
             match self.hold_and_take_over(&pair, &mut comparison, if_different).await? {
                 Held::TookOver => {
@@ -265,10 +270,6 @@ impl Rebuild {
                 return Ok(Held::Different);
             }
             pair.publish_progress(&lowest(&rest)).await?;
-            ensure!(
-                self.partitions().await? == pair.partitions,
-                "partitions were added to the log meanwhile; run this again"
-            );
             // Someone who does not know of the hold may still have written: then all of this is of no account.
             if Instant::now() >= until
                 || !control::prolong_hold(&self.live.mysql, &self.projection, HOLD).await?

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Views of both stores that the reads below are made of.
-const REBUILT: [&str; 5] = ["feed", "video-cards", "likes", "follows", "comments-table"];
+const REBUILT: [&str; 3] = ["feed", "likes", "comments-table"];
 
 /// Reads as fast as answers come, each of which has to be as new as what anyone had seen before it was asked for.
 struct Reader<'a> {

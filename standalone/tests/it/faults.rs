@@ -127,7 +127,15 @@ async fn without_redis_mysql_answers_and_writes_are_kept() {
 
     proxy.cut().await;
     let (ada_id, bob_id) = (ada.id_text(), bob.id_text());
-    until("reads come from MySQL", async || promptly(&bob, "/douyin/feed/", &[]).await.0 == 200).await;
+    // Nobody waited for the tables, which are folded by themselves.
+    until("reads come from MySQL", async || {
+        let (feed_status, feed) = promptly(&bob, "/douyin/feed/", &[]).await;
+        let (status, card) = promptly(&bob, "/douyin/user/", &[("user_id", &ada_id)]).await;
+        (feed_status, status) == (200, 200)
+            && feed["video_list"][0]["favorite_count"] == 1
+            && card["user"]["follower_count"] == 1
+    })
+    .await;
     let (_, feed) = promptly(&bob, "/douyin/feed/", &[]).await;
     assert_eq!(feed["video_list"][0]["favorite_count"], 1);
     assert_eq!(feed["video_list"][0]["is_favorite"], true);

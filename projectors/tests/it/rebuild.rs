@@ -44,7 +44,7 @@ async fn begin(world: &World, name: &str) -> Rebuild {
             }
         }
     };
-    timeout(Duration::from_mins(1), free).await.expect("the lock is free in time")
+    timeout(Duration::from_mins(3), free).await.expect("the lock is free in time")
 }
 
 async fn rebuild(world: &World, name: &str, if_different: IfDifferent) -> Outcome {
@@ -156,7 +156,7 @@ async fn cut_off_at(world: &World, name: &str, phase: &Progress) {
     let mut progress = begun.progress();
     let task: JoinHandle<_> = tokio::spawn(begun.run(IfDifferent::Keep));
     let reached = progress.wait_for(|now| now == phase);
-    timeout(Duration::from_mins(1), reached).await.expect("the phase is reached").unwrap();
+    timeout(Duration::from_mins(3), reached).await.expect("the phase is reached").unwrap();
     task.abort();
     assert!(task.await.is_err_and(|error| error.is_cancelled()));
 }

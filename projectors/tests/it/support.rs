@@ -102,7 +102,7 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(Duration::from_mins(1), asked).await.expect("every partition has a leader");
+        tokio::time::timeout(Duration::from_mins(3), asked).await.expect("every partition has a leader");
     }
 
     /// Deletes a topic, and makes one of the same name.
@@ -116,7 +116,7 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        tokio::time::timeout(Duration::from_mins(1), made).await.unwrap();
+        tokio::time::timeout(Duration::from_mins(3), made).await.unwrap();
         self.until_there_are_leaders().await;
     }
 

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use axum::{body::Body, http::Request};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use vidlog_read_models::{Position, Scope};
 
 use crate::support::{NOW, World};
@@ -60,11 +60,7 @@ async fn a_wait_that_runs_out_says_that_the_answer_is_stale() {
     mark(&world, Scope::User(1), follows(8)).await;
     let began = Instant::now();
     let answer = world.api().get(FOLLOWERS).await;
-    assert!(
-        (Duration::from_secs(1)..Duration::from_secs(5)).contains(&began.elapsed()),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() > Duration::from_secs(1), "{:?}", began.elapsed());
     assert!(answer.is_stale());
     assert_eq!(answer.even_if_stale()["user_list"][0]["id"], 3);
 }
@@ -92,7 +88,9 @@ async fn nobody_waits_for_what_does_not_concern_them() {
     mark(&world, Scope::User(2), follows(8)).await;
     mark(&world, Scope::Video(1), likes).await;
     mark(&world, Scope::User(1), messages).await;
-    let answer = timeout(Duration::from_secs(1), world.api().get(FOLLOWERS)).await.expect("no wait");
+    // A wait would run out, and the answer say that it is stale.
+    let answer = world.api().get(FOLLOWERS).await;
+    assert!(!answer.is_stale());
     assert_eq!(answer.ids("user_list"), [0_i64; 0]);
 }
 
@@ -104,7 +102,8 @@ async fn a_write_that_was_passed_is_not_waited_for() {
     mark(&world, Scope::User(1), follows(8)).await;
     // Of two marks of one partition the later counts, in whatever order they are kept.
     mark(&world, Scope::User(1), follows(4)).await;
-    let answer = timeout(Duration::from_secs(1), world.api().get(FOLLOWERS)).await.expect("no wait");
+    let answer = world.api().get(FOLLOWERS).await;
+    assert!(!answer.is_stale());
     assert_eq!(answer.ids("user_list"), [2]);
 }
 

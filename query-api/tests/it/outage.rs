@@ -21,8 +21,10 @@ const ALL: [&str; 9] = [
     "relation/friend/list/?user_id=1",
     "message/chat/?to_user_id=1",
 ];
-/// Longer than a first call takes to find that a store is away; shorter than the client waits.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// Much longer than a first call takes to find that a store is away: the machine has other tests to run.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Longer than all calls take together, if only the first waits for a store that is away; each would wait for 2 s.
+const ONE_WAIT: Duration = Duration::from_secs(6);
 
 async fn world() -> World {
     let world = World::new().await;
@@ -88,7 +90,7 @@ async fn without_both_every_answer_is_an_error_at_once() {
     for path in ALL {
         assert_unavailable(&get(&api, path).await);
     }
-    assert!(began.elapsed() < Duration::from_secs(1), "only the first call waits: {:?}", began.elapsed());
+    assert!(began.elapsed() < ONE_WAIT, "only the first call waits: {:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -102,7 +104,7 @@ async fn a_redis_that_accepts_and_says_nothing_is_away_too() {
     for path in ALL {
         assert!(get(&api, path).await.is_stale());
     }
-    assert!(began.elapsed() < Duration::from_secs(1), "only the first call waits: {:?}", began.elapsed());
+    assert!(began.elapsed() < ONE_WAIT, "only the first call waits: {:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -114,7 +116,7 @@ async fn redis_is_used_again_when_it_is_back() {
     let api = Api::new(state);
     assert!(get(&api, ALL[0]).await.is_stale());
     let proxy = forward_to_redis(port);
-    timeout(Duration::from_secs(10), async { while get(&api, ALL[0]).await.is_stale() {} })
+    timeout(Duration::from_mins(1), async { while get(&api, ALL[0]).await.is_stale() {} })
         .await
         .expect("back");
     proxy.abort();

@@ -11,7 +11,7 @@ use vidlog_events::{Envelope, Stream, Topics, decode};
 
 use super::PARTITIONS;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The topics of a namespace.
 #[derive(Clone)]

@@ -37,7 +37,7 @@ pub(crate) fn dead_kafka() -> config::Log {
 }
 
 /// How long a test waits for what must happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A namespace with its stores.
 pub(crate) struct World {

@@ -19,6 +19,8 @@ impl ViewLock {
     pub(crate) async fn take(pool: &MySqlPool, projection: Projection) -> anyhow::Result<Self> {
         // Detached, so that it is closed when this is dropped: in the pool it would keep the lock.
         let mut connection = pool.acquire().await.context("failed to reach MySQL")?.detach();
+        // Whoever holds it may have nothing to ask for hours.
+        sqlx::query("SET SESSION wait_timeout = DEFAULT").execute(&mut connection).await?;
         let locked: Option<i64> =
             sqlx::query_scalar("SELECT GET_LOCK(SHA1(CONCAT('view ', DATABASE(), ' ', ?)), 0)")
                 .bind(projection.name())

@@ -20,7 +20,7 @@ use vidlog_projectors::{
     Plan, projections,
     sink::{Partition, Sink},
 };
-use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
+use vidlog_service_kit::{mysql, ops::Readiness, shutdown::Shutdown};
 
 use crate::support::{PARTITIONS, World, envelope, history, liked};
 
@@ -248,6 +248,37 @@ async fn a_view_settles_while_records_trickle_in() {
         }
     }
     panic!("no part of the view came to the same place as the others");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_went_silent_with_a_lock_keeps_no_connection_from_others() {
+    let world = World::new().await;
+    let add = "INSERT INTO logs VALUES ('likes', 0, 'a')";
+    sqlx::query(add).execute(&world.target.mysql).await.unwrap();
+    let lock = "SELECT * FROM logs FOR UPDATE";
+    let mut silent = world.target.mysql.begin().await.unwrap();
+    sqlx::query(lock).fetch_all(&mut *silent).await.unwrap();
+
+    let pool = mysql::open(world.stores.mysql_url.reveal(), 1).unwrap();
+    let cut_off = async {
+        let mut transaction = pool.begin().await.unwrap();
+        sqlx::query(lock).fetch_all(&mut *transaction).await
+    };
+    assert!(timeout(Duration::from_millis(200), cut_off).await.is_err());
+    // Sooner than the server would give up on the lock by itself, after 50 s.
+    let others = timeout(Duration::from_secs(30), async {
+        loop {
+            match sqlx::query_as("SELECT @@wait_timeout, @@sql_mode").fetch_one(&pool).await {
+                Ok(session) => return session,
+                Err(sqlx::Error::PoolTimedOut) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    });
+    let (silence_s, mode): (u64, String) = others.await.expect("others have the connection");
+    assert_eq!(silence_s, 60, "the server gives up on the silent one");
+    assert!(mode.contains("STRICT_ALL_TABLES"), "{mode}");
+    silent.rollback().await.unwrap();
 }
 
 /// The projections in this process.

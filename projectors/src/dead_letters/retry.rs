@@ -73,7 +73,9 @@ impl Retry {
             };
             self.wait_for_view(partition, parked.last).await?;
             let (letters, discards) = self.letters(partition, key, &parked).await?;
-            let mut position = persist(async || store.begin(&parked).await).await?;
+            let Some(mut position) = persist(async || store.begin(&parked).await).await? else {
+                continue;
+            };
             match fold(&store, &mut position, partition, &letters, &discards).await? {
                 Reached::End => {
                     if persist(async || store.unpark(&parked).await).await? {

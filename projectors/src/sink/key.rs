@@ -20,18 +20,24 @@ impl KeySink {
         Self { sink, partition, key }
     }
 
-    /// Creates the checkpoint, if there is none, and says where it stands.
-    pub async fn begin(&self, parked: &ParkedKey) -> Result<Position, SinkError> {
+    /// Creates the checkpoint, if there is none, and says where it stands; nothing if the key is not parked from there
+    /// any more.
+    pub async fn begin(&self, parked: &ParkedKey) -> Result<Option<Position>, SinkError> {
         let place = parked.first + 1;
-        match self.sink.projection.fold {
+        let position = match self.sink.projection.fold {
             Fold::Redis(_) => {
                 let view = self.redis_view();
                 view.begin(place).await?;
                 let mut found = redis::positions(view.target, view.projection, &[view.field]).await?;
-                found.pop().ok_or_else(|| SinkError::Retry("Redis told no position".to_owned()))
+                found.pop().ok_or_else(|| SinkError::Retry("Redis told no position".to_owned()))?
             }
-            Fold::MySql(_) => Ok(Position { parts: vec![self.mysql_view().begin(place).await?] }),
-        }
+            Fold::MySql(_) => Position { parts: vec![self.mysql_view().begin(place).await?] },
+        };
+        // Only now: if another retry unparked the key before, this checkpoint is one that nobody will remove, and what
+        // has come since would be overtaken by what waited. If one unparks it from now on, it removes the checkpoint.
+        let mut all = self.sink.parked().await?;
+        let now = all.remove(&self.partition).and_then(|mut keys| keys.remove(&self.key));
+        Ok(now.filter(|now| now.first == parked.first).map(|_| position))
     }
 
     /// Folds records of the key that the store does not have yet.

@@ -9,19 +9,19 @@ use rdkafka::{
     message::{Header, OwnedHeaders, OwnedMessage},
 };
 use tokio::time::timeout;
-use vidlog_events::{DecodeError, Envelope, Topics};
+use vidlog_events::{DecodeError, Envelope, Stream, Topics};
 use vidlog_projectors::{
     Delivery, Record,
     dead_letters::{Intake, IntakeError, Outcome, Post, Retry},
     projections,
     replay::Log,
-    sink::{Partition, Sink},
+    sink::{KeySink, Partition, Sink},
 };
 
 use crate::{
     faults::BOUND,
     folding::{assert_equals_model, partitions},
-    support::{World, history},
+    support::{World, envelope, history, liked, unliked},
 };
 
 /// Histories that the law is tried on.
@@ -66,6 +66,33 @@ async fn the_view_is_what_it_would_have_been_after_all_is_retried() {
             assert!(sink.parked().await.unwrap().is_empty(), "{projection:?}");
         }
         assert_equals_model(&world, &case.events).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_slept_while_another_unparked_the_key_does_not_begin() {
+    for name in ["likes", "likes-table"] {
+        let world = World::new().await;
+        let sink = Sink::new(projections::find(name).unwrap(), world.target.clone());
+        let partition = Partition { stream: Stream::Likes, number: 0 };
+        let records: Vec<_> = [liked(1, 1), unliked(1, 1)]
+            .into_iter()
+            .zip(0..)
+            .map(|(event, offset)| Record { offset, envelope: envelope(event, 1_700_000_000_000 + offset) })
+            .collect();
+        let position = sink.positions(&[partition]).await.unwrap().remove(0);
+        let mut intake = Intake::open(sink.clone(), post(&world), partition, position).await.unwrap();
+        intake.take(&[delivery(&world, partition, &records[0], &[0].into())]).await.unwrap();
+        intake.settle(1).await.unwrap();
+        let (key, parked) = sink.parked().await.unwrap().remove(&partition).unwrap().pop_first().unwrap();
+
+        // One that has seen how the key is parked, and sleeps.
+        let slept = KeySink::new(sink.clone(), partition, key);
+        assert!(slept.begin(&parked).await.unwrap().is_some());
+        retry_all(&world, &sink).await;
+        intake.take(&[delivery(&world, partition, &records[1], &[].into())]).await.unwrap();
+
+        assert_eq!(slept.begin(&parked).await.unwrap(), None, "{name}");
     }
 }
 

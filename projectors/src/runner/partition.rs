@@ -21,6 +21,7 @@ use crate::{
     dead_letters::{Intake, IntakeError, Post},
     log_identity::identity,
     metrics::{BATCH_SECONDS, FAILURES, RECORDS},
+    projection::Fold,
     sink::{Partition, Position, Sink, SinkError},
 };
 
@@ -36,6 +37,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 
 /// How long the store may take for a batch. One that it takes longer for is written again, which is harmless.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often readers are told how far a view in MySQL is when nothing comes: Redis may have lost that, and who waits for a
+/// write of before would wait in vain.
+const PUBLISH_EVERY: Duration = Duration::from_secs(2);
 /// How long telling readers may take: a Redis that hangs must not hold up views in MySQL.
 const PUBLISH_TIMEOUT: Duration = Duration::from_millis(250);
 
@@ -88,11 +92,11 @@ impl Worker {
             Ok(intake) => intake,
             Err(ended) => return ended,
         };
-        let mut unpublished = true;
+        let mut publish_at = Some(Instant::now());
         let (mut unsettled, mut settled_at) = (0, Instant::now());
         loop {
-            if unpublished {
-                unpublished = self.publish(next).await.is_err();
+            if publish_at.is_some_and(|at| at <= Instant::now()) && self.publish(next).await.is_ok() {
+                publish_at = self.publish_again();
             }
             let mut deliveries = Vec::with_capacity(BATCH_RECORDS);
             match timeout(IDLE, self.take(&mut deliveries)).await {
@@ -112,7 +116,7 @@ impl Worker {
                 return ended;
             }
             next = deliveries.last().map_or(next, |last| last.offset() + 1);
-            unpublished = true;
+            publish_at = Some(Instant::now());
             unsettled += 1;
             if unsettled >= SETTLE_EVERY || settled_at.elapsed() >= SETTLE_AFTER {
                 if let Err(ended) = self.settle(&mut intake, next).await {
@@ -262,6 +266,12 @@ impl Worker {
         timeout(PUBLISH_TIMEOUT, self.sink.publish_progress(self.partition, next))
             .await
             .unwrap_or_else(|_| Err(SinkError::Retry("Redis does not answer".to_owned())))
+    }
+
+    /// When to do so if nothing comes. Of a view in Redis, never: it goes back together with what is told of it, which
+    /// must not be ahead of it until that is noticed.
+    fn publish_again(&self) -> Option<Instant> {
+        matches!(self.sink.projection().fold, Fold::MySql(_)).then(|| Instant::now() + PUBLISH_EVERY)
     }
 
     /// Settles before the partition goes, so that the next owner reads nothing twice; if it fails it reads twice.

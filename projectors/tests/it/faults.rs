@@ -20,6 +20,7 @@ use vidlog_projectors::{
     Plan, projections,
     sink::{Partition, Sink},
 };
+use vidlog_schemas::projections::LIKES_TABLE;
 use vidlog_service_kit::{mysql, ops::Readiness, shutdown::Shutdown};
 
 use crate::support::{PARTITIONS, World, envelope, history, liked};
@@ -139,6 +140,23 @@ async fn a_redis_that_lost_everything_is_refilled_without_help() {
     lose_redis(&world).await;
     let report = world.assert_views_equal_the_log().await;
     assert!(report.lines > 100);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_far_a_mysql_view_is_is_told_again_when_redis_lost_it() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
+    let told = async || {
+        let told = cmd("HVALS").arg(world.target.keys.progress(&LIKES_TABLE)).take();
+        world.target.redis.query::<Vec<i64>>(&told).await.unwrap().contains(&1)
+    };
+    until("readers are told", told).await;
+
+    // No event comes after the loss, and the view has lost nothing.
+    lose_redis(&world).await;
+    until("readers are told again", told).await;
     running.stop().await;
 }
 

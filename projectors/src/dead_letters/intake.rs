@@ -1,11 +1,12 @@
 //! Takes records into a partition's view: folds those that can be folded, and diverts the others, with all that come
 //! behind them, to the dead letters.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use metrics::{counter, gauge};
 use rdkafka::message::OwnedMessage;
 use thiserror::Error;
+use tokio::time::timeout;
 use tracing::warn;
 
 use super::{
@@ -21,6 +22,9 @@ use crate::{
         SinkError,
     },
 };
+
+/// How long the store may take to say which keys are parked.
+const PARKED_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why records were not taken in.
 #[derive(Debug, Error)]
@@ -79,7 +83,8 @@ impl Intake {
         let (limits, unfoldable) = (Limits::default(), BTreeMap::new());
         let parked = Parked::new();
         let mut intake = Self { sink, post, partition, position, parked, discards, limits, unfoldable };
-        intake.reload().await?;
+        let too_late = |_| Err(SinkError::Retry("it does not say which keys are parked".to_owned()));
+        timeout(PARKED_TIMEOUT, intake.reload()).await.unwrap_or_else(too_late)?;
         Ok(intake)
     }
 

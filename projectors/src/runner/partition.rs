@@ -132,7 +132,13 @@ impl Worker {
         let mut pause = RETRY.0;
         loop {
             let (sink, post) = (self.sink.clone(), self.post.clone());
-            match bounded(Intake::open(sink, post, self.partition, self.position.clone())).await {
+            let opened = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Err(Ended::Stopped),
+                // It takes as long as there are dead letters, and gives up by itself when nothing comes.
+                opened = Intake::open(sink, post, self.partition, self.position.clone()) => opened,
+            };
+            match opened {
                 Ok(intake) => return Ok(intake),
                 Err(error) => self.recover(error, &mut pause).await?,
             }

@@ -10,8 +10,8 @@ use std::{
     time::Duration,
 };
 
-use ::redis::{RedisError, RedisResult, cmd};
-use anyhow::{Context, ensure};
+use ::redis::{RedisError, RedisResult, cmd, from_redis_value};
+use anyhow::{Context, bail, ensure};
 use sqlx::MySqlPool;
 use thiserror::Error;
 use tracing::warn;
@@ -19,6 +19,7 @@ use vidlog_events::Stream;
 use vidlog_schemas::{
     Keys, MIGRATOR,
     keys::{Key, partition_field},
+    projections::FEED,
 };
 use vidlog_service_kit::{failpoint, mysql::migrate, redis::Redis, shutdown::Shutdown};
 
@@ -295,20 +296,28 @@ impl Sink {
 }
 
 /// Makes the stores ready for views: brings the tables up to date, and fixes the number of shards of the namespace, or
-/// finds out that it was created with another. Waits while a store is away; gives up when shutdown is given.
+/// finds out that it was created with another, or that Redis drops keys. Waits while a store is away; gives up when
+/// shutdown is given.
 pub async fn prepare(target: &Target, shards: u16, shutdown: &Shutdown) -> anyhow::Result<()> {
     while !shutdown.is_given() {
         let prepared = async {
             migrate(&target.mysql, &MIGRATOR).await.context("MySQL is not ready")?;
-            created_shards(target, shards).await.context("Redis is not ready")
+            let created = created_shards(target, shards).await.context("Redis is not ready")?;
+            anyhow::Ok((created, eviction(target).await.context("Redis is not ready")?))
         };
         match prepared.await {
-            Ok(created) => {
+            Ok((created, eviction)) => {
                 ensure!(
                     created == shards,
                     "this namespace has {created} shards in Redis, but {shards} are configured; \
                      set VIDLOG_SHARDS={created}, or use another namespace"
                 );
+                if let Some(policy) = eviction {
+                    bail!(
+                        "a Redis that is full drops keys by itself (maxmemory-policy {policy}), and nobody would know \
+                         that a view lacks them; set maxmemory-policy to noeviction"
+                    );
+                }
                 return Ok(());
             }
             Err(error) => warn!(error = format!("{error:#}"), "waiting for the stores"),
@@ -323,4 +332,23 @@ async fn created_shards(target: &Target, shards: u16) -> RedisResult<u16> {
     let key = target.keys.shard_count();
     let _: bool = target.redis.query(cmd("SETNX").arg(&key).arg(shards)).await?;
     target.redis.query(cmd("GET").arg(&key)).await
+}
+
+/// What a Redis tells about its memory; nothing if it is not for us to ask.
+const MEMORY: &str = "local told = redis.pcall('INFO', 'memory')
+     return type(told) == 'string' and told or ''";
+
+/// By which policy a Redis drops keys when it is full, if any of the servers does.
+async fn eviction(target: &Target) -> RedisResult<Option<String>> {
+    // By a key of each shard, so that every server of a cluster is asked that has any.
+    let ask = |shard| cmd("EVAL").arg(MEMORY).arg(1).arg(target.keys.checkpoint(shard, &FEED)).take();
+    let told = target.redis.all(&target.keys.shards().map(ask).collect::<Vec<_>>()).await?;
+    let told = told.into_iter().map(from_redis_value).collect::<Result<Vec<String>, _>>()?;
+    Ok(told.iter().find_map(|info| eviction_policy(info)))
+}
+
+fn eviction_policy(info: &str) -> Option<String> {
+    let value = |name| info.lines().find_map(|line| line.trim().strip_prefix(name));
+    let is_full_some_day = value("maxmemory:").is_some_and(|bytes| bytes != "0");
+    value("maxmemory_policy:").filter(|policy| is_full_some_day && *policy != "noeviction").map(str::to_owned)
 }

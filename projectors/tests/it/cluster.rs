@@ -9,8 +9,9 @@ use std::{
 };
 
 use redis::cmd;
-use vidlog_projectors::projections;
+use vidlog_projectors::{projections, sink::prepare};
 use vidlog_schemas::keys::Shard;
+use vidlog_service_kit::shutdown::Shutdown;
 
 use self::nodes::Nodes;
 use crate::{
@@ -55,6 +56,20 @@ async fn twice_equals_once_on_a_cluster() {
     for (events, cuts) in cases().into_iter().take(3) {
         assert_twice_equals_once(&World::on_redis(nodes.url()).await, &events, &cuts).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_drops_keys_by_itself_is_refused() {
+    let nodes = Nodes::start().await;
+    let world = World::on_redis(nodes.url()).await;
+    let prepare = async || prepare(&world.target, world.stores.shards, &Shutdown::new()).await;
+    let (_, full) = nodes.owner(&checkpoint(&world, world.target.keys.shards().next().unwrap())).await;
+    let set = |name, value| cmd("CONFIG").arg("SET").arg(name).arg(value).take();
+    let _: String = nodes.node(full).ask(&set("maxmemory-policy", "allkeys-lru")).await;
+    prepare().await.expect("without a limit it never does");
+    let _: String = nodes.node(full).ask(&set("maxmemory", "100mb")).await;
+    let refused = prepare().await.unwrap_err().to_string();
+    assert!(refused.contains("allkeys-lru") && refused.contains("noeviction"), "{refused}");
 }
 
 /// Moves a shard's slot, half of its keys first; then goes on when commands have met it like that.

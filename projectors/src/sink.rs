@@ -81,6 +81,12 @@ impl Position {
         self.parts.iter().copied().max().unwrap_or(0)
     }
 
+    /// Whether a part has nothing of what another one has come past: all are brought to one place once a second, so the
+    /// store lost what was there, but for the first second of a partition.
+    pub fn lacks_parts(&self) -> bool {
+        self.lowest() == 0 && self.highest() > 0
+    }
+
     /// Whether any part is behind where another position says it was: then the store lost writes.
     pub fn is_behind(&self, earlier: &Self) -> bool {
         self.parts.iter().zip(&earlier.parts).any(|(now, then)| now < then)

@@ -113,6 +113,14 @@ impl State {
         }
     }
 
+    /// What was written is not there any more, as was noticed.
+    fn set_confirmed(&mut self, stored: &Position) {
+        match self {
+            Self::Waiting(waiting) => waiting.confirmed = Some(Arc::new(Mutex::new(stored.clone()))),
+            Self::Running(active) => lock(&active.confirmed).clone_from(stored),
+        }
+    }
+
     /// What was written was of another view.
     fn forget_confirmed(&mut self) {
         if let Self::Waiting(waiting) = self {
@@ -351,4 +359,8 @@ impl Assignment {
         });
         Active { queue, held: VecDeque::new(), confirmed, stop, task }
     }
+}
+
+fn lock(confirmed: &Confirmed) -> MutexGuard<'_, Position> {
+    confirmed.lock().unwrap_or_else(PoisonError::into_inner)
 }

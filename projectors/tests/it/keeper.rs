@@ -243,3 +243,28 @@ async fn a_live_generation_that_redis_has_lost_is_not_promised() {
     until("it is taken back", async || promised(&world, &LIKES).await.is_none()).await;
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_part_of_redis_lost_while_nobody_ran_is_noticed_at_the_start() {
+    let world = World::new().await;
+    append_likes(&world).await;
+    let running = Running::start(&world);
+    until_complete(&world).await;
+    world.assert_views_equal_the_log().await;
+    running.stop().await;
+
+    // As a node of a cluster would. Who is complete is told on another one.
+    let lost = cmd("KEYS").arg(format!("{}:{{s05}}:*", world.stores.namespace)).take();
+    let lost: Vec<String> = world.target.redis.query(&lost).await.unwrap();
+    let _: i64 = world.target.redis.query(cmd("DEL").arg(lost)).await.unwrap();
+    assert_eq!(promised(&world, &LIKES).await, Some(1));
+    // Nothing is filled up before that is seen.
+    let likes = vidlog_projectors::projections::find("likes").unwrap();
+    control::pause(&world.target.mysql, &likes).await.unwrap();
+    let running = Running::start(&world);
+    until("readers are told", async || promised(&world, &LIKES).await.is_none()).await;
+    control::resume(&world.target.mysql, &likes).await.unwrap();
+    until_complete(&world).await;
+    world.assert_views_equal_the_log().await;
+    running.stop().await;
+}

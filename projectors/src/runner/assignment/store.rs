@@ -1,19 +1,12 @@
 //! What is asked of the store, and told to it, on the poller's thread.
 
-use std::{
-    collections::BTreeMap,
-    sync::{MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{Assignment, State};
-use crate::{
-    runner::partition::Confirmed,
-    sink::{Partition, Position},
-};
+use super::{Assignment, lock};
+use crate::sink::{Partition, Position};
 
 /// How long the store may take to say where it stands. It is asked on the poller's thread, which has to go on polling.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,8 +39,10 @@ impl Assignment {
         let lost: Vec<_> = partitions
             .iter()
             .zip(&stored)
-            .filter(|(partition, stored)| {
-                confirmed.get(*partition).is_some_and(|confirmed| stored.is_behind(confirmed))
+            .filter(|(partition, stored)| match confirmed.get(*partition) {
+                Some(confirmed) => stored.is_behind(confirmed),
+                // Whoever wrote to it is gone.
+                None => stored.lacks_parts(),
             })
             .collect();
         for (partition, stored) in &lost {
@@ -64,8 +59,8 @@ impl Assignment {
         }
         for (partition, stored) in &lost {
             // Once told it is told: telling it again would have the keepers begin again.
-            if let Some(confirmed) = self.partitions().get(*partition).and_then(State::confirmed) {
-                lock(confirmed).clone_from(stored);
+            if let Some(state) = self.partitions().get_mut(*partition) {
+                state.set_confirmed(stored);
             }
         }
         let lost = lost.into_iter().map(|(partition, _)| *partition).collect();
@@ -130,8 +125,4 @@ impl Assignment {
         }
         false
     }
-}
-
-fn lock(confirmed: &Confirmed) -> MutexGuard<'_, Position> {
-    confirmed.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -40,7 +40,7 @@ pub struct Wanted {
 pub enum Wish {
     /// Run.
     Run,
-    /// Be still for the moment that a rebuild needs.
+    /// Be still for the moment that a rebuild or an audit needs.
     Hold,
     /// Stand still until an operator resumes it.
     Pause,
@@ -155,30 +155,56 @@ pub async fn stop(pool: &MySqlPool, projection: &Projection, why: &str) -> sqlx:
     Ok(())
 }
 
-/// Asks for stillness for a time; nothing for none.
-pub async fn hold(pool: &MySqlPool, projection: &Projection, time: Duration) -> sqlx::Result<()> {
+/// Asks for stillness for a time. Returns until when, in ms since 1970 by MySQL's clock: by that its hold is known from
+/// another's.
+pub async fn hold(pool: &MySqlPool, projection: &Projection, time: Duration) -> sqlx::Result<i64> {
+    let until_ms = time_from_now(pool, time).await?;
     sqlx::query(
-        "INSERT INTO projections (name, held_until_ms) VALUES (?, UNIX_TIMESTAMP(NOW(3)) * 1000 + ?)
+        "INSERT INTO projections (name, held_until_ms) VALUES (?, ?)
          ON DUPLICATE KEY UPDATE held_until_ms = VALUES(held_until_ms)",
     )
     .bind(projection.name())
-    .bind(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    .bind(until_ms)
     .execute(pool)
     .await?;
+    Ok(until_ms)
+}
+
+/// Prolongs a hold to a time from now, and returns until when; nothing if it has ended, or is another's by now.
+pub async fn prolong_hold(
+    pool: &MySqlPool,
+    projection: &Projection,
+    until_ms: i64,
+    time: Duration,
+) -> sqlx::Result<Option<i64>> {
+    let prolonged_ms = time_from_now(pool, time).await?;
+    let prolonged = sqlx::query(
+        "UPDATE projections SET held_until_ms = ?
+         WHERE name = ? AND held_until_ms = ? AND held_until_ms > UNIX_TIMESTAMP(NOW(3)) * 1000",
+    )
+    .bind(prolonged_ms)
+    .bind(projection.name())
+    .bind(until_ms)
+    .execute(pool)
+    .await?;
+    Ok((prolonged.rows_affected() == 1).then_some(prolonged_ms))
+}
+
+/// Ends a hold, and no other that someone may have asked for since.
+pub async fn end_hold(pool: &MySqlPool, projection: &Projection, until_ms: i64) -> sqlx::Result<()> {
+    sqlx::query("UPDATE projections SET held_until_ms = 0 WHERE name = ? AND held_until_ms = ?")
+        .bind(projection.name())
+        .bind(until_ms)
+        .execute(pool)
+        .await?;
     Ok(())
 }
 
-/// Prolongs a hold that has not ended; false if it has.
-pub async fn prolong_hold(pool: &MySqlPool, projection: &Projection, time: Duration) -> sqlx::Result<bool> {
-    let prolonged = sqlx::query(
-        "UPDATE projections SET held_until_ms = UNIX_TIMESTAMP(NOW(3)) * 1000 + ?
-         WHERE name = ? AND held_until_ms > UNIX_TIMESTAMP(NOW(3)) * 1000",
-    )
-    .bind(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
-    .bind(projection.name())
-    .execute(pool)
-    .await?;
-    Ok(prolonged.rows_affected() == 1)
+/// A time from now, in ms since 1970 by MySQL's clock.
+async fn time_from_now(pool: &MySqlPool, time: Duration) -> sqlx::Result<i64> {
+    let now_ms: i64 =
+        sqlx::query_scalar("SELECT CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)").fetch_one(pool).await?;
+    Ok(now_ms.saturating_add(i64::try_from(time.as_millis()).unwrap_or(i64::MAX)))
 }
 
 /// Makes the next generation after one the live one, and ends the hold that it was made for; false if that has ended

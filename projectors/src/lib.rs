@@ -9,6 +9,7 @@ pub mod audit;
 pub mod config;
 pub mod control;
 pub mod dead_letters;
+mod hold;
 mod keeper;
 pub mod log_identity;
 mod metrics;

@@ -112,7 +112,7 @@ impl Operator {
         let done = match before.wish {
             Wish::Pause => format!("{name} goes on"),
             Wish::Stopped(why) => format!("{name} goes on; it had stopped: {why}"),
-            Wish::Hold => format!("{name} was not paused; a rebuild holds it for a moment"),
+            Wish::Hold => format!("{name} was not paused; it is held for a moment"),
             Wish::Run => format!("{name} was not paused"),
         };
         let is_alone = self.reports(projection).await?.is_empty();

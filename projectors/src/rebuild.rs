@@ -37,7 +37,7 @@ use self::{
 };
 use crate::{
     audit::Difference,
-    control,
+    hold::{BETWEEN_HOLDS, HOLDS, Hold, LOOK},
     log_identity::FirstRecords,
     projection::Projection,
     replay::{Log, Places, Tally, replay},
@@ -46,19 +46,8 @@ use crate::{
 
 /// A round of catching up that leaves fewer records than this to the next is the last.
 const NEARLY_THERE: i64 = 2000;
-/// How long the live generation is held still at most. The hold ends by itself if this process dies.
-/// A reader waits for its own write for 2 s, and the live generation needs some time to go on after it.
-const HOLD: Duration = Duration::from_millis(1500);
 /// How long a hold takes to be known to every process: several times of asking.
 const HOLD_IS_KNOWN: Duration = Duration::from_millis(350);
-/// What is kept of a hold for the switch itself: one statement in each store.
-const LET_GO: Duration = Duration::from_millis(300);
-/// Between two looks whether the live generation has come to rest.
-const LOOK: Duration = Duration::from_millis(20);
-/// Holds until it is given up.
-const HOLDS: u32 = 10;
-/// Between two holds, for readers that wait.
-const BETWEEN_HOLDS: Duration = Duration::from_secs(2);
 /// How long the old generation is kept: a request that began with it ends within 5 s.
 const GRACE: Duration = Duration::from_secs(8);
 /// How often the progress is told.
@@ -241,13 +230,10 @@ impl Rebuild {
         comparison: &mut Comparison,
         if_different: IfDifferent,
     ) -> anyhow::Result<Held> {
-        let until = Instant::now() + HOLD - LET_GO;
-        control::hold(&self.live.mysql, &self.projection, HOLD).await?;
+        let mut hold = Hold::begin(&self.live.mysql, self.projection).await?;
         sleep(HOLD_IS_KNOWN).await;
-        let held = self.take_over(pair, comparison, if_different, until).await;
-        if let Err(error) = control::hold(&self.live.mysql, &self.projection, Duration::ZERO).await {
-            warn!(projection = self.projection.name(), %error, "the hold was not ended; it ends by itself");
-        }
+        let held = self.take_over(pair, comparison, if_different, &mut hold).await;
+        hold.end().await;
         held
     }
 
@@ -256,9 +242,9 @@ impl Rebuild {
         pair: &Pair,
         comparison: &mut Comparison,
         if_different: IfDifferent,
-        until: Instant,
+        hold: &mut Hold<'_>,
     ) -> anyhow::Result<Held> {
-        while Instant::now() < until {
+        while !hold.is_over() {
             let rest = pair.live_positions().await?;
             if rest.values().any(|position| position.lowest() < position.highest()) {
                 sleep(LOOK).await;
@@ -271,10 +257,7 @@ impl Rebuild {
             }
             pair.publish_progress(&lowest(&rest)).await?;
             // Someone who does not know of the hold may still have written: then all of this is of no account.
-            if Instant::now() >= until
-                || !control::prolong_hold(&self.live.mysql, &self.projection, HOLD).await?
-                || pair.live_positions().await? != rest
-            {
+            if hold.is_over() || !hold.prolong().await? || pair.live_positions().await? != rest {
                 continue;
             }
             let took_over = self.generations.take_over().await?;

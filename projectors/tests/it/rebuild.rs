@@ -171,6 +171,24 @@ async fn a_view_is_rebuilt_by_one_at_a_time() {
     begin(&world, "likes").await;
 }
 
+#[tokio::test]
+async fn a_hold_is_ended_by_nobody_but_who_asked_for_it() {
+    let world = World::new().await;
+    let (pool, likes) = (&world.target.mysql, projection("likes"));
+    let is_held = async || control::read(pool).await.unwrap()["likes"].wish == control::Wish::Hold;
+    let minutes = Duration::from_mins;
+    let audits = control::hold(pool, &likes, minutes(10)).await.unwrap();
+    let rebuilds = control::hold(pool, &likes, minutes(20)).await.unwrap();
+    control::end_hold(pool, &likes, audits).await.unwrap();
+    assert!(is_held().await, "the other's goes on");
+    assert_eq!(control::prolong_hold(pool, &likes, audits, minutes(30)).await.unwrap(), None);
+    let prolonged = control::prolong_hold(pool, &likes, rebuilds, minutes(30)).await.unwrap().unwrap();
+    assert!(prolonged > rebuilds);
+    control::end_hold(pool, &likes, prolonged).await.unwrap();
+    assert!(!is_held().await);
+    assert_eq!(control::prolong_hold(pool, &likes, prolonged, minutes(30)).await.unwrap(), None);
+}
+
 fn likes(count: i64) -> Vec<Envelope> {
     (1..=count).map(|user| envelope(liked(1, user), 1_700_000_000_000 + user)).collect()
 }

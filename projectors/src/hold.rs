@@ -1,0 +1,59 @@
+//! A moment in which a projection stands still, so that its view can be read at one position.
+//!
+//! A hold ends by itself, so that it outlives nobody. Whoever asks for one has the view's lock: two would end each other's.
+
+use std::time::Duration;
+
+use sqlx::MySqlPool;
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::{control, projection::Projection};
+
+/// How long a projection is held at most. A reader waits for its own write for 2 s, and the projection needs some time to
+/// go on after it.
+const HOLD: Duration = Duration::from_millis(1500);
+/// What is kept of it for its last steps: a statement or two in each store.
+const LET_GO: Duration = Duration::from_millis(300);
+/// Between two looks whether a view that is held has come to rest.
+pub(crate) const LOOK: Duration = Duration::from_millis(20);
+/// Holds until it is given up.
+pub(crate) const HOLDS: u32 = 10;
+/// Between two holds, for readers that wait.
+pub(crate) const BETWEEN_HOLDS: Duration = Duration::from_secs(2);
+
+/// A hold.
+pub(crate) struct Hold<'a> {
+    pool: &'a MySqlPool,
+    projection: Projection,
+    until_ms: i64,
+    over: Instant,
+}
+
+impl<'a> Hold<'a> {
+    /// Begins one. That every process knows of it takes several times of asking.
+    pub(crate) async fn begin(pool: &'a MySqlPool, projection: Projection) -> sqlx::Result<Self> {
+        let over = Instant::now() + HOLD - LET_GO;
+        let until_ms = control::hold(pool, &projection, HOLD).await?;
+        Ok(Self { pool, projection, until_ms, over })
+    }
+
+    /// Whether nothing but its last steps may be begun any more.
+    pub(crate) fn is_over(&self) -> bool {
+        Instant::now() >= self.over
+    }
+
+    /// Prolongs it for its last steps; false if it has ended already.
+    pub(crate) async fn prolong(&mut self) -> sqlx::Result<bool> {
+        let prolonged = control::prolong_hold(self.pool, &self.projection, self.until_ms, HOLD).await?;
+        self.until_ms = prolonged.unwrap_or(self.until_ms);
+        Ok(prolonged.is_some())
+    }
+
+    /// Ends it.
+    pub(crate) async fn end(self) {
+        if let Err(error) = control::end_hold(self.pool, &self.projection, self.until_ms).await {
+            warn!(projection = self.projection.name(), %error, "the hold was not ended; it ends by itself");
+        }
+    }
+}

@@ -1,11 +1,14 @@
-//! The lock that nobody but its holder has on a view: who rebuilds it, or retries what waits for it. Its projection goes on
-//! folding.
+//! The lock that nobody but its holder has on a view: who rebuilds it, retries what waits for it, or holds it still for an
+//! audit. Its projection goes on folding.
 
 use anyhow::{Context, ensure};
 use sqlx::{MySqlConnection, MySqlPool};
 use tokio::sync::Mutex;
 
 use crate::projection::Projection;
+
+/// How long an audit may have the lock for a hold, and some more.
+const LONGER_THAN_A_HOLD_S: u32 = 5;
 
 /// The lock of one view, held as long as this lives.
 pub(crate) struct ViewLock {
@@ -15,23 +18,46 @@ pub(crate) struct ViewLock {
 }
 
 impl ViewLock {
-    /// Takes the lock, or says that another has it.
+    /// Takes the lock, or says that another has it. One that an audit has for a hold is waited for.
     pub(crate) async fn take(pool: &MySqlPool, projection: Projection) -> anyhow::Result<Self> {
+        let taken = Self::take_within(pool, projection, LONGER_THAN_A_HOLD_S).await?;
+        taken.with_context(|| {
+            format!("{} is being rebuilt, or its dead letters retried, by another process", projection.name())
+        })
+    }
+
+    /// Takes the lock if nobody has it.
+    pub(crate) async fn try_take(pool: &MySqlPool, projection: Projection) -> anyhow::Result<Option<Self>> {
+        Self::take_within(pool, projection, 0).await
+    }
+
+    async fn take_within(
+        pool: &MySqlPool,
+        projection: Projection,
+        seconds: u32,
+    ) -> anyhow::Result<Option<Self>> {
         // Detached, so that it is closed when this is dropped: in the pool it would keep the lock.
         let mut connection = pool.acquire().await.context("failed to reach MySQL")?.detach();
         // Whoever holds it may have nothing to ask for hours.
         sqlx::query("SET SESSION wait_timeout = DEFAULT").execute(&mut connection).await?;
         let locked: Option<i64> =
-            sqlx::query_scalar("SELECT GET_LOCK(SHA1(CONCAT('view ', DATABASE(), ' ', ?)), 0)")
+            sqlx::query_scalar("SELECT GET_LOCK(SHA1(CONCAT('view ', DATABASE(), ' ', ?)), ?)")
                 .bind(projection.name())
+                .bind(seconds)
                 .fetch_one(&mut connection)
                 .await?;
-        ensure!(
-            locked == Some(1),
-            "{} is being rebuilt, or its dead letters retried, by another process",
-            projection.name()
-        );
-        Ok(Self { projection, connection: Mutex::new(connection) })
+        Ok((locked == Some(1)).then(|| Self { projection, connection: Mutex::new(connection) }))
+    }
+
+    /// Whether someone has the lock.
+    pub(crate) async fn is_taken(pool: &MySqlPool, projection: Projection) -> sqlx::Result<bool> {
+        let holder: Option<i64> = sqlx::query_scalar(
+            "SELECT CAST(IS_USED_LOCK(SHA1(CONCAT('view ', DATABASE(), ' ', ?))) AS SIGNED)",
+        )
+        .bind(projection.name())
+        .fetch_one(pool)
+        .await?;
+        Ok(holder.is_some())
     }
 
     /// Makes sure that it is held still: the server gives it to others if the connection is lost.

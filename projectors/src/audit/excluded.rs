@@ -6,45 +6,67 @@ use anyhow::Context;
 
 use crate::{
     dead_letters::{Discards, Post},
-    projection::Projection,
-    sink::{Partition, RecordKey, Sink, Target},
+    replay::Places,
+    sink::{Partition, RecordKey, Sink},
 };
 
-/// What a view is not to have, by partition: the keys that are parked, each from an offset on, and single records.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Excluded(BTreeMap<Partition, (BTreeMap<RecordKey, i64>, Discards)>);
-
-impl Excluded {
-    /// Whether a record is not to be in the view.
-    pub(super) fn has(&self, partition: Partition, offset: i64, key: impl FnOnce() -> RecordKey) -> bool {
-        let Some((parked, discards)) = self.0.get(&partition) else {
-            return false;
-        };
-        discards.contains(&offset) || parked.get(&key()).is_some_and(|first| *first <= offset)
-    }
+/// What a view is not to have, by partition.
+///
+/// The keys that are parked are known with the view's position: the write that moves it past a record also parks its key. So
+/// what is parked after a position was seen is all that is parked before it; what came since is beyond. A record is only
+/// ever discarded while it waits: so what is discarded, whenever it is looked up, is not in the view.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Excluded {
+    /// The keys that are parked, each from an offset on.
+    parked: BTreeMap<Partition, BTreeMap<RecordKey, i64>>,
+    /// Single records.
+    discards: BTreeMap<Partition, Discards>,
 }
 
-/// What the views of some projections are not to have in some partitions, by the projection's name.
-pub(super) async fn excluded(
-    target: &Target,
-    post: &Post,
-    projections: &[Projection],
-    partitions: &[Partition],
-) -> anyhow::Result<BTreeMap<&'static str, Excluded>> {
-    let mut all = BTreeMap::new();
-    for projection in projections {
-        let name = projection.name();
-        let sink = Sink::new(*projection, target.clone());
-        let mut parked =
-            sink.parked().await.with_context(|| format!("failed to ask what waits of {name}"))?;
-        let mut excluded = BTreeMap::new();
-        for partition in projection.partitions(partitions) {
-            let discards = post.discards(name, partition).await?;
-            let parked = parked.remove(&partition).unwrap_or_default();
-            let firsts = parked.into_iter().map(|(key, parked)| (key, parked.first)).collect();
-            excluded.insert(partition, (firsts, discards));
+impl Excluded {
+    /// What a view is not to have by now.
+    pub(super) async fn read(sink: &Sink, post: &Post, partitions: &[Partition]) -> anyhow::Result<Self> {
+        // In this order: what is discarded is unparked after that.
+        let Self { parked, .. } = Self::default().with_parked(sink).await?;
+        let mut discards = BTreeMap::new();
+        for partition in partitions {
+            discards.insert(*partition, post.discards(sink.projection().name(), *partition).await?);
         }
-        all.insert(name, Excluded(excluded));
+        Ok(Self { parked, discards })
     }
-    Ok(all)
+
+    /// The same with what is parked by now.
+    pub(super) async fn with_parked(&self, sink: &Sink) -> anyhow::Result<Self> {
+        let parked = sink
+            .parked()
+            .await
+            .with_context(|| format!("failed to ask what waits of {}", sink.projection().name()))?;
+        let firsts = |keys: crate::sink::Parked| keys.into_iter().map(|(key, parked)| (key, parked.first));
+        let parked = parked.into_iter().map(|(partition, keys)| (partition, firsts(keys).collect()));
+        Ok(Self { parked: parked.collect(), discards: self.discards.clone() })
+    }
+
+    /// Whether a record is not to be in the view.
+    pub(super) fn has(&self, partition: Partition, offset: i64, key: impl FnOnce() -> RecordKey) -> bool {
+        if self.discards.get(&partition).is_some_and(|discards| discards.contains(&offset)) {
+            return true;
+        }
+        let parked = self.parked.get(&partition).filter(|parked| !parked.is_empty());
+        parked.and_then(|parked| parked.get(&key())).is_some_and(|first| *first <= offset)
+    }
+
+    /// Whether any key is parked.
+    pub(super) fn has_parked(&self) -> bool {
+        self.parked.values().any(|parked| !parked.is_empty())
+    }
+
+    /// Whether the keys that are parked from before some places on still are in a later look.
+    pub(super) fn still_hold_in(&self, later: &Self, places: &Places) -> bool {
+        self.parked.iter().all(|(partition, parked)| {
+            let place = places.get(partition).copied().unwrap_or(0);
+            let still = later.parked.get(partition);
+            let mut before = parked.iter().filter(|(_, first)| **first < place);
+            before.all(|(key, first)| still.and_then(|still| still.get(key)) == Some(first))
+        })
+    }
 }

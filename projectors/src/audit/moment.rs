@@ -1,112 +1,179 @@
-//! A view as it is at one position of the log, though the log may grow.
+//! Views, each as it is at one position of the log, though the log may grow.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
-use tokio::time::sleep;
-use vidlog_schemas::{keys::ViewKey, projections::View};
+use vidlog_events::Stream;
+use vidlog_schemas::{keys::ViewKey, projections};
 
 use super::{
     Lines,
+    excluded::Excluded,
     live::{lines, snapshot},
+    log::{Folding, Step, fold_on},
+    rounds::Known,
 };
 use crate::{
+    dead_letters::Post,
     projection::Projection,
-    replay::Places,
+    replay::{Log, Places},
     sink::{Partition, Position, Sink, Target},
+    view_lock::ViewLock,
 };
 
-/// Times that views in Redis are read, as they are only good if they stood still meanwhile.
-const READINGS: u32 = 20;
-/// Between two of them: an idle partition settles within half a second.
-const PAUSE: Duration = Duration::from_millis(300);
-
-/// A view at one position.
+/// A view at one position, from both sides.
 pub(super) struct Moment {
-    pub(super) projection: Projection,
-    pub(super) places: Places,
-    pub(super) lines: Lines,
+    /// What the log says.
+    pub(super) folding: Folding,
+    /// What the view has.
+    pub(super) found: Lines,
+    /// Whether its dead letters may have been retried meanwhile, which changes the view at the same position.
+    pub(super) is_in_doubt: bool,
+}
+
+/// A view, and how it is asked.
+pub(super) struct View {
+    pub(super) sink: Sink,
+    pub(super) post: Post,
+    /// The partitions of its streams.
+    pub(super) partitions: Vec<Partition>,
+}
+
+impl View {
+    pub(super) const fn projection(&self) -> Projection {
+        *self.sink.projection()
+    }
+
+    pub(super) async fn positions(&self) -> anyhow::Result<Vec<Position>> {
+        self.sink.positions(&self.partitions).await.context("the store does not say where it stands")
+    }
+
+    /// Where all parts of it are.
+    pub(super) fn lowest(&self, positions: &[Position]) -> Places {
+        self.partitions.iter().copied().zip(positions.iter().map(Position::lowest)).collect()
+    }
+
+    /// What the view is not to have by now. What waited before, of what is folded by now, has to wait still.
+    pub(super) async fn excluded(&self, folding: &Folding) -> anyhow::Result<Excluded> {
+        let excluded = Excluded::read(&self.sink, &self.post, &self.partitions).await?;
+        self.ensure_hold(&folding.excluded, &excluded, &folding.at)?;
+        Ok(excluded)
+    }
+
+    pub(super) fn ensure_hold(
+        &self,
+        before: &Excluded,
+        later: &Excluded,
+        places: &Places,
+    ) -> anyhow::Result<()> {
+        ensure!(
+            before.still_hold_in(later, places),
+            "what waits of {} in the dead letters was folded meanwhile; run it again",
+            self.projection().name()
+        );
+        Ok(())
+    }
+
+    /// Whether someone has its lock: only they may fold now what waits of it.
+    pub(super) async fn is_locked(&self) -> anyhow::Result<bool> {
+        Ok(ViewLock::is_taken(&self.sink.target().mysql, self.projection()).await?)
+    }
+
+    /// What the view is to be folded on to next: all that every part of it has.
+    async fn step(&self, mut folding: Folding) -> anyhow::Result<Step> {
+        let until = self.lowest(&self.positions().await?);
+        // After the position was seen.
+        folding.excluded = self.excluded(&folding).await?;
+        Ok((folding, until))
+    }
+
+    /// A view in MySQL, which shows rows and checkpoint of one moment.
+    async fn at_snapshot(self, log: &Log, mut folding: Folding) -> anyhow::Result<Moment> {
+        let before = self.excluded(&folding).await?;
+        let (stored, found) = snapshot(&self.sink.target().mysql, &self.projection()).await?;
+        // In this order: who has folded by then what waited has said so.
+        let is_locked = self.is_locked().await?;
+        folding.excluded = self.excluded(&folding).await?;
+        let place = |partition: &Partition| (*partition, stored.get(partition).copied().unwrap_or(0));
+        let until: Places = self.partitions.iter().map(place).collect();
+        self.ensure_hold(&before, &folding.excluded, &until)?;
+        let is_in_doubt = is_locked && folding.excluded.has_parked();
+        let mut folded = fold_on(log, vec![(folding, until)]).await?;
+        let folding = folded.pop().context("a folding was lost")?;
+        Ok(Moment { folding, found, is_in_doubt })
+    }
 }
 
 /// Some views, each at one position of its own in some partitions.
-///
-/// MySQL shows rows and checkpoint of one moment. Redis does not: there a view is read, again and again, until its
-/// position was the same before and after.
 pub(super) async fn moments(
+    log: &Log,
     target: &Target,
     projections: &[Projection],
     partitions: &[Partition],
 ) -> anyhow::Result<Vec<Moment>> {
-    let (in_redis, in_mysql): (Vec<Projection>, Vec<Projection>) =
-        projections.iter().partition(|projection| matches!(projection.catalogued.view, View::Redis(_)));
+    let post = Post::new(log.clone());
+    let (mut views, mut foldings) = (Vec::new(), Vec::new());
+    for projection in projections {
+        let partitions: Vec<Partition> = projection.partitions(partitions).collect();
+        foldings.push(Folding::new(*projection, &partitions, &target.keys));
+        let sink = Sink::new(*projection, target.clone());
+        views.push(View { sink, post: post.clone(), partitions });
+    }
+    // The first reading of the log may take long. What comes meanwhile is folded by the second, so that little of it is left
+    // to be looked at again.
+    for _ in 0..2 {
+        let mut steps = Vec::new();
+        for (view, folding) in views.iter().zip(foldings) {
+            steps.push(view.step(folding).await?);
+        }
+        ensure_log_has(log, &steps).await?;
+        foldings = fold_on(log, steps).await?;
+    }
+
+    let mut found = redis_lines(target, projections).await?;
     let mut moments = Vec::new();
-    for projection in in_mysql {
-        let (places, lines) = snapshot(&target.mysql, &projection).await?;
-        moments.push(Moment { projection, places, lines });
+    for (view, folding) in views.into_iter().zip(foldings) {
+        moments.push(match view.projection().catalogued.view {
+            projections::View::MySql(_) => view.at_snapshot(log, folding).await?,
+            projections::View::Redis(_) => {
+                let found = found.remove(view.projection().name()).unwrap_or_default();
+                Known::new(view, folding, found).come_to_rest(log).await?
+            }
+        });
     }
-    let mut restless = in_redis;
-    for reading in 0..READINGS {
-        if restless.is_empty() {
-            return Ok(moments);
-        }
-        if reading > 0 {
-            sleep(PAUSE).await;
-        }
-        restless = read(target, restless, partitions, &mut moments).await?;
-    }
-    let names: Vec<_> = restless.iter().map(Projection::name).collect();
-    ensure!(
-        names.is_empty(),
-        "{} went on while being read, so that there is no one position to compare at; run it again in a quieter \
-         moment, or pause it meanwhile",
-        names.join(", ")
-    );
     Ok(moments)
 }
 
-/// Reads views in Redis. Returns those that went on meanwhile.
-async fn read(
-    target: &Target,
-    projections: Vec<Projection>,
-    partitions: &[Partition],
-    moments: &mut Vec<Moment>,
-) -> anyhow::Result<Vec<Projection>> {
-    let before = all_positions(target, &projections, partitions).await?;
-    let found = lines(target, &projections).await?;
-    let after = all_positions(target, &projections, partitions).await?;
-    let mut restless = Vec::new();
-    for ((projection, before), after) in projections.into_iter().zip(before).zip(after) {
-        // A shard that is behind has all that is its own up to the others, or a crash left it behind: who knows.
-        let is_settled = before.iter().all(|(_, position)| position.lowest() == position.highest());
-        if before != after || !is_settled {
-            restless.push(projection);
-            continue;
-        }
-        let is_own =
-            |name: &str| ViewKey::read(name).is_some_and(|key| key.projection == projection.catalogued);
-        let own = found.iter().filter(|(name, _)| is_own(name));
-        moments.push(Moment {
-            projection,
-            places: before.into_iter().map(|(partition, position)| (partition, position.lowest())).collect(),
-            lines: own.map(|(name, content)| (name.clone(), content.clone())).collect(),
-        });
+/// Makes sure that the log has what the views are said to have.
+async fn ensure_log_has(log: &Log, steps: &[Step]) -> anyhow::Result<()> {
+    let is_asked = |stream: &Stream| {
+        steps.iter().flat_map(|(_, until)| until.keys()).any(|partition| partition.stream == *stream)
+    };
+    let ends = log.ends(Stream::ALL.into_iter().filter(is_asked).collect()).await?;
+    for (partition, place) in steps.iter().flat_map(|(_, until)| until) {
+        let end = ends.get(partition).copied().unwrap_or_default();
+        ensure!(
+            *place <= end,
+            "a view stands at {place} in {}, but the log ends at {end}",
+            partition.field()
+        );
     }
-    Ok(restless)
+    Ok(())
 }
 
-async fn all_positions(
+/// The lines of those views that are in Redis, by the projection's name, while they go on.
+async fn redis_lines(
     target: &Target,
     projections: &[Projection],
-    partitions: &[Partition],
-) -> anyhow::Result<Vec<Vec<(Partition, Position)>>> {
-    let mut all = Vec::with_capacity(projections.len());
-    for projection in projections {
-        let own: Vec<Partition> = projection.partitions(partitions).collect();
-        let positions = Sink::new(*projection, target.clone())
-            .positions(&own)
-            .await
-            .context("the store does not say where it stands")?;
-        all.push(own.into_iter().zip(positions).collect());
+) -> anyhow::Result<BTreeMap<&'static str, Lines>> {
+    let is_in_redis =
+        |projection: &Projection| matches!(projection.catalogued.view, projections::View::Redis(_));
+    let in_redis: Vec<Projection> = projections.iter().copied().filter(is_in_redis).collect();
+    let mut by_name: BTreeMap<&'static str, Lines> = BTreeMap::new();
+    for (name, line) in lines(target, &in_redis).await? {
+        if let Some(key) = ViewKey::read(&name) {
+            by_name.entry(key.projection.name).or_default().insert(name, line);
+        }
     }
-    Ok(all)
+    Ok(by_name)
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod as_of;
+mod audit;
 mod cluster;
 mod dead_letters;
 mod diverting;

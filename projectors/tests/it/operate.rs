@@ -150,7 +150,7 @@ async fn some_views_are_audited_and_what_differs_is_an_exit_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn views_in_mysql_are_audited_while_the_log_grows_and_others_once_they_are_paused() {
+async fn a_view_in_mysql_is_audited_while_the_log_grows_and_a_paused_one_where_it_stands() {
     let world = World::new().await;
     let _process = start(&world, &["--only", "likes", "likes-table"]);
     let (log, stores) = (world.log.clone(), world.stores.clone());

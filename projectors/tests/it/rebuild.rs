@@ -20,7 +20,7 @@ use vidlog_projectors::{
 use vidlog_schemas::keys::ViewKey;
 
 use crate::{
-    faults::{Running, made_up},
+    faults::{Running, made_up, until},
     support::{World, envelope, liked},
 };
 
@@ -187,6 +187,24 @@ async fn a_hold_is_ended_by_nobody_but_who_asked_for_it() {
     control::end_hold(pool, &likes, prolonged).await.unwrap();
     assert!(!is_held().await);
     assert_eq!(control::prolong_hold(pool, &likes, prolonged, minutes(30)).await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_hears_of_who_has_the_lock_all_the_time() {
+    let world = World::new().await;
+    let _begun = begin(&world, "likes").await;
+    // Else it would close the connection after a while, and a long rebuild would end before its switch.
+    let silent_for = async || -> i64 {
+        sqlx::query_scalar(
+            "SELECT CAST(time AS SIGNED) FROM information_schema.processlist
+             WHERE id = IS_USED_LOCK(SHA1(CONCAT('view ', DATABASE(), ' likes')))",
+        )
+        .fetch_one(&world.target.mysql)
+        .await
+        .unwrap()
+    };
+    until("it is silent", async || silent_for().await >= 2).await;
+    until("the server hears of it", async || silent_for().await < 2).await;
 }
 
 fn likes(count: i64) -> Vec<Envelope> {

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use sqlx::MySqlPool;
+use sqlx::{AssertSqlSafe, MySqlConnection, MySqlPool, mysql::MySqlDatabaseError};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -23,6 +23,12 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two questions at the start, when nothing is known yet.
 const START_RETRY: Duration = Duration::from_secs(1);
+/// How long tables that are renamed may be waited for. Reads that begin meanwhile wait behind it. It is shorter than a hold.
+const RENAME_WAIT_S: u32 = 1;
+/// MySQL's number of the error that says that they were not got: `ER_LOCK_WAIT_TIMEOUT`.
+const LOCK_WAIT_TIMEOUT: u16 = 1205;
+/// And of the error of [`rename_while_held`] that a hold has ended: `ER_SUBQUERY_NO_1_ROW`.
+const TWO_ROWS: u16 = 1242;
 /// Characters of a reason that are kept.
 const REASON_LENGTH: usize = 1000;
 
@@ -220,6 +226,39 @@ pub async fn take_over(pool: &MySqlPool, projection: &Projection, live: u32) -> 
     .execute(pool)
     .await?;
     Ok(took_over.rows_affected() == 1)
+}
+
+/// Renames tables, and prolongs the hold that it is done in; false if that has ended before, or the tables were in use.
+///
+/// Renaming knows no condition. So all goes to the server at once, which ends at the first statement that fails, and one of
+/// them fails without a hold: a process that is slow, or stopped for a while, can't rename after its hold.
+pub async fn rename_while_held(
+    pool: &MySqlPool,
+    projection: &Projection,
+    time: Duration,
+    moves: &str,
+) -> sqlx::Result<bool> {
+    let held = format!("name = '{}' AND held_until_ms > UNIX_TIMESTAMP(NOW(3)) * 1000", projection.name());
+    let statements = format!(
+        "SET SESSION lock_wait_timeout = {RENAME_WAIT_S};
+         SELECT (SELECT 1 FROM (SELECT 1 UNION ALL SELECT 2) AS two
+             WHERE NOT EXISTS (SELECT 1 FROM projections WHERE {held}));
+         UPDATE projections SET held_until_ms = UNIX_TIMESTAMP(NOW(3)) * 1000 + {} WHERE {held};
+         RENAME TABLE {moves}",
+        time.as_millis()
+    );
+    // The wait is this connection's own, which nobody gets after it.
+    let mut connection: MySqlConnection = pool.acquire().await?.detach();
+    match sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut connection).await {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(number_of(&error), Some(LOCK_WAIT_TIMEOUT | TWO_ROWS)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn number_of(error: &sqlx::Error) -> Option<u16> {
+    let refused = error.as_database_error()?.try_downcast_ref::<MySqlDatabaseError>()?;
+    Some(refused.number())
 }
 
 /// Counts a generation that took over by itself, and ends the hold that it was made for.

@@ -128,7 +128,10 @@ impl Rebuild {
                     self.catch_up_with_late_writes(&pair).await;
                     self.tell(Progress::Waiting);
                     sleep(GRACE).await;
-                    self.generations.drop_old().await?;
+                    self.generations.drop_old().await.with_context(|| {
+                        let live = self.generations.next_number();
+                        format!("generation {live} is live, but the one before is not dropped yet; --drop does that")
+                    })?;
                     return Ok(self.outcome(comparison, self.generations.next_number()));
                 }
                 Held::Different => return Ok(self.outcome(comparison, self.generations.live)),

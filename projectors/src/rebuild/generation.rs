@@ -6,22 +6,16 @@
 
 use anyhow::{Context, ensure};
 use redis::cmd;
-use sqlx::{AssertSqlSafe, error::DatabaseError, mysql::MySqlDatabaseError};
+use sqlx::AssertSqlSafe;
 use tokio::time::sleep;
-use tracing::warn;
 use vidlog_schemas::{keys::ViewKey, projections::View};
 use vidlog_service_kit::{config::Stores, mysql};
 
-use super::GRACE;
+use super::{GRACE, HOLD};
 use crate::{control, mysql_url::MySqlUrl, projection::Projection, sink::Target, view_lock::ViewLock};
 
 /// Connections for folding into the next generation: partitions take turns on them.
 const CONNECTIONS: u32 = 8;
-/// How long the switch may wait for the tables. Reads that begin meanwhile wait behind it; if it is not got, they go on
-/// and it is tried again.
-const LOCK_WAIT_S: u32 = 1;
-/// MySQL's number of the error that says that it was not got: `ER_LOCK_WAIT_TIMEOUT`.
-const LOCK_WAIT_TIMEOUT: u16 = 1205;
 /// Keys that are looked for, and deleted, in one round trip.
 const PAGE: usize = 1000;
 /// Sets a field of a hash that is there.
@@ -116,7 +110,10 @@ impl Generations {
                 if !control::take_over(&self.target.mysql, &self.projection, self.live).await? {
                     return Ok(false);
                 }
-                self.tell_readers(self.next_number()).await?;
+                self.tell_readers(self.next_number()).await.context(
+                    "the next generation is live, but Redis did not take that; those that fold it tell readers, and \
+                     --drop drops the one before",
+                )?;
             }
             View::MySql(tables) => {
                 let url = MySqlUrl::read(&self.mysql_url)?;
@@ -129,10 +126,16 @@ impl Generations {
                         format!("`{live}`.{table} TO `{old}`.{table}, `{next}`.{table} TO `{live}`.{table}")
                     })
                     .collect();
-                if !self.rename(&moves.join(", ")).await? {
+                let moves = moves.join(", ");
+                if !control::rename_while_held(&self.target.mysql, &self.projection, HOLD, &moves)
+                    .await
+                    .context("failed to put the next generation's tables in the place of the live ones")?
+                {
                     return Ok(false);
                 }
-                control::count_generation(&self.target.mysql, &self.projection, self.live).await?;
+                control::count_generation(&self.target.mysql, &self.projection, self.live)
+                    .await
+                    .context("the next generation is live, but MySQL did not take its number")?;
             }
         }
         Ok(true)
@@ -222,30 +225,4 @@ impl Generations {
         sqlx::query(AssertSqlSafe(statement)).execute(&self.target.mysql).await.context(failed)?;
         Ok(())
     }
-
-    async fn rename(&self, moves: &str) -> anyhow::Result<bool> {
-        let mut connection = self.target.mysql.acquire().await?;
-        let wait = format!("SET SESSION lock_wait_timeout = {LOCK_WAIT_S}");
-        sqlx::query(AssertSqlSafe(wait)).execute(&mut *connection).await?;
-        let renamed =
-            sqlx::query(AssertSqlSafe(format!("RENAME TABLE {moves}"))).execute(&mut *connection).await;
-        // The wait is this connection's own, which others get next.
-        if let Err(error) = connection.close().await {
-            warn!(%error, "a connection to MySQL was not closed in order");
-        }
-        match renamed {
-            Ok(_) => Ok(true),
-            Err(error) if is_lock_wait(&error) => Ok(false),
-            Err(error) => {
-                Err(error).context("failed to put the next generation's tables in the place of the live ones")
-            }
-        }
-    }
-}
-
-fn is_lock_wait(error: &sqlx::Error) -> bool {
-    let number = |error: &dyn DatabaseError| {
-        error.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number)
-    };
-    error.as_database_error().and_then(number) == Some(LOCK_WAIT_TIMEOUT)
 }

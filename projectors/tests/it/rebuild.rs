@@ -190,6 +190,27 @@ async fn a_hold_is_ended_by_nobody_but_who_asked_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tables_are_renamed_within_a_hold_alone() {
+    let world = World::new().await;
+    let (pool, likes) = (&world.target.mysql, projection("likes-table"));
+    let rename = async || {
+        control::rename_while_held(pool, &likes, Duration::from_mins(1), "likes TO elsewhere").await.unwrap()
+    };
+    assert!(!rename().await, "nothing was ever held");
+    control::hold(pool, &likes, Duration::ZERO).await.unwrap();
+    assert!(!rename().await, "the hold has ended");
+    control::hold(pool, &projection("likes"), Duration::from_mins(1)).await.unwrap();
+    assert!(!rename().await, "another is held");
+    control::hold(pool, &likes, Duration::from_mins(1)).await.unwrap();
+    let mut reading = pool.begin().await.unwrap();
+    sqlx::query("SELECT * FROM likes").fetch_all(&mut *reading).await.unwrap();
+    assert!(!rename().await, "someone reads");
+    reading.rollback().await.unwrap();
+    assert!(rename().await);
+    sqlx::query("SELECT * FROM elsewhere").fetch_all(pool).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_server_hears_of_who_has_the_lock_all_the_time() {
     let world = World::new().await;
     let _begun = begin(&world, "likes").await;

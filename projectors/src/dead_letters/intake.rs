@@ -1,7 +1,11 @@
 //! Takes records into a partition's view: folds those that can be folded, and diverts the others, with all that come
 //! behind them, to the dead letters.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    time::{Duration, Instant},
+};
 
 use metrics::{counter, gauge};
 use rdkafka::message::OwnedMessage;
@@ -25,6 +29,8 @@ use crate::{
 
 /// How long the store may take to say which keys are parked.
 const PARKED_TIMEOUT: Duration = Duration::from_secs(10);
+/// How old what is known of parked keys may become: someone may have retried them. All of a view are read at once.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
 /// Why records were not taken in.
 #[derive(Debug, Error)]
@@ -47,6 +53,7 @@ pub struct Intake {
     partition: Partition,
     position: Position,
     parked: Parked,
+    parked_as_of: Instant,
     discards: Discards,
     limits: Limits,
     /// Records that the store was found not to take, and why.
@@ -81,8 +88,9 @@ impl Intake {
         let name = sink.projection().name();
         let discards = post.discards(name, partition).await.map_err(|error| post_error(&error))?;
         let (limits, unfoldable) = (Limits::default(), BTreeMap::new());
-        let parked = Parked::new();
-        let mut intake = Self { sink, post, partition, position, parked, discards, limits, unfoldable };
+        let (parked, parked_as_of) = (Parked::new(), Instant::now());
+        let mut intake =
+            Self { sink, post, partition, position, parked, parked_as_of, discards, limits, unfoldable };
         let too_late = |_| Err(SinkError::Retry("it does not say which keys are parked".to_owned()));
         timeout(PARKED_TIMEOUT, intake.reload()).await.unwrap_or_else(too_late)?;
         Ok(intake)
@@ -124,6 +132,14 @@ impl Intake {
     /// Brings every part of the store to the same place.
     pub async fn settle(&mut self, next: i64) -> Result<(), SinkError> {
         self.sink.settle(self.partition, &mut self.position, next).await
+    }
+
+    /// Sees whether keys that were parked were retried meanwhile: it is counted how many are parked, for operators.
+    pub async fn look_again(&mut self) -> Result<(), SinkError> {
+        if self.parked.is_empty() || self.parked_as_of.elapsed() < LOOK_AGAIN {
+            return Ok(());
+        }
+        self.reload().await
     }
 
     async fn take_piece(&mut self, piece: &[Delivery]) -> Result<(), IntakeError> {
@@ -197,7 +213,9 @@ impl Intake {
                     parked.first
                 ));
             }
-            if self.parked.len() + plan.changes.len() >= PARKED_KEYS {
+            let to_be_parked =
+                plan.changes.values().filter(|change| matches!(change, Change::Park(_))).count();
+            if self.parked.len() + to_be_parked >= PARKED_KEYS {
                 return Err(format!("{PARKED_KEYS} keys are parked already"));
             }
             plan.limits.failed().map_or(Ok(()), Err)?;
@@ -257,7 +275,7 @@ impl Intake {
     async fn reload(&mut self) -> Result<(), SinkError> {
         let parked = self.sink.parked().await?.remove(&self.partition).unwrap_or_default();
         self.count(-1.0);
-        self.parked = parked;
+        (self.parked, self.parked_as_of) = (parked, Instant::now());
         self.count(1.0);
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::{
 use metrics::{counter, histogram};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     board::Place,
@@ -109,6 +109,7 @@ impl Worker {
                         return ended;
                     }
                     (unsettled, settled_at) = (0, Instant::now());
+                    self.look_again(&mut intake).await;
                     continue;
                 }
             }
@@ -123,6 +124,7 @@ impl Worker {
                     return ended;
                 }
                 (unsettled, settled_at) = (0, Instant::now());
+                self.look_again(&mut intake).await;
             }
         }
     }
@@ -206,6 +208,13 @@ impl Worker {
         }
         self.confirm(intake);
         Ok(())
+    }
+
+    /// Of no account but for what is counted: if it fails, it is done later.
+    async fn look_again(&self, intake: &mut Intake) {
+        if let Err(error) = bounded(async { Ok(intake.look_again().await?) }).await {
+            debug!(projection = self.name, partition = self.partition.field(), %error, "not seen what is parked");
+        }
     }
 
     /// After a failed write: waits before the next attempt, or says why there is none.

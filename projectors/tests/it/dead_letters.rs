@@ -9,7 +9,11 @@ use rdkafka::{
     message::Headers,
 };
 use redis::cmd;
-use tokio::process::Command;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    process::Command,
+};
 use vidlog_events::{CommentEvent, CommentPosted, Event, Personal, Stream, Topics, UserId, VideoId};
 use vidlog_projectors::control;
 
@@ -110,6 +114,24 @@ async fn a_retry_after_a_fix_brings_a_mysql_view_to_what_it_would_have_been() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_retried_is_counted_as_parked_no_longer() {
+    let world = World::new().await;
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+    let _process = Process::start_at(&world, &free);
+    world.append_garbage(Stream::Likes, "1").await;
+    for projection in ["likes", "likes-table"] {
+        until("it is counted", async || parked_metric(&free, projection).await == Some(1)).await;
+        let parked = listed(&world, projection).await;
+        let place = [&parked[0]["partition"], &parked[0]["first_offset"]].map(ToString::to_string);
+        let [partition, offset] = place.map(|part| part.replace('"', ""));
+        let discarded = command(&world, &["discard", projection, &partition, &offset]).await;
+        assert!(discarded.status.success(), "{discarded:?}");
+        // Though no record of the key comes any more.
+        until("it is counted no longer", async || parked_metric(&free, projection).await == Some(0)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_moment_no_record_overtakes() {
     let world = World::new().await;
     let mut process = Process::start(&world);
@@ -192,6 +214,16 @@ async fn likers(world: &World, video: i64) -> Vec<i64> {
 async fn parked_keys(world: &World) -> usize {
     let key = world.target.keys.parked(&vidlog_schemas::projections::LIKES);
     world.target.redis.query(cmd("HLEN").arg(&key)).await.unwrap()
+}
+
+/// Keys that a process counts as parked of a projection.
+async fn parked_metric(ops: &str, projection: &str) -> Option<u32> {
+    let mut metrics = String::new();
+    let mut connection = TcpStream::connect(ops).await.ok()?;
+    connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.ok()?;
+    connection.read_to_string(&mut metrics).await.ok()?;
+    let name = format!("projector_parked_keys{{projection=\"{projection}\"}} ");
+    metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok())
 }
 
 /// Runs `projectors dead-letters`.

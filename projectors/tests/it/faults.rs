@@ -33,10 +33,15 @@ pub(crate) struct Process(Child);
 
 impl Process {
     pub(crate) fn start(world: &World) -> Self {
+        Self::start_at(world, "127.0.0.1:0")
+    }
+
+    /// With its ops port at an address.
+    pub(crate) fn start_at(world: &World, ops: &str) -> Self {
         let stores = &world.stores;
         let child = Command::new(env!("CARGO_BIN_EXE_projectors"))
             .arg("run")
-            .args(["--ops-listen", "127.0.0.1:0", "--log", "warn"])
+            .args(["--ops-listen", ops, "--log", "warn"])
             .env("VIDLOG_NAMESPACE", &stores.namespace)
             .env("VIDLOG_MYSQL_URL", stores.mysql_url.reveal())
             .stdin(Stdio::null())

@@ -15,5 +15,5 @@ pub use self::{
     intake::{Intake, IntakeError},
     letter::{Discards, Letter},
     post::Post,
-    retry::{Outcome, Retry},
+    retry::{NothingWaits, Outcome, Retry},
 };

@@ -28,7 +28,7 @@ use crate::{
     dead_letters::{Post, command},
     projection::Projection,
     replay,
-    sink::Target,
+    sink::{Partition, Target},
     status::{self, Report, State, Status, read_reports},
 };
 
@@ -132,18 +132,18 @@ impl Operator {
     /// Folds what waits in the dead letters of a projection, in order. Says what came of each key.
     pub async fn retry(&self, projection: Projection) -> anyhow::Result<Vec<String>> {
         let post = Post::new(self.log.clone());
-        let retried = command::retry(&self.target, &post, projection, None).await?;
-        Ok(retried.iter().map(ToString::to_string).collect())
+        let mut retried = Vec::new();
+        command::retry(&self.target, &post, projection, None, |one| retried.push(one.to_string())).await?;
+        Ok(retried)
     }
 
     /// Passes over a record that waits, for good, and folds what waits behind it. Says what came of it.
     pub async fn discard(
         &self,
         projection: Projection,
-        partition: &str,
+        partition: Partition,
         offset: i64,
     ) -> anyhow::Result<String> {
-        let partition = command::parse_partition(partition).map_err(anyhow::Error::msg)?;
         let post = Post::new(self.log.clone());
         let discarded = command::discard(&self.target, &post, projection, (partition, offset)).await?;
         Ok(discarded.to_string())

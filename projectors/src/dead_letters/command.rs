@@ -102,14 +102,22 @@ pub async fn run(command: DeadLetters) -> anyhow::Result<bool> {
         }
         Action::Retry { projection, key } => {
             let key = key.as_deref().map(RecordKey::from_text);
-            let retried = retry(&target, &post, projection, key.as_ref()).await?;
-            if retried.is_empty() {
+            let (mut retried, mut is_done) = (0, true);
+            // Told one by one: it may take long, and end with an error.
+            retry(&target, &post, projection, key.as_ref(), |one| {
+                println!("{one}");
+                (retried, is_done) = (retried + 1, is_done && one.is_folded());
+            })
+            .await?;
+            if retried == 0 {
                 println!("nothing waits");
             }
-            Ok(told(&retried))
+            Ok(is_done)
         }
         Action::Discard(Place { projection, partition, offset }) => {
-            Ok(told(&[discard(&target, &post, projection, (partition, offset)).await?]))
+            let discarded = discard(&target, &post, projection, (partition, offset)).await?;
+            println!("{discarded}");
+            Ok(discarded.is_folded())
         }
     }
 }
@@ -121,23 +129,25 @@ pub(crate) struct Retried {
     outcome: Outcome,
 }
 
-/// Folds what waits of a projection, or of one key of it, in order.
+/// Folds what waits of a projection, or of one key of it, in order, and tells what comes of each key.
 pub(crate) async fn retry(
     target: &Target,
     post: &Post,
     projection: Projection,
     key: Option<&RecordKey>,
-) -> anyhow::Result<Vec<Retried>> {
-    let _lock = locked(target, projection).await?;
+    mut tell: impl FnMut(Retried),
+) -> anyhow::Result<()> {
+    let lock = locked(target, projection).await?;
     let retry = Retry::new(Sink::new(projection, target.clone()), post.clone());
-    let mut retried = Vec::new();
     for Waiting { partition, key: parked, .. } in waiting(target, &[projection]).await? {
         if key.is_none_or(|key| *key == parked) {
-            let outcome = retry.key(partition, &parked).await?;
-            retried.push(Retried { partition, key: parked, outcome });
+            lock.ensure_held().await?;
+            let outcome = retry.key(partition, &parked).await;
+            let outcome = outcome.with_context(|| format!("in {} key {parked}", partition.field()))?;
+            tell(Retried { partition, key: parked, outcome });
         }
     }
-    Ok(retried)
+    Ok(())
 }
 
 /// Passes over the first record that waits of a key, and folds the rest.
@@ -246,7 +256,7 @@ async fn show(post: &Post, place: &Place) -> anyhow::Result<String> {
     if found.is_empty() {
         bail!("{name} has no dead letter of offset {offset} of {}", partition.field());
     }
-    let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+    let text = |bytes: Option<&[u8]>| printable(&String::from_utf8_lossy(bytes.unwrap_or_default()));
     let mut lines = Vec::new();
     for letter in found.values() {
         lines.push(format!("key: {}", text(letter.message.key())));
@@ -256,14 +266,6 @@ async fn show(post: &Post, place: &Place) -> anyhow::Result<String> {
         lines.push(format!("\n{}\n", text(letter.message.payload())));
     }
     Ok(lines.join("\n"))
-}
-
-/// Prints what came of retries; true if nothing waits any more.
-fn told(retried: &[Retried]) -> bool {
-    for one in retried {
-        println!("{one}");
-    }
-    retried.iter().all(Retried::is_folded)
 }
 
 impl Retried {
@@ -285,8 +287,23 @@ impl fmt::Display for Retried {
                 failure.class,
                 failure.message
             ),
+            Outcome::Lost { parked: ParkedKey { waiting, .. }, found } => write!(
+                f,
+                "{} key {key}: {waiting} wait, but the dead letters have {found}: was the topic cut? Fold the view anew",
+                partition.field()
+            ),
         }
     }
+}
+
+/// As a terminal may have it: what controls it is shown, not followed.
+fn printable(text: &str) -> String {
+    let shown = |character: char| match character {
+        '\n' | '\t' => character.to_string(),
+        _ if character.is_control() => character.escape_default().to_string(),
+        _ => character.to_string(),
+    };
+    text.chars().map(shown).collect()
 }
 
 /// Reads a partition, as `likes:3`.
@@ -297,4 +314,15 @@ pub(crate) fn parse_partition(text: &str) -> Result<Partition, String> {
         Some(Partition { stream, number: number.parse().ok()? })
     };
     parse().ok_or_else(|| format!("{text:?} is no partition; one is called likes:3"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_controls_a_terminal_is_shown_and_not_followed() {
+        assert_eq!(printable("{\n\t\"text\": \"häh?\"}"), "{\n\t\"text\": \"häh?\"}");
+        assert_eq!(printable("\u{1b}[2J\r\u{9b}"), "\\u{1b}[2J\\r\\u{9b}");
+    }
 }

@@ -6,7 +6,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
+use thiserror::Error;
 use tokio::{task::spawn_blocking, time::Instant, time::sleep};
 use tracing::info;
 
@@ -41,6 +42,21 @@ pub enum Outcome {
     Folded,
     /// It waits on, from a record that still can't be folded.
     Waits(ParkedKey),
+    /// It waits on, as the dead letters have only so many of its records.
+    Lost {
+        /// How it is parked.
+        parked: ParkedKey,
+        /// How many of its records are there.
+        found: i64,
+    },
+}
+
+/// Nothing is there that could be passed over.
+#[derive(Debug, Error)]
+#[error("no key of {partition} waits because of the record at offset {offset}")]
+pub struct NothingWaits {
+    partition: String,
+    offset: i64,
 }
 
 /// Retries the parked keys of a projection.
@@ -73,6 +89,10 @@ impl Retry {
             };
             self.wait_for_view(partition, parked.last).await?;
             let (letters, discards) = self.letters(partition, key, &parked).await?;
+            let found = i64::try_from(letters.len()).unwrap_or(i64::MAX);
+            if found < parked.waiting {
+                return Ok(Outcome::Lost { parked, found });
+            }
             let Some(mut position) = persist(async || store.begin(&parked).await).await? else {
                 continue;
             };
@@ -107,9 +127,7 @@ impl Retry {
     pub async fn discard(&self, partition: Partition, offset: i64) -> anyhow::Result<(RecordKey, Outcome)> {
         let parked = self.sink.parked().await?.remove(&partition).unwrap_or_default();
         let found = parked.into_iter().find(|(_, parked)| parked.first == offset);
-        let (key, parked) = found.with_context(|| {
-            format!("no key of {} waits because of the record at offset {offset}", partition.field())
-        })?;
+        let (key, parked) = found.ok_or_else(|| NothingWaits { partition: partition.field(), offset })?;
         let (mut letters, _) = self.letters(partition, &key, &parked).await?;
         let letter = letters.remove(&offset).context("the dead letters lack the record")?;
         let failure = Failure::new(Class::Discarded, &letter.failure.message);
@@ -145,7 +163,7 @@ impl Retry {
         }
     }
 
-    /// What waits of a key, as it is known to be parked.
+    /// What the dead letters have of what waits of a key, as it is known to be parked.
     async fn letters(
         &self,
         partition: Partition,
@@ -159,16 +177,7 @@ impl Retry {
                 waits.contains(&letter.offset) && letter.key() == wanted
             })
         };
-        let (letters, discards) =
-            spawn_blocking(read).await.context("reading the dead letters panicked")??;
-        let found = i64::try_from(letters.len()).unwrap_or(i64::MAX);
-        if found < parked.waiting {
-            bail!(
-                "{} records of the key {key} wait, but the dead letters have {found}: was the topic cut?",
-                parked.waiting
-            );
-        }
-        Ok((letters, discards))
+        spawn_blocking(read).await.context("reading the dead letters panicked")?
     }
 
     /// Asks for a moment of stillness, so that what waits does not grow while it is folded.

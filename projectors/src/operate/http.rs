@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Json, Router,
-    extract::{Path, Query, Request, State},
+    extract::{
+        Path, Query, Request, State,
+        rejection::{PathRejection, QueryRejection},
+    },
     http::{HeaderValue, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -20,7 +23,14 @@ use super::{
     audits::{Audit, Audits},
     rebuilds::{Rebuilds, Rebuilt},
 };
-use crate::{projection::Projection, projections, rebuild::IfDifferent, status::Status};
+use crate::{
+    dead_letters::{NothingWaits, command::parse_partition},
+    projection::Projection,
+    projections,
+    rebuild::IfDifferent,
+    status::Status,
+    view_lock::Taken,
+};
 
 /// What the routes work on.
 #[derive(Clone)]
@@ -145,9 +155,10 @@ struct Wish {
 async fn rebuild(
     State(desk): State<Desk>,
     Path(name): Path<String>,
-    Query(wish): Query<Wish>,
+    wish: Result<Query<Wish>, QueryRejection>,
 ) -> Result<(StatusCode, Json<Done>), Refusal> {
     let projection = find(&name)?;
+    let Query(wish) = wish.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error.body_text()))?;
     let if_different = if wish.take_over { IfDifferent::TakeOver } else { IfDifferent::Keep };
     if desk.rebuilds.begin(projection, if_different) {
         let done = format!("a rebuild of {name} has begun; GET /projections/{name} tells how far it is");
@@ -170,10 +181,13 @@ async fn retry(State(desk): State<Desk>, Path(name): Path<String>) -> Result<Jso
 
 async fn discard(
     State(desk): State<Desk>,
-    Path((name, partition, offset)): Path<(String, String, i64)>,
+    place: Result<Path<(String, String, i64)>, PathRejection>,
 ) -> Result<Json<Done>, Refusal> {
+    let not_a_place = |why: String| Refusal::new(StatusCode::BAD_REQUEST, why);
+    let Path((name, partition, offset)) = place.map_err(|error| not_a_place(error.body_text()))?;
     let (operator, projection) = (desk.audits.operator().clone(), find(&name)?);
-    done(apart(move |runtime| runtime.block_on(operator.discard(projection, &partition, offset))).await)
+    let partition = parse_partition(&partition).map_err(not_a_place)?;
+    done(apart(move |runtime| runtime.block_on(operator.discard(projection, partition, offset))).await)
 }
 
 /// Works on a thread of its own: a future that asks a store again and again by an async closure can't change threads.
@@ -192,6 +206,15 @@ fn find(name: &str) -> Result<Projection, Refusal> {
 fn done(done: anyhow::Result<String>) -> Result<Json<Done>, Refusal> {
     match done {
         Ok(done) => Ok(Json(Done { done })),
-        Err(error) => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}"))),
+        Err(error) => {
+            let status = if error.is::<Taken>() {
+                StatusCode::CONFLICT
+            } else if error.is::<NothingWaits>() {
+                StatusCode::NOT_FOUND
+            } else {
+                StatusCode::SERVICE_UNAVAILABLE
+            };
+            Err(Refusal::new(status, format!("{error:#}")))
+        }
     }
 }

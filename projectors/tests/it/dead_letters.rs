@@ -132,6 +132,23 @@ async fn what_was_retried_is_counted_as_parked_no_longer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_cannot_be_retried_keeps_no_other_from_it() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    for key in ["1", "2", "3"] {
+        world.append_garbage(Stream::Likes, key).await;
+    }
+    until("all are parked", async || listed(&world, "likes-table").await.len() == 3).await;
+    alter(&world, "UPDATE parked_likes_table SET waiting = waiting + 1 WHERE record_key = '2'").await;
+    let retried = command(&world, &["retry", "likes-table"]).await;
+    assert_eq!(retried.status.code(), Some(1), "{retried:?}");
+    let told = String::from_utf8(retried.stdout).unwrap();
+    assert_eq!(told.lines().count(), 3, "{told}");
+    assert!(told.contains("key 2: 2 wait, but the dead letters have 1"), "{told}");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_moment_no_record_overtakes() {
     let world = World::new().await;
     let mut process = Process::start(&world);

@@ -18,6 +18,7 @@ use vidlog_projectors::{
     config::Operation,
     operate::{self, Operator},
     projections,
+    rebuild::Rebuild,
 };
 use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
@@ -230,6 +231,26 @@ async fn all_of_it_is_there_over_http_for_who_has_the_token() {
     assert_eq!(one["projections"][0]["partitions"][0]["state"], "paused");
     let (status, resumed) = call("POST", "/projections/likes-table/resume").await;
     assert_eq!((status, resumed["done"].as_str().unwrap()), (200, "likes-table goes on"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_done_over_http_is_told_apart() {
+    let world = World::new().await;
+    let routes = routes(&world, Some("right"));
+    let post = async |path: &str| {
+        let (status, body) =
+            call(&routes, "POST", &format!("/projections/likes-table/{path}"), "right").await;
+        assert!(body["error"].is_string(), "{path}: {body}");
+        status
+    };
+    assert_eq!(post("rebuild?take_over=maybe").await, 400);
+    assert_eq!(post("dead-letters/likes:0/first/discard").await, 400);
+    assert_eq!(post("dead-letters/dreams:0/1/discard").await, 400);
+    assert_eq!(post("dead-letters/likes:0/1/discard").await, 404);
+    let likes = projections::find("likes-table").unwrap();
+    let _begun = Rebuild::begin(&world.log, &world.stores, likes).await.unwrap();
+    assert_eq!(post("dead-letters/retry").await, 409);
+    assert_eq!(post("dead-letters/likes:0/1/discard").await, 409);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,7 +48,8 @@ impl FromStr for Until {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
             let ms = i64::try_from(time.unix_timestamp_nanos() / 1_000_000);
-            return Ok(Self::Time(ms.map_err(|_| format!("{text} is out of range"))?));
+            let since_1970 = ms.ok().filter(|ms| *ms >= 0);
+            return since_1970.map(Self::Time).ok_or_else(|| format!("{text} is before 1970, or far away"));
         }
         let positions: Option<Vec<_>> = text.split(',').map(|part| position(part.trim())).collect();
         positions.map(Self::Positions).ok_or_else(|| {
@@ -123,6 +124,8 @@ impl Scratch {
         let mysql = mysql::open(self.stores.mysql_url.reveal(), 1)?;
         sqlx::query(AssertSqlSafe(create)).execute(&mysql).await.context("failed to create its database")?;
         let target = self.target()?;
+        // Else what prepares the stores would wait for it.
+        let _: String = target.redis.query(&cmd("PING")).await.context("Redis does not answer")?;
         sink::prepare(&target, self.stores.shards, &Shutdown::new()).await?;
 
         let tally = Arc::new(Tally::default());
@@ -149,8 +152,8 @@ impl Scratch {
         })
     }
 
-    /// Removes all of it.
-    pub async fn drop_all(&self) -> anyhow::Result<()> {
+    /// Removes all of it. Says what it was.
+    pub async fn drop_all(&self) -> anyhow::Result<String> {
         let target = self.target()?;
         let mut scan = target.redis.scan(&target.keys.pattern(), PAGE);
         while let Some(found) = scan.next().await? {
@@ -160,7 +163,7 @@ impl Scratch {
         let mysql = mysql::open(self.stores.mysql_url.reveal(), 1)?;
         let drop = format!("DROP DATABASE IF EXISTS `{}`", self.database);
         sqlx::query(AssertSqlSafe(drop)).execute(&mysql).await.context("failed to drop its database")?;
-        Ok(())
+        Ok(format!("the namespace {} and the database {} are dropped", self.namespace, self.database))
     }
 
     fn target(&self) -> anyhow::Result<Target> {
@@ -226,7 +229,16 @@ mod tests {
         assert_eq!("1970-01-01T00:00:01.5Z".parse(), Ok(Until::Time(1500)));
         let likes = Partition { stream: Stream::Likes, number: 3 };
         assert_eq!("likes:3:1042".parse(), Ok(Until::Positions(vec![(likes, 1042)])));
-        for text in ["yesterday", "likes:3", "likes:3:0", "dreams:1:1", "likes:3:1042:7", "likes:-1:4", ""] {
+        for text in [
+            "yesterday",
+            "likes:3",
+            "likes:3:0",
+            "dreams:1:1",
+            "likes:3:1042:7",
+            "likes:-1:4",
+            "",
+            "1969-12-31T23:59:59Z",
+        ] {
             assert!(text.parse::<Until>().is_err(), "{text}");
         }
     }

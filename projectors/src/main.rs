@@ -118,7 +118,7 @@ async fn as_of(config: AsOf) -> anyhow::Result<ExitCode> {
     let scratch = Scratch::new(&config.log, &config.stores, &config.name)?;
     match &config.until {
         Some(until) => println!("{}", scratch.fold(until).await?),
-        None => scratch.drop_all().await?,
+        None => println!("{}", scratch.drop_all().await?),
     }
     Ok(ExitCode::SUCCESS)
 }

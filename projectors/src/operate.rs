@@ -126,7 +126,7 @@ impl Operator {
 
     /// What waits in the dead letters of a projection.
     pub async fn dead_letters(&self, projection: Projection) -> anyhow::Result<Value> {
-        Ok(command::as_json(&command::waiting(&self.target, &[projection]).await?))
+        Ok(command::as_json(&command::waiting(&self.target, projection).await?))
     }
 
     /// Folds what waits in the dead letters of a projection, in order. Says what came of each key.

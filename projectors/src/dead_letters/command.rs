@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use futures::future::join_all;
 use rdkafka::{Message, message::Headers};
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
@@ -21,7 +22,7 @@ use crate::{
     control,
     projection::Projection,
     projections, replay,
-    sink::{ParkedKey, Partition, RecordKey, Sink, Target},
+    sink::{Class, Parked, ParkedKey, Partition, RecordKey, Sink, Target},
     view_lock::ViewLock,
 };
 
@@ -92,9 +93,12 @@ pub async fn run(command: DeadLetters) -> anyhow::Result<bool> {
     match action {
         Action::List { projection, json } => {
             let chosen = projection.map_or(projections::ALL.to_vec(), |projection| vec![projection]);
-            let waiting = waiting(&target, &chosen).await?;
+            let (waiting, unknown) = waiting_where_known(&target, &chosen).await?;
             println!("{}", if json { as_json(&waiting).to_string() } else { as_table(&waiting) });
-            Ok(true)
+            for why in &unknown {
+                eprintln!("not known: {why:#}");
+            }
+            Ok(unknown.is_empty())
         }
         Action::Show(place) => {
             println!("{}", show(&post, &place).await?);
@@ -139,7 +143,7 @@ pub(crate) async fn retry(
 ) -> anyhow::Result<()> {
     let lock = locked(target, projection).await?;
     let retry = Retry::new(Sink::new(projection, target.clone()), post.clone());
-    for Waiting { partition, key: parked, .. } in waiting(target, &[projection]).await? {
+    for Waiting { partition, key: parked, .. } in waiting(target, projection).await? {
         if key.is_none_or(|key| *key == parked) {
             lock.ensure_held().await?;
             let outcome = retry.key(partition, &parked).await;
@@ -187,19 +191,34 @@ pub(crate) struct Waiting {
     parked: ParkedKey,
 }
 
-/// What waits of some projections.
-pub(crate) async fn waiting(target: &Target, projections: &[Projection]) -> anyhow::Result<Vec<Waiting>> {
+/// What waits of a projection.
+pub(crate) async fn waiting(target: &Target, projection: Projection) -> anyhow::Result<Vec<Waiting>> {
+    let (waiting, unknown) = waiting_where_known(target, &[projection]).await?;
+    unknown.into_iter().next().map_or(Ok(waiting), Err)
+}
+
+/// What waits of some projections, and why that is not known of the others, as one of the stores is away.
+async fn waiting_where_known(
+    target: &Target,
+    projections: &[Projection],
+) -> anyhow::Result<(Vec<Waiting>, Vec<anyhow::Error>)> {
     follow_generations(target).await?;
-    let mut all = Vec::new();
-    for projection in projections {
+    let asked = join_all(projections.iter().map(async |projection| {
         let (sink, projection) = (Sink::new(*projection, target.clone()), projection.name());
-        let parked =
-            sink.parked().await.with_context(|| format!("failed to ask what waits of {projection}"))?;
-        for (partition, keys) in parked {
-            all.extend(keys.into_iter().map(|(key, parked)| Waiting { projection, partition, key, parked }));
+        let parked = sink.parked().await.with_context(|| format!("what waits of {projection}"))?;
+        let of_partition = |(partition, keys): (Partition, Parked)| {
+            keys.into_iter().map(move |(key, parked)| Waiting { projection, partition, key, parked })
+        };
+        anyhow::Ok(parked.into_iter().flat_map(of_partition).collect::<Vec<_>>())
+    }));
+    let (mut all, mut unknown) = (Vec::new(), Vec::new());
+    for answer in asked.await {
+        match answer {
+            Ok(waiting) => all.extend(waiting),
+            Err(why) => unknown.push(why),
         }
     }
-    Ok(all)
+    Ok((all, unknown))
 }
 
 /// As programs read it.
@@ -244,10 +263,11 @@ async fn show(post: &Post, place: &Place) -> anyhow::Result<String> {
     let (log, name) = (post.log().clone(), place.projection.name());
     let (partition, offset) = (place.partition, place.offset);
     let read = move || {
-        let mut found: BTreeMap<i64, Letter> = BTreeMap::new();
+        // Whoever folds the log anew sends it anew. The last of each class tells all there is.
+        let mut found: BTreeMap<Class, Letter> = BTreeMap::new();
         letter::read(&log, name, partition, |letter| {
             if letter.offset == offset {
-                found.insert(letter.message.offset(), letter);
+                found.insert(letter.failure.class, letter);
             }
         })?;
         anyhow::Ok(found)

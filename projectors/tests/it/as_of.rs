@@ -1,6 +1,7 @@
 //! What the state was then.
 
 use redis::cmd;
+use tokio::time::timeout;
 use vidlog_events::{Envelope, Event, Stream, Topics};
 use vidlog_projectors::{
     as_of::{Scratch, Until},
@@ -10,10 +11,10 @@ use vidlog_projectors::{
     sink::Target,
 };
 use vidlog_schemas::Keys;
-use vidlog_service_kit::mysql;
+use vidlog_service_kit::{config::Stores, mysql};
 
 use crate::{
-    faults::made_up,
+    faults::{BOUND, made_up},
     support::{World, envelope, liked},
 };
 
@@ -60,6 +61,11 @@ async fn a_scratch_namespace_is_the_state_of_then_and_moves_on_and_goes() {
     let pattern = scratch_of(&world, "then").keys.pattern();
     let left: Vec<String> = world.target.redis.query(cmd("KEYS").arg(pattern)).await.unwrap();
     assert!(left.is_empty(), "{left:?}");
+
+    let away = Stores { redis_url: "redis://127.0.0.1:1/".to_owned().into(), ..world.stores.clone() };
+    let scratch = Scratch::new(&world.log, &away, &"then".parse().unwrap()).unwrap();
+    let folded = timeout(BOUND, scratch.fold(&Until::Time(0))).await.expect("it does not wait for ever");
+    assert!(folded.is_err_and(|error| error.to_string().contains("Redis does not answer")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -149,6 +149,37 @@ async fn a_key_that_cannot_be_retried_keeps_no_other_from_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_is_listed_though_a_store_is_away_and_shown_once() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    let partition = world.append_garbage(Stream::Likes, "1").await;
+    until("it is parked", async || listed(&world, "likes").await.len() == 1).await;
+    // It is sent to the dead letters once more.
+    crate::faults::lose_redis(&world).await;
+    until("it is parked again", async || {
+        let waits = listed(&world, "likes").await.len() + listed(&world, "likes-table").await.len();
+        letters(&world, "likes").len() == 2 && waits == 2
+    })
+    .await;
+    let shown = command(&world, &["show", "likes", &format!("likes:{partition}"), "0"]).await;
+    assert_eq!(
+        String::from_utf8_lossy(&shown.stdout).matches("dead_letter_offset: 0").count(),
+        1,
+        "{shown:?}"
+    );
+
+    let nowhere = command(&world, &["--redis-url", "redis://127.0.0.1:1/", "list", "--json"]).await;
+    assert_eq!(nowhere.status.code(), Some(1), "{nowhere:?}");
+    let known: Vec<serde_json::Value> = serde_json::from_slice(&nowhere.stdout).unwrap();
+    assert_eq!((known.len(), &known[0]["projection"]), (1, &"likes-table".into()));
+    assert!(
+        String::from_utf8_lossy(&nowhere.stderr).contains("not known: what waits of likes"),
+        "{nowhere:?}"
+    );
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_moment_no_record_overtakes() {
     let world = World::new().await;
     let mut process = Process::start(&world);

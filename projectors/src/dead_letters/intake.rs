@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::{
-    letter::Discards,
+    letter::Past,
     limits::{Limits, PARKED_KEYS},
     post::Post,
 };
@@ -54,7 +54,7 @@ pub struct Intake {
     position: Position,
     parked: Parked,
     parked_as_of: Instant,
-    discards: Discards,
+    past: Past,
     limits: Limits,
     /// Records that the store was found not to take, and why.
     unfoldable: BTreeMap<i64, String>,
@@ -86,11 +86,11 @@ impl Intake {
         position: Position,
     ) -> Result<Self, IntakeError> {
         let name = sink.projection().name();
-        let discards = post.discards(name, partition).await.map_err(|error| post_error(&error))?;
+        let past = post.past(name, partition).await.map_err(|error| post_error(&error))?;
         let (limits, unfoldable) = (Limits::default(), BTreeMap::new());
         let (parked, parked_as_of) = (Parked::new(), Instant::now());
         let mut intake =
-            Self { sink, post, partition, position, parked, parked_as_of, discards, limits, unfoldable };
+            Self { sink, post, partition, position, parked, parked_as_of, past, limits, unfoldable };
         let too_late = |_| Err(SinkError::Retry("it does not say which keys are parked".to_owned()));
         timeout(PARKED_TIMEOUT, intake.reload()).await.unwrap_or_else(too_late)?;
         Ok(intake)
@@ -204,7 +204,7 @@ impl Intake {
         } else if let Some(change @ Change::Park(_)) = plan.changes.get_mut(&key) {
             let first = change.extend(offset);
             plan.letters.push((&delivery.message, behind(first)));
-        } else if self.discards.contains(&offset) {
+        } else if self.past.discards.contains(&offset) {
             return Ok(());
         } else if let Some(failure) = failure {
             if let Some(parked) = self.parked.get(&key) {
@@ -218,7 +218,7 @@ impl Intake {
             if self.parked.len() + to_be_parked >= PARKED_KEYS {
                 return Err(format!("{PARKED_KEYS} keys are parked already"));
             }
-            plan.limits.failed().map_or(Ok(()), Err)?;
+            self.count_failure(plan, offset)?;
             plan.letters.push((&delivery.message, failure.clone()));
             plan.changes
                 .insert(key, Change::Park(ParkedKey { first: offset, last: offset, waiting: 1, failure }));
@@ -228,11 +228,20 @@ impl Intake {
             return Ok(());
         }
         // It waits anyway, but that it can't be read either tells something of the program.
-        if delivery.decoded.is_err() { plan.limits.failed().map_or(Ok(()), Err) } else { Ok(()) }
+        if delivery.decoded.is_err() { self.count_failure(plan, offset) } else { Ok(()) }
+    }
+
+    /// Says why to stop, if too much fails. What failed before was counted then: a view that is folded anew is not to stop
+    /// where an operator had it go on.
+    fn count_failure(&self, plan: &mut Plan<'_>, offset: i64) -> Result<(), String> {
+        if self.past.failed.contains(&offset) {
+            return Ok(());
+        }
+        plan.limits.failed().map_or(Ok(()), Err)
     }
 
     fn plan_fold(&self, plan: &mut Plan<'_>, delivery: &Delivery) {
-        if !self.discards.contains(&delivery.offset())
+        if !self.past.discards.contains(&delivery.offset())
             && let Some(record) = delivery.record()
         {
             plan.limits.folded();

@@ -15,6 +15,7 @@ use rdkafka::{
 };
 
 use crate::{
+    record::decode_message,
     replay::Log,
     sink::{Class, Failure, Partition, RecordKey},
 };
@@ -34,6 +35,15 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// The offsets of a partition that an operator decided to pass over.
 pub type Discards = BTreeSet<i64>;
+
+/// What became of records of a partition before, by their offsets.
+#[derive(Debug, Default)]
+pub(super) struct Past {
+    /// Those that are to be passed over.
+    pub(super) discards: Discards,
+    /// Those that could not be folded, or read.
+    pub(super) failed: BTreeSet<i64>,
+}
 
 /// A dead letter.
 #[derive(Debug)]
@@ -135,15 +145,19 @@ pub(super) fn read(
     Ok(())
 }
 
-/// The records of a partition that a projection is to pass over. It blocks.
-pub(super) fn discards(log: &Log, projection: &str, partition: Partition) -> anyhow::Result<Discards> {
-    let mut discards = Discards::new();
-    read(log, projection, partition, |letter| {
-        if letter.failure.class == Class::Discarded {
-            discards.insert(letter.offset);
+/// What became of records of a partition before. It blocks.
+pub(super) fn past(log: &Log, projection: &str, partition: Partition) -> anyhow::Result<Past> {
+    let mut past = Past::default();
+    read(log, projection, partition, |letter| match letter.failure.class {
+        Class::Discarded => _ = past.discards.insert(letter.offset),
+        Class::Undecodable | Class::Unfoldable => _ = past.failed.insert(letter.offset),
+        Class::Behind => {
+            if decode_message(partition.stream, &letter.message).is_err() {
+                past.failed.insert(letter.offset);
+            }
         }
     })?;
-    Ok(discards)
+    Ok(past)
 }
 
 /// The letters that are wanted of a partition, by offset, each record once; and what is to be passed over. It blocks.

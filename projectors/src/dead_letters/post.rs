@@ -21,7 +21,7 @@ use tracing::info;
 use vidlog_events::{Stream, Topics};
 use vidlog_service_kit::clock::Clock;
 
-use super::letter::{self, Discards};
+use super::letter::{self, Discards, Past};
 use crate::{
     replay::Log,
     sink::{Class, Failure, Partition},
@@ -104,10 +104,15 @@ impl Post {
 
     /// The records of a partition that a projection is to pass over.
     pub async fn discards(&self, projection: &'static str, partition: Partition) -> anyhow::Result<Discards> {
+        Ok(self.past(projection, partition).await?.discards)
+    }
+
+    /// What became of records of a partition before.
+    pub(super) async fn past(&self, projection: &'static str, partition: Partition) -> anyhow::Result<Past> {
         let (log, consumer) = (self.log.clone(), self.consumer()?);
         let read = move || match letter::extent(&consumer, &log, partition)? {
-            Some(_) => letter::discards(&log, projection, partition),
-            None => Ok(Discards::new()),
+            Some(_) => letter::past(&log, projection, partition),
+            None => Ok(Past::default()),
         };
         let found = spawn_blocking(read).await.context("reading the dead letters panicked")?;
         if found.is_err() {

@@ -226,6 +226,14 @@ async fn a_run_of_failures_stops_the_projection_until_it_is_resumed() {
     }
     until("all is well", async || running.readiness.missing().is_none()).await;
     world.assert_views_equal_the_log().await;
+
+    // What an operator had it go on after does not stop it again when it is filled up.
+    crate::faults::lose_redis(&world).await;
+    let is_back = async || {
+        let parked = self::listed(&world, "likes").await;
+        parked.first().is_some_and(|parked| parked["waiting"] == 30) && running.readiness.missing().is_none()
+    };
+    until("the view is back", is_back).await;
     running.stop().await;
 }
 

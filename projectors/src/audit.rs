@@ -36,6 +36,7 @@ use crate::{
     sink::{Partition, Position, Sink, Target},
 };
 
+pub(crate) use self::live::{Table, open_snapshot};
 pub use self::{
     live::{key_lines, lines as live_lines, snapshot},
     model::Model,

@@ -12,7 +12,7 @@ use vidlog_projectors::{
     operate::{self, Operator},
     projection::Projection,
     projections,
-    rebuild::{IfDifferent, Rebuild},
+    rebuild::{ENOUGH, IfDifferent, Rebuild},
 };
 use vidlog_service_kit::{
     ops::{self, Readiness},
@@ -144,7 +144,9 @@ async fn rebuild(config: config::Rebuild) -> anyhow::Result<ExitCode> {
         println!("{difference}");
     }
     let (before, after) = outcome.generation;
-    println!("{name}: {} lines, {} differences", outcome.lines, outcome.differences.len());
+    let differences = outcome.differences.len();
+    let at_least = if differences < ENOUGH { "" } else { "at least " };
+    println!("{name}: {} lines, {at_least}{differences} differences", outcome.lines);
     if before == after {
         println!(
             "generation {before} stays live; run it again with --take-over to switch all the same, or with --drop"

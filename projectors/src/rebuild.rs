@@ -30,7 +30,7 @@ use vidlog_service_kit::{
     redis::Redis,
 };
 
-pub use self::progress::Progress;
+pub use self::{compare::ENOUGH, progress::Progress};
 use self::{
     compare::{Comparison, Pair},
     generation::Generations,
@@ -67,7 +67,8 @@ pub enum IfDifferent {
 pub struct Outcome {
     /// Keys or rows that were compared.
     pub lines: usize,
-    /// Those that differ: expected is what the next generation has, found what the live one has.
+    /// Those that differ: expected is what the next generation has, found what the live one has. Never more than
+    /// [`ENOUGH`], with which the comparison ends; of long contents a part, where they begin to differ.
     pub differences: Vec<Difference>,
     /// The live generation, before and after.
     pub generation: (u32, u32),
@@ -111,8 +112,8 @@ impl Rebuild {
         let next = self.generations.make_next().await?;
         let pair = Pair { projection: self.projection, partitions, live: self.live.clone(), next };
         self.catch_up(&pair).await?;
-        self.tell(Progress::Comparing);
-        let mut comparison = pair.compare_all(&self.log).await?;
+        self.tell(Progress::Comparing { lines: 0 });
+        let mut comparison = pair.compare_all(&self.log, &self.progress).await?;
         for _ in 0..HOLDS {
             pair.compare_again(&self.log, &mut comparison).await?;
             if !comparison.differences.is_empty() && if_different == IfDifferent::Keep {

@@ -17,7 +17,10 @@ pub enum Progress {
         elapsed: Duration,
     },
     /// It compares the two generations.
-    Comparing,
+    Comparing {
+        /// Keys or rows that were compared.
+        lines: usize,
+    },
     /// It holds the live generation, to compare what is left and to switch.
     TakingOver,
     /// The next generation serves. The old one is kept until nobody can be reading it.
@@ -42,7 +45,8 @@ impl fmt::Display for Progress {
                     None => Ok(()),
                 }
             }
-            Self::Comparing => write!(f, "comparing the generations"),
+            Self::Comparing { lines: 0 } => write!(f, "comparing the generations"),
+            Self::Comparing { lines } => write!(f, "comparing the generations, {lines} lines by now"),
             Self::TakingOver => write!(f, "holding the live generation, to switch"),
             Self::Waiting => write!(f, "switched; waiting for reads of the old generation to end"),
             Self::Done => write!(f, "done"),

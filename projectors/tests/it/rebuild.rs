@@ -1,6 +1,7 @@
 //! Views folded anew while the old ones serve.
 
 use std::{
+    collections::BTreeMap,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -15,7 +16,7 @@ use vidlog_projectors::{
     control,
     projection::Projection,
     projections,
-    rebuild::{IfDifferent, Outcome, Progress, Rebuild},
+    rebuild::{ENOUGH, IfDifferent, Outcome, Progress, Rebuild},
 };
 use vidlog_schemas::keys::ViewKey;
 
@@ -27,6 +28,9 @@ use crate::{
 /// One of each store, and the one with totals across shards.
 const REBUILT: [&str; 4] = ["likes", "feed", "likes-table", "messages-table"];
 const BEING_REBUILT: &str = "is being rebuilt, or its dead letters retried, by another process";
+const COMPARING: fn(&Progress) -> bool = |now| matches!(now, Progress::Comparing { .. });
+/// Likes that fill more than a few pages, of a thousand rows or keys each.
+const MANY: i64 = 3500;
 const LOOK: Duration = Duration::from_millis(20);
 
 fn projection(name: &str) -> Projection {
@@ -124,6 +128,99 @@ async fn a_view_that_is_wrong_is_found_and_replaced() {
     running.stop().await;
 }
 
+/// What is told to differ, by name, without the contents of either side.
+fn told(outcome: &Outcome) -> BTreeMap<String, &'static str> {
+    let differences = outcome.differences.iter();
+    let what = differences.map(|difference| match (&difference.expected, &difference.found) {
+        (Some(_), Some(_)) => (difference.name.clone(), "wrong"),
+        (Some(_), None) => (difference.name.clone(), "missing"),
+        _ => (difference.name.clone(), "superfluous"),
+    });
+    what.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_differs_in_a_view_of_many_pages_is_found() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    world.append(&likes(MANY)).await;
+    world.assert_views_equal_the_log().await;
+
+    // All likes are of video 1, so that rows lie in the order of users, a thousand a page.
+    let missing = [1, 999, 1000, 1001, 2000, 2500, MANY];
+    let wrong = [2, 998, 1002, 1999, 2001, 3000, 3001, MANY - 1];
+    let (mut rows, mut keys) = (BTreeMap::new(), BTreeMap::new());
+    for user in missing {
+        spoil(
+            &world,
+            &format!("DELETE FROM likes WHERE user_id = {user}"),
+            cmd("DEL").arg(favorites(&world, user)),
+        )
+        .await;
+        rows.insert(format!("likes/1/{user}"), "missing");
+        keys.insert(favorites(&world, user), "missing");
+    }
+    for user in wrong {
+        let update = format!("UPDATE likes SET liked_ms = 1 WHERE user_id = {user}");
+        spoil(&world, &update, cmd("ZADD").arg(favorites(&world, user)).arg(1).arg(2)).await;
+        rows.insert(format!("likes/1/{user}"), "wrong");
+        keys.insert(favorites(&world, user), "wrong");
+    }
+    for (video, user) in [(0, 5), (1, -3), (1, 0), (1, MANY + 1), (2, 7)] {
+        let insert = format!("INSERT INTO likes VALUES ({video}, {user}, 100, 1)");
+        spoil(&world, &insert, cmd("ZADD").arg(favorites(&world, user + 10_000)).arg(1).arg(video)).await;
+        rows.insert(format!("likes/{video}/{user}"), "superfluous");
+        keys.insert(favorites(&world, user + 10_000), "superfluous");
+    }
+    // It has thousands of members.
+    spoil(&world, "DO 0", cmd("SREM").arg(world.target.keys.likers(1)).arg(1500)).await;
+    keys.insert(world.target.keys.likers(1).name, "wrong");
+
+    for (name, planted) in [("likes-table", rows), ("likes", keys)] {
+        for (if_different, generation) in [(IfDifferent::Keep, 1), (IfDifferent::TakeOver, 2)] {
+            let outcome = rebuild(&world, name, if_different).await;
+            assert_eq!(told(&outcome), planted, "{name}");
+            assert_eq!(outcome.generation, (1, generation), "{name}");
+            // One of the video and one of its author. Redis may name a key twice.
+            let (lines, is_table) = (i64::try_from(outcome.lines).unwrap(), name == "likes-table");
+            assert!(if is_table { lines == MANY } else { lines >= MANY + 2 }, "{name}: {lines} lines");
+        }
+    }
+    world.assert_views_equal_the_log().await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_ends_when_enough_differs() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    world.append(&likes(MANY)).await;
+    world.assert_views_equal_the_log().await;
+    spoil(&world, "UPDATE likes SET author_id = 1", &cmd("PING")).await;
+    let zadd = |user| cmd("ZADD").arg(favorites(&world, user)).arg(1).arg(2).take();
+    world.target.redis.all(&(1..=MANY).map(zadd).collect::<Vec<_>>()).await.unwrap();
+
+    for name in ["likes-table", "likes"] {
+        for (if_different, generation) in [(IfDifferent::Keep, 1), (IfDifferent::TakeOver, 2)] {
+            let outcome = rebuild(&world, name, if_different).await;
+            assert_eq!((outcome.differences.len(), outcome.generation), (ENOUGH, (1, generation)), "{name}");
+            assert!(outcome.lines < usize::try_from(MANY).unwrap(), "{name}: {} lines", outcome.lines);
+        }
+    }
+    world.assert_views_equal_the_log().await;
+    running.stop().await;
+}
+
+fn favorites(world: &World, user: i64) -> String {
+    world.target.keys.favorites(user).name
+}
+
+/// Changes the views in both stores behind the projections' backs.
+async fn spoil(world: &World, statement: &str, command: &redis::Cmd) {
+    sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&world.target.mysql).await.unwrap();
+    let _: redis::Value = world.target.redis.query(command).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_that_was_cut_off_is_gone_on_with_or_dropped() {
     let world = World::new().await;
@@ -131,17 +228,17 @@ async fn a_rebuild_that_was_cut_off_is_gone_on_with_or_dropped() {
     world.append(&made_up(3000)).await;
     world.assert_views_equal_the_log().await;
     for name in ["likes", "likes-table"] {
-        for phase in [Progress::Comparing, Progress::TakingOver] {
-            cut_off_at(&world, name, &phase).await;
+        for phase in [COMPARING, |now| *now == Progress::TakingOver] {
+            cut_off_at(&world, name, phase).await;
             world.assert_views_equal_the_log().await;
         }
         assert!(!left_behind(&world, name).await.is_empty(), "{name}");
         begin(&world, name).await.drop_next().await.unwrap();
         assert_eq!(left_behind(&world, name).await, Vec::<String>::new(), "{name}");
 
-        cut_off_at(&world, name, &Progress::Comparing).await;
+        cut_off_at(&world, name, COMPARING).await;
         world.append(&likes(10)).await;
-        cut_off_at(&world, name, &Progress::Waiting).await;
+        cut_off_at(&world, name, |now| *now == Progress::Waiting).await;
         world.assert_views_equal_the_log().await;
         assert_eq!(rebuild(&world, name, IfDifferent::Keep).await.generation, (2, 3), "{name}");
         assert_eq!(left_behind(&world, name).await, Vec::<String>::new(), "{name}");
@@ -151,11 +248,11 @@ async fn a_rebuild_that_was_cut_off_is_gone_on_with_or_dropped() {
 }
 
 /// Begins a rebuild, and cuts it off once it is in a phase.
-async fn cut_off_at(world: &World, name: &str, phase: &Progress) {
+async fn cut_off_at(world: &World, name: &str, is_reached: fn(&Progress) -> bool) {
     let begun = begin(world, name).await;
     let mut progress = begun.progress();
     let task: JoinHandle<_> = tokio::spawn(begun.run(IfDifferent::Keep));
-    let reached = progress.wait_for(|now| now == phase);
+    let reached = progress.wait_for(is_reached);
     timeout(Duration::from_mins(3), reached).await.expect("the phase is reached").unwrap();
     task.abort();
     assert!(task.await.is_err_and(|error| error.is_cancelled()));

@@ -2,7 +2,7 @@
 
 use std::{cmp::Ordering, ops::ControlFlow};
 
-use futures::{Stream, TryStreamExt};
+use futures::{Stream, TryStreamExt, try_join};
 
 /// Hands over each key that either side has, in order, with what they have under it; until it is told to break off. Of
 /// each side it holds one item.
@@ -22,11 +22,11 @@ pub(super) async fn merge<K: Ord, E>(
         };
         let of_next = if order.is_le() { expected.take() } else { None };
         let of_live = if order.is_ge() { found.take() } else { None };
-        if of_next.is_some() {
-            expected = next.try_next().await?;
-        }
-        if of_live.is_some() {
-            found = live.try_next().await?;
+        match order {
+            Ordering::Less => expected = next.try_next().await?,
+            Ordering::Greater => found = live.try_next().await?,
+            // At once: the pages of two sides that are equal end together.
+            Ordering::Equal => (expected, found) = try_join!(next.try_next(), live.try_next())?,
         }
         let flow = match (of_next, of_live) {
             (Some((key, next)), live) => each(key, Some(next), live.map(|(_, live)| live)),

@@ -48,7 +48,7 @@ pub(super) enum Rebuilt {
         generation: u32,
         /// Lines that were compared.
         lines: usize,
-        /// How many of them differ.
+        /// How many of them differ; with [`ENOUGH`](crate::rebuild::ENOUGH) the comparison ended.
         differences: usize,
         /// The first of these.
         first: Vec<String>,

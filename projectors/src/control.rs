@@ -228,24 +228,27 @@ pub async fn take_over(pool: &MySqlPool, projection: &Projection, live: u32) -> 
     Ok(took_over.rows_affected() == 1)
 }
 
-/// Renames tables, and prolongs the hold that it is done in; false if that has ended before, or the tables were in use.
+/// Renames tables within a hold, which it prolongs from one time to another; false if that has ended before, or is another's by now, or the
+/// tables were in use.
 ///
 /// Renaming knows no condition. So all goes to the server at once, which ends at the first statement that fails, and one of
 /// them fails without a hold: a process that is slow, or stopped for a while, can't rename after its hold.
 pub async fn rename_while_held(
     pool: &MySqlPool,
     projection: &Projection,
-    time: Duration,
+    (until_ms, prolonged_ms): (i64, i64),
     moves: &str,
 ) -> sqlx::Result<bool> {
-    let held = format!("name = '{}' AND held_until_ms > UNIX_TIMESTAMP(NOW(3)) * 1000", projection.name());
+    let held = format!(
+        "name = '{}' AND held_until_ms = {until_ms} AND held_until_ms > UNIX_TIMESTAMP(NOW(3)) * 1000",
+        projection.name()
+    );
     let statements = format!(
         "SET SESSION lock_wait_timeout = {RENAME_WAIT_S};
          SELECT (SELECT 1 FROM (SELECT 1 UNION ALL SELECT 2) AS two
              WHERE NOT EXISTS (SELECT 1 FROM projections WHERE {held}));
-         UPDATE projections SET held_until_ms = UNIX_TIMESTAMP(NOW(3)) * 1000 + {} WHERE {held};
-         RENAME TABLE {moves}",
-        time.as_millis()
+         UPDATE projections SET held_until_ms = {prolonged_ms} WHERE {held};
+         RENAME TABLE {moves}"
     );
     // The wait is this connection's own, which nobody gets after it.
     let mut connection: MySqlConnection = pool.acquire().await?.detach();

@@ -50,6 +50,13 @@ impl<'a> Hold<'a> {
         Ok(prolonged.is_some())
     }
 
+    /// Renames tables, if it has not ended; false if it has, or they were in use.
+    pub(crate) async fn rename(&mut self, moves: &str) -> sqlx::Result<bool> {
+        let until_ms = self.until_ms;
+        self.until_ms += i64::try_from(HOLD.as_millis()).unwrap_or_default();
+        control::rename_while_held(self.pool, &self.projection, (until_ms, self.until_ms), moves).await
+    }
+
     /// Ends it.
     pub(crate) async fn end(self) {
         if let Err(error) = control::end_hold(self.pool, &self.projection, self.until_ms).await {

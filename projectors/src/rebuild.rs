@@ -264,7 +264,7 @@ impl Rebuild {
             if hold.is_over() || !hold.prolong().await? || pair.live_positions().await? != rest {
                 continue;
             }
-            let took_over = self.generations.take_over().await?;
+            let took_over = self.generations.take_over(hold).await?;
             return Ok(if took_over { Held::TookOver } else { Held::Restless });
         }
         Ok(Held::Restless)

@@ -11,8 +11,10 @@ use tokio::time::sleep;
 use vidlog_schemas::{keys::ViewKey, projections::View};
 use vidlog_service_kit::{config::Stores, mysql};
 
-use super::{GRACE, HOLD};
-use crate::{control, mysql_url::MySqlUrl, projection::Projection, sink::Target, view_lock::ViewLock};
+use super::GRACE;
+use crate::{
+    control, hold::Hold, mysql_url::MySqlUrl, projection::Projection, sink::Target, view_lock::ViewLock,
+};
 
 /// Connections for folding into the next generation: partitions take turns on them.
 const CONNECTIONS: u32 = 8;
@@ -101,9 +103,9 @@ impl Generations {
         Ok(())
     }
 
-    /// Makes the next generation the live one, in one step. The hold ends with it. False if the hold has ended before, or
+    /// Makes the next generation the live one, in one step, within a hold, which ends with it. False if the hold has ended before, or
     /// a long read was in the way.
-    pub(super) async fn take_over(&self) -> anyhow::Result<bool> {
+    pub(super) async fn take_over(&self, hold: &mut Hold<'_>) -> anyhow::Result<bool> {
         self.lock.ensure_held().await?;
         match self.projection.catalogued.view {
             View::Redis(_) => {
@@ -127,7 +129,8 @@ impl Generations {
                     })
                     .collect();
                 let moves = moves.join(", ");
-                if !control::rename_while_held(&self.target.mysql, &self.projection, HOLD, &moves)
+                if !hold
+                    .rename(&moves)
                     .await
                     .context("failed to put the next generation's tables in the place of the live ones")?
                 {

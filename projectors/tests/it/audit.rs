@@ -15,7 +15,7 @@ use vidlog_projectors::{
     projection::Projection,
     projections,
     rebuild::Rebuild,
-    sink::Sink,
+    sink::{Partition, Sink},
 };
 
 use crate::{
@@ -107,8 +107,9 @@ async fn what_is_folded_of_the_dead_letters_meanwhile_is_no_difference() {
     let is_done = AtomicBool::new(false);
     let discarding = async {
         for key in waiting().await {
-            let (partition, offset) = (key["partition"].as_str().unwrap(), &key["first_offset"]);
-            operator.discard(likes, partition, offset.as_i64().unwrap()).await.unwrap();
+            let number = key["partition"].as_str().and_then(|name| name.strip_prefix("likes:")).unwrap();
+            let partition = Partition { stream: Stream::Likes, number: number.parse().unwrap() };
+            operator.discard(likes, partition, key["first_offset"].as_i64().unwrap()).await.unwrap();
         }
         is_done.store(true, Ordering::Relaxed);
     };

@@ -290,20 +290,24 @@ async fn a_hold_is_ended_by_nobody_but_who_asked_for_it() {
 async fn tables_are_renamed_within_a_hold_alone() {
     let world = World::new().await;
     let (pool, likes) = (&world.target.mysql, projection("likes-table"));
-    let rename = async || {
-        control::rename_while_held(pool, &likes, Duration::from_mins(1), "likes TO elsewhere").await.unwrap()
+    let minute = Duration::from_mins(1);
+    let rename = async |from_ms: i64| {
+        let prolonged = (from_ms, from_ms + 1);
+        control::rename_while_held(pool, &likes, prolonged, "likes TO elsewhere").await.unwrap()
     };
-    assert!(!rename().await, "nothing was ever held");
-    control::hold(pool, &likes, Duration::ZERO).await.unwrap();
-    assert!(!rename().await, "the hold has ended");
-    control::hold(pool, &projection("likes"), Duration::from_mins(1)).await.unwrap();
-    assert!(!rename().await, "another is held");
-    control::hold(pool, &likes, Duration::from_mins(1)).await.unwrap();
+    assert!(!rename(0).await, "nothing was ever held");
+    let ended = control::hold(pool, &likes, Duration::ZERO).await.unwrap();
+    assert!(!rename(ended).await, "the hold has ended");
+    let of_another = control::hold(pool, &projection("likes"), minute).await.unwrap();
+    assert!(!rename(of_another).await, "another projection is held");
+    let held = control::hold(pool, &likes, minute).await.unwrap();
+    assert!(!rename(held - 1).await, "someone else's hold");
     let mut reading = pool.begin().await.unwrap();
     sqlx::query("SELECT * FROM likes").fetch_all(&mut *reading).await.unwrap();
-    assert!(!rename().await, "someone reads");
+    assert!(!rename(held).await, "someone reads");
     reading.rollback().await.unwrap();
-    assert!(rename().await);
+    assert!(!rename(held).await, "it was prolonged");
+    assert!(rename(held + 1).await);
     sqlx::query("SELECT * FROM elsewhere").fetch_all(pool).await.unwrap();
 }
 

@@ -14,7 +14,9 @@ impl Pair {
     /// Compares all rows: the live ones as a snapshot shows them, at the position that it has, and those of the next
     /// generation, which is brought there and then stands still.
     pub(super) async fn compare_rows(&self, log: &Log, comparison: &mut Comparison) -> anyhow::Result<()> {
-        let mut live = self.live.mysql.acquire().await.context("failed to reach MySQL")?;
+        let mut live = self.live.mysql.acquire().await.context("failed to reach MySQL")?.detach();
+        // What came since has to be folded before the snapshot is read, which may take longer than others may be silent.
+        sqlx::query("SET SESSION wait_timeout = DEFAULT").execute(&mut live).await?;
         let (places, mut snapshot) = open_snapshot(&mut live, &self.projection).await?;
         replay(log, &self.next_sink(), &places, &comparison.since).await?;
         let mut next = self.next.mysql.acquire().await.context("failed to reach MySQL")?;

@@ -41,23 +41,25 @@ pub(super) async fn all_lines(
 async fn read_keys(target: &Target, names: Vec<String>, lines: &mut Lines) -> anyhow::Result<()> {
     let types: Vec<_> = names.iter().map(|name| cmd("TYPE").arg(name).take()).collect();
     let types = target.redis.all(&types).await?;
-    let mut reads = Vec::with_capacity(names.len());
+    let (mut found, mut reads) = (Vec::with_capacity(names.len()), Vec::with_capacity(names.len()));
     for (name, kind) in names.iter().zip(types) {
         let kind: String = from_redis_value(kind)?;
         reads.push(match kind.as_str() {
+            // It may be made any moment, and it is not known as what.
+            "none" => continue,
             "hash" => cmd("HGETALL").arg(name).take(),
             "set" => cmd("SMEMBERS").arg(name).take(),
             _ => cmd("ZRANGE").arg(name).arg(0).arg(-1).arg("WITHSCORES").take(),
         });
+        found.push((name, kind));
     }
     let values = target.redis.all(&reads).await?;
-    for ((name, read), value) in names.iter().zip(&reads).zip(values) {
+    for ((name, kind), value) in found.into_iter().zip(values) {
         let Some(key) = ViewKey::read(name) else {
             continue;
         };
-        let is_set =
-            read.args_iter().next().is_some_and(|arg| matches!(arg, redis::Arg::Simple(b"SMEMBERS")));
-        let members = if is_set { from_redis_value::<BTreeSet<String>>(value)? } else { pairs(value)? };
+        let members =
+            if kind == "set" { from_redis_value::<BTreeSet<String>>(value)? } else { pairs(value)? };
         // A key may have gone since it was found: an empty set is no key.
         if !members.is_empty() {
             lines.insert(key.name, members.into_iter().collect::<Vec<_>>().join(" "));

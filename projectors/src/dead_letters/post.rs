@@ -10,7 +10,7 @@ use anyhow::{Context, bail, ensure};
 use futures::future::try_join_all;
 use rdkafka::{
     ClientConfig, Message, Timestamp,
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     error::RDKafkaErrorCode,
@@ -91,11 +91,16 @@ impl Post {
         match try_join_all(sent.map(|sent| async { sent.await.map_err(|(error, _)| error) })).await {
             Ok(_) => Ok(()),
             Err(error) => {
-                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal)
-                    || producer.client().fatal_error().is_some()
-                {
+                let code = error.rdkafka_error_code();
+                if code == Some(RDKafkaErrorCode::Fatal) || producer.client().fatal_error().is_some() {
                     // It would never send again.
                     self.shared().producer = None;
+                }
+                if code == Some(RDKafkaErrorCode::UnknownPartition) {
+                    // The stream's topic has got more. This producer would hear of them minutes after they are there.
+                    let mut shared = self.shared();
+                    shared.producer = None;
+                    shared.created.remove(&partition.stream);
                 }
                 Err(error).with_context(|| format!("failed to append to {topic}"))
             }
@@ -152,12 +157,13 @@ impl Post {
         Ok(consumer)
     }
 
-    /// Creates the topic of a stream's dead letters, with the layout of the stream's own, unless it is there.
+    /// Creates the topic of a stream's dead letters, with the layout of the stream's own, unless it is there. If it has
+    /// fewer partitions, it gets as many.
     async fn create_topic(&self, stream: Stream) -> anyhow::Result<()> {
         if self.shared().created.contains(&stream) {
             return Ok(());
         }
-        let (partitions, replicas) = self.layout(stream).await?;
+        let (partitions, replicas) = self.layout(self.log.topics.name(stream)).await?;
         let admin: AdminClient<DefaultClientContext> =
             ClientConfig::new().set("bootstrap.servers", &self.log.brokers).create()?;
         let (name, min_insync) = (self.log.topics.dead_letters(stream), (replicas / 2 + 1).to_string());
@@ -169,7 +175,11 @@ impl Post {
         for created in admin.create_topics([&topic], &options).await.context("failed to create a topic")? {
             match created {
                 Ok(topic) => info!(topic, partitions, "created a topic"),
-                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {
+                    if self.layout(name.clone()).await?.0 < partitions {
+                        add_partitions(&admin, &options, &name, usize::try_from(partitions)?).await?;
+                    }
+                }
                 Err((topic, code)) => bail!("failed to create topic {topic}: {code}"),
             }
         }
@@ -177,9 +187,9 @@ impl Post {
         Ok(())
     }
 
-    /// Partitions and replicas of a stream's topic.
-    async fn layout(&self, stream: Stream) -> anyhow::Result<(i32, i32)> {
-        let (topic, consumer) = (self.log.topics.name(stream), self.consumer()?);
+    /// Partitions and replicas of a topic.
+    async fn layout(&self, topic: String) -> anyhow::Result<(i32, i32)> {
+        let consumer = self.consumer()?;
         let asked = spawn_blocking(move || {
             let metadata = consumer.fetch_metadata(Some(&topic), TIMEOUT)?;
             let found = metadata.topics().first().with_context(|| format!("there is no topic {topic}"))?;
@@ -194,4 +204,23 @@ impl Post {
     fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Brings a topic to a number of partitions.
+async fn add_partitions(
+    admin: &AdminClient<DefaultClientContext>,
+    options: &AdminOptions,
+    topic: &str,
+    partitions: usize,
+) -> anyhow::Result<()> {
+    let wanted = [NewPartitions::new(topic, partitions)];
+    for added in admin.create_partitions(&wanted, options).await.context("failed to add partitions")? {
+        match added {
+            Ok(topic) => info!(topic, partitions, "added partitions to a topic"),
+            // Another process was faster.
+            Err((_, RDKafkaErrorCode::InvalidPartitions)) => {}
+            Err((topic, code)) => bail!("failed to add partitions to topic {topic}: {code}"),
+        }
+    }
+    Ok(())
 }

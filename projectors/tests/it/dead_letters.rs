@@ -4,9 +4,9 @@
 use std::process::Output;
 
 use rdkafka::{
-    ClientConfig, Message,
+    ClientConfig, Message, Timestamp,
     consumer::{BaseConsumer, Consumer},
-    message::Headers,
+    message::{Headers, OwnedMessage},
 };
 use redis::cmd;
 use tokio::{
@@ -15,7 +15,12 @@ use tokio::{
     process::Command,
 };
 use vidlog_events::{CommentEvent, CommentPosted, Event, Personal, Stream, Topics, UserId, VideoId};
-use vidlog_projectors::control;
+use vidlog_projectors::{
+    control,
+    dead_letters::Post,
+    replay::Log,
+    sink::{Class, Failure, Partition},
+};
 
 use crate::{
     faults::{BOUND, Process, Running, until},
@@ -234,6 +239,37 @@ async fn a_run_of_failures_stops_the_projection_until_it_is_resumed() {
         parked.first().is_some_and(|parked| parked["waiting"] == 30) && running.readiness.missing().is_none()
     };
     until("the view is back", is_back).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_follow_their_origin_to_more_partitions() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    world.append_garbage(Stream::Likes, "1").await;
+    until("a key is parked", async || listed(&world, "likes").await.len() == 1).await;
+    running.stop().await;
+    // Of a process that goes on, which has sent letters before.
+    let (brokers, topics) = (world.log.kafka_brokers.clone(), Topics::new(&world.stores.namespace));
+    let post = Post::new(Log { brokers, topics });
+    let sent = async |number| {
+        let letter = OwnedMessage::new(None, None, String::new(), Timestamp::NotAvailable, number, 0, None);
+        let failure = Failure::new(Class::Undecodable, "no event");
+        let partition = Partition { stream: Stream::Likes, number };
+        post.send("nobody", partition, &[(&letter, failure)]).await.is_ok()
+    };
+    assert!(sent(0).await);
+
+    let partition = world.append_garbage_to_another_partition(Stream::Likes).await;
+    until("it sends letters from the new one", async || sent(partition).await).await;
+    let running = Running::start(&world);
+    until("both keys are parked", async || {
+        listed(&world, "likes").await.len() == 2 && listed(&world, "likes-table").await.len() == 2
+    })
+    .await;
+    until("all is ready", async || running.readiness.missing().is_none()).await;
+    let letters = letters(&world, "likes");
+    assert!(letters.iter().any(|(of, class, _)| *of == partition && class == "undecodable"), "{letters:?}");
     running.stop().await;
 }
 

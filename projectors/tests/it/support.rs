@@ -6,7 +6,7 @@ use clap::Parser;
 use proptest::prelude::*;
 use rdkafka::{
     ClientConfig,
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     message::{Header, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
@@ -148,6 +148,20 @@ impl World {
         let topic = Topics::new(&self.stores.namespace).name(stream);
         let record = FutureRecord::to(&topic).key(key).payload("{");
         let sent = self.producer.send(record, Duration::from_secs(5)).await;
+        sent.map_err(|(error, _)| error).unwrap().partition
+    }
+
+    /// Adds a partition to a topic, and appends what is no event to it.
+    pub(crate) async fn append_garbage_to_another_partition(&self, stream: Stream) -> i32 {
+        let topic = Topics::new(&self.stores.namespace).name(stream);
+        let admin: AdminClient<DefaultClientContext> = client(&self.log).create().unwrap();
+        let more = NewPartitions::new(&topic, usize::try_from(PARTITIONS).unwrap() + 1);
+        admin.create_partitions([&more], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+        self.until_there_are_leaders().await;
+        // One that knows of the partition.
+        let producer: FutureProducer = client(&self.log).create().unwrap();
+        let record = FutureRecord::to(&topic).key("1").payload("{").partition(PARTITIONS);
+        let sent = producer.send(record, Duration::from_secs(5)).await;
         sent.map_err(|(error, _)| error).unwrap().partition
     }
 

@@ -230,7 +230,7 @@ impl Keeper {
             match asked.await? {
                 Ok(ends) => return Ok(ends),
                 Err((why, again)) => {
-                    debug!(projection = self.projection.name(), why, "waiting for the log");
+                    self.not_ready(&format!("waiting for the log: {why}"));
                     consumer = again;
                 }
             }

@@ -241,6 +241,11 @@ async fn a_live_generation_that_redis_has_lost_is_not_promised() {
     let world = after_a_switch(7, 6).await;
     let running = Running::start(&world);
     until("it is taken back", async || promised(&world, &LIKES).await.is_none()).await;
+    let told = async || {
+        let missing = running.readiness.missing().unwrap_or_default();
+        missing.lines().any(|line| line.starts_with("likes/view: waiting for the log: "))
+    };
+    until("it is told what is waited for", told).await;
     running.stop().await;
 }
 

@@ -87,6 +87,13 @@ impl Position {
         self.lowest() == 0 && self.highest() > 0
     }
 
+    /// Takes the parts that are further than a place for no further than that.
+    pub fn lower(&mut self, place: i64) {
+        for part in &mut self.parts {
+            *part = place.min(*part);
+        }
+    }
+
     /// Whether any part is behind where another position says it was: then the store lost writes.
     pub fn is_behind(&self, earlier: &Self) -> bool {
         self.parts.iter().zip(&earlier.parts).any(|(now, then)| now < then)
@@ -357,4 +364,19 @@ fn eviction_policy(info: &str) -> Option<String> {
     let value = |name| info.lines().find_map(|line| line.trim().strip_prefix(name));
     let is_full_some_day = value("maxmemory:").is_some_and(|bytes| bytes != "0");
     value("maxmemory_policy:").filter(|policy| is_full_some_day && *policy != "noeviction").map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_that_was_told_is_none_any_more_and_a_further_one_is() {
+        let mut known = Position { parts: vec![100, 90, 30] };
+        let stored = |parts| Position { parts };
+        assert!(stored(vec![100, 40, 30]).is_behind(&known));
+        known.lower(40);
+        assert!(!stored(vec![100, 40, 30]).is_behind(&known));
+        assert!(stored(vec![100, 40, 20]).is_behind(&known));
+    }
 }

@@ -232,6 +232,8 @@ impl Worker {
                 if let Err(error) = bounded(async { Ok(self.sink.forget_complete().await?) }).await {
                     return self.wait(&error, pause).await;
                 }
+                // Once told it is told: what starts the task again has to tell no more than what is lost besides.
+                self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).lower(stored);
                 warn!(
                     projection = self.name,
                     partition, stored, "the store lost writes; reading them again from its position"

@@ -123,6 +123,17 @@ pub enum SinkError {
     /// Other keys are parked than the batch takes for parked. See which, and make the batch anew.
     #[error("other keys are parked than was known")]
     OtherParked,
+    /// Redis holds the views of the namespace by another number of shards.
+    #[error(
+        "this namespace has {created} shards in Redis, but {ours} are configured; set VIDLOG_SHARDS={created}, or use \
+         another namespace"
+    )]
+    OtherShards {
+        /// What the namespace was created with.
+        created: usize,
+        /// What is configured.
+        ours: usize,
+    },
     /// The store can't take what one of the records says, now or later.
     #[error("a record can't be folded: {0}")]
     Unfoldable(String),
@@ -175,7 +186,7 @@ impl Sink {
         self.target.keys.set_generation(&self.projection.catalogued, generation);
     }
 
-    /// Where the store stands in each of some partitions.
+    /// Where the store stands in each of some partitions; an error if Redis has another number of shards.
     pub async fn positions(&self, partitions: &[Partition]) -> Result<Vec<Position>, SinkError> {
         match self.projection.fold {
             Fold::Redis(_) => {
@@ -262,10 +273,16 @@ impl Sink {
     }
 
     /// Says that the store lost writes: readers must not take the view as complete any more, until it is filled up
-    /// again. Nothing to say of a view in MySQL: its readers have no other.
+    /// again. Nothing to say of a view in MySQL: its readers have no other. A Redis that lost everything does not know the
+    /// number of shards either, so that is claimed again.
     pub async fn forget_complete(&self) -> Result<(), SinkError> {
         match self.projection.fold {
-            Fold::Redis(_) => Ok(keeper::forget(&self.target, &self.projection).await?),
+            Fold::Redis(_) => {
+                keeper::forget(&self.target, &self.projection).await?;
+                // If another process was faster, with another number, that is found where the store stands.
+                created_shards(&self.target, self.target.keys.shards().count()).await?;
+                Ok(())
+            }
             Fold::MySql(_) => Ok(()),
         }
     }
@@ -312,19 +329,16 @@ impl Sink {
 /// finds out that it was created with another, or that Redis drops keys. Waits while a store is away; gives up when
 /// shutdown is given.
 pub async fn prepare(target: &Target, shards: u16, shutdown: &Shutdown) -> anyhow::Result<()> {
+    let ours = usize::from(shards);
     while !shutdown.is_given() {
         let prepared = async {
             migrate(&target.mysql, &MIGRATOR).await.context("MySQL is not ready")?;
-            let created = created_shards(target, shards).await.context("Redis is not ready")?;
+            let created = created_shards(target, ours).await.context("Redis is not ready")?;
             anyhow::Ok((created, eviction(target).await.context("Redis is not ready")?))
         };
         match prepared.await {
             Ok((created, eviction)) => {
-                ensure!(
-                    created == shards,
-                    "this namespace has {created} shards in Redis, but {shards} are configured; \
-                     set VIDLOG_SHARDS={created}, or use another namespace"
-                );
+                ensure!(created == ours, SinkError::OtherShards { created, ours });
                 if let Some(policy) = eviction {
                     bail!(
                         "a Redis that is full drops keys by itself (maxmemory-policy {policy}), and nobody would know \
@@ -341,9 +355,9 @@ pub async fn prepare(target: &Target, shards: u16, shutdown: &Shutdown) -> anyho
 }
 
 /// The number of shards that the namespace was created with: ours, if it is new.
-async fn created_shards(target: &Target, shards: u16) -> RedisResult<u16> {
+async fn created_shards(target: &Target, ours: usize) -> RedisResult<usize> {
     let key = target.keys.shard_count();
-    let _: bool = target.redis.query(cmd("SETNX").arg(&key).arg(shards)).await?;
+    let _: bool = target.redis.query(cmd("SETNX").arg(&key).arg(ours)).await?;
     target.redis.query(cmd("GET").arg(&key)).await
 }
 

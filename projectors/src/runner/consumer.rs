@@ -190,7 +190,7 @@ impl Poller {
         let positions = match self.assignment().starts(&due) {
             Ok(positions) => positions,
             Err(why) => {
-                return due.into_iter().for_each(|partition| self.assignment().put_off(partition, why));
+                return due.into_iter().for_each(|partition| self.assignment().put_off(partition, &why));
             }
         };
         let others = self.other_logs(&due);

@@ -62,7 +62,8 @@ impl Stage {
     }
 }
 
-/// The positions of all shards in the first stage, then of all in the second, at each of some fields.
+/// The positions of all shards in the first stage, then of all in the second, at each of some fields. They say nothing if
+/// there is another number of shards in this Redis.
 pub(super) async fn positions(
     target: &Target,
     projection: &Projection,
@@ -80,7 +81,10 @@ pub(super) async fn positions(
             commands.push(command);
         }
     }
-    for answer in target.redis.all(&commands).await? {
+    commands.push(cmd("GET").arg(target.keys.shard_count()).take());
+    let mut answers = target.redis.all(&commands).await?;
+    check_shards(target, answers.pop())?;
+    for answer in answers {
         let stored: Vec<Option<i64>> =
             from_redis_value(answer).map_err(|error| SinkError::Retry(error.to_string()))?;
         for (position, next) in positions.iter_mut().zip(stored) {
@@ -88,6 +92,17 @@ pub(super) async fn positions(
         }
     }
     Ok(positions)
+}
+
+/// Whether the number of shards that Redis knows is ours. It knows none after it was emptied.
+fn check_shards(target: &Target, known: Option<Value>) -> Result<(), SinkError> {
+    let known: Option<usize> =
+        from_redis_value(known.unwrap_or(Value::Nil)).map_err(|error| SinkError::Retry(error.to_string()))?;
+    let ours = target.keys.shards().count();
+    match known {
+        Some(created) if created != ours => Err(SinkError::OtherShards { created, ours }),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Whether the view stands nowhere before another generation of it, which stands somewhere.

@@ -9,7 +9,7 @@ use vidlog_schemas::projections::{self, LIKES, Projection, View};
 use crate::{
     faults::{Process, Running, lose_redis, made_up, until},
     operate::{projectors, said},
-    support::{World, envelope, liked},
+    support::{PARTITIONS, World, envelope, liked},
 };
 
 /// The field of a view, and how many of some keys are there, at one moment.
@@ -151,6 +151,37 @@ async fn a_promise_that_outlives_its_view_is_taken_back_before_the_refill() {
 }
 
 /// Deletes the view of likes with its positions, but not what readers are told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_of_shards_is_claimed_again_in_an_emptied_redis_and_another_stops_the_views() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    append_likes(&world).await;
+    until_complete(&world).await;
+    let key = world.target.keys.shard_count();
+    let known = async || {
+        world.target.redis.query::<Option<u16>>(cmd("GET").arg(&key)).await.unwrap()
+            == Some(world.stores.shards)
+    };
+    lose_redis(&world).await;
+    until("the number is claimed again", known).await;
+    until("all is ready", async || running.readiness.missing().is_none()).await;
+
+    // As if a process with another number had been faster.
+    let _: String = world.target.redis.query(cmd("SET").arg(&key).arg(3)).await.unwrap();
+    let told = async || {
+        let missing = running.readiness.missing().unwrap_or_default();
+        (0..PARTITIONS).all(|number| {
+            missing.contains(&format!("likes/likes:{number}: this namespace has 3 shards in Redis, but"))
+        })
+    };
+    until("every partition is stopped", told).await;
+    assert!(!running.readiness.missing().unwrap().contains("likes-table"), "MySQL has no shards");
+    let _: String = world.target.redis.query(cmd("SET").arg(&key).arg(world.stores.shards)).await.unwrap();
+    until("all goes on", async || running.readiness.missing().is_none()).await;
+    world.assert_views_equal_the_log().await;
+    running.stop().await;
+}
+
 async fn lose_likes(world: &World) {
     let mut lost = keys_of(world, &["likers", "favorites", "favorited"]).await;
     lost.extend(keys_of(world, &["checkpoint"]).await.into_iter().filter(|key| key.contains(":likes")));

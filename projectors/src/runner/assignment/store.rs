@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use thiserror::Error;
 use tokio::time::timeout;
 use tracing::warn;
 
 use super::{Assignment, lock};
-use crate::sink::{Partition, Position};
+use crate::sink::{Partition, Position, SinkError};
 
 /// How long the store may take to say where it stands. It is asked on the poller's thread, which has to go on polling.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -17,25 +18,41 @@ struct Compared {
     lost: Vec<Partition>,
 }
 
+/// Why it can't be said whether the store has what was written to it.
+#[derive(Debug, Error)]
+enum Unknown {
+    #[error("the store does not say where the view stands")]
+    Store,
+    #[error("readers can't be told that the store lost writes")]
+    Readers,
+    #[error("{0}")]
+    OtherShards(SinkError),
+}
+
 impl Assignment {
     /// Where the store stands in partitions, for their tasks to be started there; or why they can't be.
-    pub(in crate::runner) fn starts(&self, partitions: &[Partition]) -> Result<Vec<Position>, &'static str> {
-        Ok(self.compare(partitions)?.stored)
+    pub(in crate::runner) fn starts(&self, partitions: &[Partition]) -> Result<Vec<Position>, String> {
+        self.compare(partitions).map(|compared| compared.stored).map_err(|why| why.to_string())
     }
 
     /// The partitions of which the store no longer has what was written to it: a Redis that failed over, was flushed
-    /// or restored. Readers know by then. None if they can't be told: then the next check finds the same.
+    /// or restored. Readers know by then. None if they can't be told: then the next check finds the same. All, if a process
+    /// with another number of shards was the first after such a loss: none must be written to.
     pub(in crate::runner) fn lost(&self) -> Vec<Partition> {
         let partitions: Vec<_> = self.partitions().keys().copied().collect();
-        self.compare(&partitions).map_or_else(|_| Vec::new(), |compared| compared.lost)
+        match self.compare(&partitions) {
+            Ok(compared) => compared.lost,
+            Err(Unknown::OtherShards(_)) => partitions,
+            Err(Unknown::Store | Unknown::Readers) => Vec::new(),
+        }
     }
 
     /// Sees where the store stands, and whether it is behind what was written to it. If so, readers know when this
     /// returns.
-    fn compare(&self, partitions: &[Partition]) -> Result<Compared, &'static str> {
+    fn compare(&self, partitions: &[Partition]) -> Result<Compared, Unknown> {
         // First, as tasks go on meanwhile.
         let confirmed = self.confirmed(partitions);
-        let stored = self.stored(partitions).ok_or("the store does not say where the view stands")?;
+        let stored = self.stored(partitions)?;
         let lost: Vec<_> = partitions
             .iter()
             .zip(&stored)
@@ -55,7 +72,7 @@ impl Assignment {
             self.place(**partition).fail("the store lost writes");
         }
         if !lost.is_empty() && !self.forget_complete() {
-            return Err("readers can't be told that the store lost writes");
+            return Err(Unknown::Readers);
         }
         for (partition, stored) in &lost {
             // Once told it is told: telling it again would have the keepers begin again.
@@ -77,18 +94,19 @@ impl Assignment {
         partitions.iter().filter_map(confirmed).collect()
     }
 
-    /// Where the store stands in partitions; `None` if it does not say so in time.
-    fn stored(&self, partitions: &[Partition]) -> Option<Vec<Position>> {
+    /// Where the store stands in partitions, if it says so in time.
+    fn stored(&self, partitions: &[Partition]) -> Result<Vec<Position>, Unknown> {
         let asked = async { timeout(ASK_TIMEOUT, self.sink.positions(partitions)).await };
         match self.runtime.block_on(asked) {
-            Ok(Ok(positions)) => Some(positions),
+            Ok(Ok(positions)) => Ok(positions),
+            Ok(Err(error @ SinkError::OtherShards { .. })) => Err(Unknown::OtherShards(error)),
             Ok(Err(error)) => {
                 warn!(projection = self.name, %error, "waiting for the store");
-                None
+                Err(Unknown::Store)
             }
             Err(_) => {
                 warn!(projection = self.name, "waiting for the store, which does not answer");
-                None
+                Err(Unknown::Store)
             }
         }
     }

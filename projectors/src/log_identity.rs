@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -19,8 +19,8 @@ use vidlog_events::Topics;
 
 use crate::sink::Partition;
 
-/// How long what was read stays true: projections that start together ask once. A topic that is made again while a
-/// process runs makes its consumers start anew, later than this.
+/// How long what was read stays true: projections that start one after the other ask once. A topic that is made again
+/// while a process runs makes its consumers start anew, later than this.
 const KEPT: Duration = Duration::from_secs(2);
 /// How long the broker may take to send the first records.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -32,28 +32,34 @@ const ID: &str = "ce_id";
 pub struct FirstRecords {
     brokers: String,
     topics: Topics,
-    read: Mutex<HashMap<Partition, (Instant, String)>>,
+    known: Mutex<HashMap<Partition, (Instant, String)>>,
 }
 
 impl FirstRecords {
     /// Of the log at some brokers.
     pub fn new(brokers: String, topics: Topics) -> Self {
-        Self { brokers, topics, read: Mutex::default() }
+        Self { brokers, topics, known: Mutex::default() }
     }
 
     /// What identifies each of some partitions, which have a record at offset 0; nothing of those that do not answer in
     /// time. It blocks.
     pub(crate) fn of(&self, partitions: &[Partition]) -> KafkaResult<Vec<Option<String>>> {
-        let mut known = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, (at, _)| at.elapsed() < KEPT);
+        self.known().retain(|_, (at, _)| at.elapsed() < KEPT);
+        let mut known = self.known().clone();
         let unknown: Vec<_> =
             partitions.iter().filter(|partition| !known.contains_key(partition)).copied().collect();
         if !unknown.is_empty() {
             let now = Instant::now();
+            // Unlocked: the broker may answer other projections faster than this one.
             known.extend(self.read(&unknown)?.into_iter().map(|(partition, id)| (partition, (now, id))));
+            self.known().extend(known.clone());
         }
         let identity = |partition| known.get(partition).map(|(_, identity): &(_, String)| identity.clone());
         Ok(partitions.iter().map(identity).collect())
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<Partition, (Instant, String)>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read(&self, partitions: &[Partition]) -> KafkaResult<HashMap<Partition, String>> {

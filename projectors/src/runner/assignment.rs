@@ -183,11 +183,16 @@ impl Assignment {
         self.give_up(&all);
     }
 
-    /// The partitions whose tasks are to be started now.
+    /// The partitions whose tasks are to be started now, first those that have waited longest.
     pub(super) fn due(&self) -> Vec<Partition> {
         let now = Instant::now();
-        let is_due = |state: &State| matches!(state, State::Waiting(waiting) if waiting.due <= now);
-        self.partitions().iter().filter(|(_, state)| is_due(state)).map(|(partition, _)| *partition).collect()
+        let due = |(partition, state): (&Partition, &State)| match state {
+            State::Waiting(waiting) if waiting.due <= now => Some((waiting.due, *partition)),
+            State::Waiting(_) | State::Running(_) => None,
+        };
+        let mut due: Vec<_> = self.partitions().iter().filter_map(due).collect();
+        due.sort_unstable();
+        due.into_iter().map(|(_, partition)| partition).collect()
     }
 
     /// Starts a partition's task, of which the records from the position's lowest part on will come.

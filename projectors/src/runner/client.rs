@@ -13,7 +13,8 @@ use vidlog_events::Topics;
 use super::{Settings, assignment::Assignment};
 use crate::sink::Partition;
 
-/// Session timeouts for which an instance may not poll: more than a start of all partitions takes while a store is away.
+/// Session timeouts for which an instance may not poll: more than a pass over the partitions that are to be started takes
+/// while a store or a broker is away.
 const POLL_SESSIONS: u32 = 3;
 
 /// What librdkafka calls back into.

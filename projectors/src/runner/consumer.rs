@@ -39,8 +39,20 @@ const POLL: Duration = Duration::from_millis(20);
 const VERIFY_EVERY: Duration = Duration::from_secs(2);
 /// How long a seek or a question to the broker may take.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(2);
+/// After this the broker is not asked about one more partition before the next poll. Some that it does not answer for
+/// must not hold up the others, nor the member, which is thrown out when it does not poll.
+const ASK_FOR: Duration = Duration::from_secs(2);
 /// Between two looks for topics that are not there yet.
 const TOPICS_RETRY: Duration = Duration::from_secs(1);
+
+/// A partition that is to be started.
+struct Start {
+    partition: Partition,
+    /// Where the store stands.
+    position: Position,
+    /// Where the log begins and ends.
+    extent: (i64, i64),
+}
 
 /// The thread's state.
 pub(super) struct Poller {
@@ -73,7 +85,7 @@ impl Poller {
             return Ok(());
         }
         self.subscribe()?;
-        let mut verify_at = Instant::now() + VERIFY_EVERY;
+        let (mut start_at, mut verify_at) = (Instant::now(), Instant::now() + VERIFY_EVERY);
         while !self.shutdown.is_given() {
             match self.consumer.poll(POLL) {
                 Some(Ok(message)) => self.route(&message),
@@ -82,7 +94,12 @@ impl Poller {
             }
             self.serve_requests();
             self.follow_wanted();
-            self.start_due();
+            let begun = Instant::now();
+            if begun >= start_at {
+                self.start_due();
+                // Half of the time is for the partitions that run.
+                start_at = Instant::now() + begun.elapsed();
+            }
             if Instant::now() >= verify_at {
                 self.assignment().lost().into_iter().for_each(|partition| self.restart(partition));
                 verify_at = Instant::now() + VERIFY_EVERY;
@@ -193,43 +210,56 @@ impl Poller {
                 return due.into_iter().for_each(|partition| self.assignment().put_off(partition, &why));
             }
         };
-        let others = self.other_logs(&due);
-        for (partition, position) in due.into_iter().zip(positions) {
-            let is_ours = others.get(&partition).map_or(Ok(()), |why| Err(why.clone()));
-            match is_ours.and_then(|()| self.seek(partition, &position)) {
+        let starts = self.with_extents(due.into_iter().zip(positions));
+        let others = self.other_logs(&starts);
+        for start in starts {
+            let is_ours = others.get(&start.partition).map_or(Ok(()), |why| Err(why.clone()));
+            match is_ours.and_then(|()| self.seek(&start)) {
                 Ok(()) => {
-                    self.assignment().start(partition, position);
-                    if let Err(error) = self.consumer.resume(&self.list(partition)) {
+                    self.assignment().start(start.partition, start.position);
+                    if let Err(error) = self.consumer.resume(&self.list(start.partition)) {
                         error!(projection = self.projection.name(), %error, "failed to resume a partition");
-                        self.restart(partition);
+                        self.restart(start.partition);
                     }
                 }
-                Err(why) => {
-                    let (projection, partition_name) = (self.projection.name(), partition.field());
-                    warn!(projection, partition = partition_name, why, "can't start yet");
-                    self.assignment().put_off(partition, &why);
-                }
+                Err(why) => self.put_off(start.partition, &why),
             }
         }
     }
 
-    /// Why some partitions are not those that the view was folded from, or not known to be.
-    fn other_logs(&self, partitions: &[Partition]) -> BTreeMap<Partition, String> {
-        let mut whys = BTreeMap::new();
-        let mut with_first = Vec::with_capacity(partitions.len());
-        for partition in partitions {
+    fn put_off(&self, partition: Partition, why: &str) {
+        warn!(projection = self.projection.name(), partition = partition.field(), why, "can't start yet");
+        self.assignment().put_off(partition, why);
+    }
+
+    /// The partitions that the broker answers for. What there is no time for is due still, and comes first in the next
+    /// pass.
+    fn with_extents(&self, due: impl Iterator<Item = (Partition, Position)>) -> Vec<Start> {
+        let begun = Instant::now();
+        let mut starts = Vec::new();
+        for (partition, position) in due {
             let topic = self.settings.topics.name(partition.stream);
             match self.consumer.fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT) {
-                Ok((0, end)) if end > 0 => with_first.push(*partition),
-                // What has no first record can be any log's: its task remembers the first that it folds.
-                Ok(_) => {}
+                Ok(extent) => starts.push(Start { partition, position, extent }),
                 Err(error) => {
-                    let why = format!("the broker does not say where the log begins: {error}");
-                    whys.insert(*partition, why);
+                    let why = format!("the broker does not say where the log begins and ends: {error}");
+                    self.put_off(partition, &why);
                 }
             }
+            if begun.elapsed() >= ASK_FOR {
+                break;
+            }
         }
+        starts
+    }
+
+    /// Why some partitions are not those that the view was folded from, or not known to be.
+    fn other_logs(&self, starts: &[Start]) -> BTreeMap<Partition, String> {
+        // What has no first record can be any log's: its task remembers the first that it folds.
+        let has_first = |start: &&Start| matches!(start.extent, (0, end) if end > 0);
+        let with_first: Vec<_> = starts.iter().filter(has_first).map(|start| start.partition).collect();
         let firsts = self.settings.first_records.of(&with_first).unwrap_or_default();
+        let mut whys = BTreeMap::new();
         let mut known = Vec::with_capacity(with_first.len());
         for (index, partition) in with_first.into_iter().enumerate() {
             if let Some(first) = firsts.get(index).cloned().flatten() {
@@ -243,13 +273,10 @@ impl Poller {
     }
 
     /// Has the consumer read a partition from where the store stands; says why if it can't.
-    fn seek(&self, partition: Partition, position: &Position) -> Result<(), String> {
+    fn seek(&self, start: &Start) -> Result<(), String> {
+        let Start { partition, position, extent: (low, end) } = start;
         let topic = &self.settings.topics.name(partition.stream);
-        let (low, end) =
-            self.consumer.fetch_watermarks(topic, partition.number, BROKER_TIMEOUT).map_err(|error| {
-                format!("the broker does not say where {topic}[{}] ends: {error}", partition.number)
-            })?;
-        if position.lowest() < low {
+        if position.lowest() < *low {
             return Err(format!(
                 "{topic}[{}] begins at {low}, but the view stands at {}: what lies between is gone from the log. \
                  The view stays as it is until the log or the view is restored",
@@ -258,7 +285,7 @@ impl Poller {
             ));
         }
         // Any part that is further than the log was folded from another log, and would ignore what comes next.
-        if position.highest() > end {
+        if position.highest() > *end {
             return Err(format!(
                 "{topic}[{}] ends at {end}, but the view stands at {}: is this another cluster, or was the log cut? \
                  The view stays as it is until the log or the view is restored",

@@ -17,7 +17,9 @@ use redis::cmd;
 use tokio::time::{sleep, timeout};
 use vidlog_events::{Envelope, Stream};
 use vidlog_projectors::{
-    Plan, projections,
+    Plan,
+    projection::Projection,
+    projections,
     sink::{Partition, Sink},
 };
 use vidlog_schemas::projections::LIKES_TABLE;
@@ -313,11 +315,15 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(world: &World) -> Self {
+        Self::of(world, projections::ALL.to_vec())
+    }
+
+    pub(crate) fn of(world: &World, projections: Vec<Projection>) -> Self {
         let (readiness, shutdown) = (Readiness::new(), Shutdown::new());
         let (log, stores) = (world.log.clone(), world.stores.clone());
         let (ready, stop) = (readiness.clone(), shutdown.clone());
         let task = tokio::spawn(async move {
-            let plan = Plan { log: &log, stores: &stores, projections: &projections::ALL, instance: None };
+            let plan = Plan { log: &log, stores: &stores, projections: &projections, instance: None };
             vidlog_projectors::run(plan, ready, stop).await
         });
         Self { readiness, shutdown, task }

@@ -10,6 +10,7 @@ mod diverting;
 mod faults;
 mod folding;
 mod keeper;
+mod leaders;
 mod operate;
 mod rebuild;
 mod support;

@@ -1,0 +1,70 @@
+//! Partitions whose broker does not answer, of a made-up Kafka cluster.
+
+use std::time::Duration;
+
+use rdkafka::{
+    ClientConfig,
+    message::{Header, OwnedHeaders},
+    mocking::{MockCluster, MockCoordinator},
+    producer::{FutureProducer, FutureRecord},
+};
+use vidlog_events::{Stream, Topics};
+use vidlog_projectors::{
+    projections,
+    sink::{Partition, Sink},
+};
+
+use crate::{
+    faults::{Running, until},
+    support::{World, envelope, liked},
+};
+
+/// So many that to ask about each takes longer than a member may go without polling.
+const SILENT: i32 = 8;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_whose_broker_does_not_answer_hold_up_no_other() {
+    let mut world = World::new().await;
+    let cluster = MockCluster::new(2).unwrap();
+    let topic = Topics::new(&world.stores.namespace).name(Stream::Likes);
+    cluster.create_topic(&topic, SILENT + 1, 1).unwrap();
+    for partition in 0..=SILENT {
+        cluster.partition_leader(&topic, partition, Some(if partition == 0 { 1 } else { 2 })).unwrap();
+    }
+    let group = format!("{}.likes-table", world.stores.namespace);
+    cluster.coordinator(MockCoordinator::Group(group), 1).unwrap();
+    cluster.broker_round_trip_time(2, Duration::from_mins(1)).unwrap();
+    world.log.kafka_brokers = cluster.bootstrap_servers();
+    world.log.session_timeout_ms = 3000;
+    let producer: FutureProducer =
+        ClientConfig::new().set("bootstrap.servers", &world.log.kafka_brokers).create().unwrap();
+    let append = async |user| {
+        let event = envelope(liked(1, user), 1_700_000_000_000).encode().unwrap();
+        let add = |headers: OwnedHeaders, header: &(&'static str, String)| {
+            headers.insert(Header { key: header.0, value: Some(&header.1) })
+        };
+        let headers = event.headers.iter().fold(OwnedHeaders::new(), add);
+        let record =
+            FutureRecord::to(&topic).key(&event.key).payload(&event.value).headers(headers).partition(0);
+        producer.send(record, Duration::from_mins(1)).await.map_err(|(error, _)| error).unwrap();
+    };
+    let likes = projections::find("likes-table").unwrap();
+    let sink = Sink::new(likes, world.target.clone());
+    let folded = async || {
+        let partition = Partition { stream: Stream::Likes, number: 0 };
+        sink.positions(&[partition]).await.unwrap()[0].lowest()
+    };
+
+    append(1).await;
+    let running = Running::of(&world, vec![likes]);
+    until("the one that is there is folded", async || folded().await == 1).await;
+    let told = async || {
+        let missing = running.readiness.missing().unwrap_or_default();
+        missing.lines().filter(|line| line.contains("does not say where the log begins")).count()
+    };
+    let all = usize::try_from(SILENT).unwrap();
+    until("the others are told of", async || told().await == all).await;
+    append(2).await;
+    until("it goes on", async || folded().await == 2).await;
+    running.stop().await;
+}

@@ -1,6 +1,11 @@
 //! Carries a plan out.
 
-use std::{fs::OpenOptions, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs::OpenOptions,
+    sync::{Arc, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use anyhow::Context;
 use futures::future::try_join_all;
@@ -13,9 +18,13 @@ use tokio::{
 use vidlog_service_kit::redis::Redis;
 
 use crate::{
+    fault::{Fault, Leaving, Planned, Process, Round},
     instance::Instance,
+    ledger::Command,
     link::Condition,
-    plan::{Fault, Leaving, Planned, Process, Round},
+    operate::Deeds,
+    operator::Operator,
+    poison::Poisoner,
     stack::{Frozen, Stack, Store},
     system::System,
     until,
@@ -34,6 +43,26 @@ pub(crate) struct Stage {
     pub(crate) stack: Arc<Stack>,
     /// Held by whoever kills or stops a store, by store: a store suffers one fault at a time.
     pub(crate) turns: [Mutex<()>; Store::ALL.len()],
+    /// Puts bad records into the log.
+    pub(crate) poisoner: Poisoner,
+    /// Everyone who has an account, once they have.
+    pub(crate) users: OnceLock<Vec<i64>>,
+    notes: std::sync::Mutex<Notes>,
+}
+
+/// What was done so far.
+#[derive(Default)]
+pub(crate) struct Notes {
+    /// By operators.
+    pub(crate) deeds: Deeds,
+    /// The views that they folded anew, or began to.
+    pub(crate) rebuilt: BTreeSet<&'static str>,
+    /// Why rebuilds were refused.
+    pub(crate) refusals: Vec<String>,
+    /// What rebuilds found to differ.
+    pub(crate) differing: Vec<String>,
+    /// The records that can't be decoded.
+    pub(crate) poisoned: Vec<Command>,
 }
 
 /// Carries out all faults of a plan, each at its time, and returns when the last is over.
@@ -47,21 +76,37 @@ pub(crate) async fn inject(stage: &Stage, faults: &[Planned]) -> anyhow::Result<
 }
 
 impl Stage {
+    /// A stage on which nothing has happened yet.
+    pub(crate) fn new(system: System, stack: Arc<Stack>) -> anyhow::Result<Self> {
+        let poisoner = Poisoner::new(&system)?;
+        let (turns, users, notes) = Default::default();
+        Ok(Self { system, stack, turns, poisoner, users, notes })
+    }
+
+    /// What was done so far.
+    pub(crate) fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who operates the system.
+    pub(crate) const fn operator(&self) -> &Operator {
+        &self.system.operator
+    }
+
     async fn suffer(&self, fault: &Fault) -> anyhow::Result<()> {
         match fault {
             Fault::Kill { process, away } => self.kill(*process, *away).await,
             Fault::KillStore { store, away } => self.kill_store(*store, *away).await,
-            Fault::Zombie { projectors, away } => self.pause(*projectors, *away).await,
+            Fault::Zombie { projectors, away } => self.stop(*projectors, *away).await,
             Fault::Late { projectors, away } => self.delay_writes(*projectors, *away).await,
             Fault::Freeze { store, away } => self.freeze(*store, *away).await,
             Fault::Reset { process, store } => {
-                self.system.instance(*process).links.to(*store).reset();
+                self.system.links(*process).to(*store).reset();
                 Ok(())
             }
             Fault::Impair { process, store, condition, lasting } => {
-                let instance = self.system.instance(*process);
-                let _turn = instance.turn.lock().await;
-                let link = instance.links.to(*store);
+                let _turn = self.system.turn(*process).lock().await;
+                let link = self.system.links(*process).to(*store);
                 link.set(*condition);
                 sleep(*lasting).await;
                 link.set(Condition::Open);
@@ -70,11 +115,16 @@ impl Stage {
             Fault::Flush => self.flush().await,
             Fault::Rewind { back } => self.rewind(*back).await,
             Fault::Storm { rounds } => self.storm(rounds).await,
+            Fault::Rebuild { projection, cut, then } => self.rebuild(projection, cut.as_ref(), *then).await,
+            Fault::Pause { projection, lasting, killed } => self.halt(projection, *lasting, *killed).await,
+            Fault::Poison(poison) => self.poison(poison).await,
         }
     }
 
-    async fn kill(&self, process: Process, away: Duration) -> anyhow::Result<()> {
-        let instance = self.system.instance(process);
+    pub(crate) async fn kill(&self, process: Process, away: Duration) -> anyhow::Result<()> {
+        let Some(instance) = self.system.instance(process) else {
+            return Ok(());
+        };
         let _turn = instance.turn.lock().await;
         instance.end(Signal::KILL).await?;
         sleep(away).await;
@@ -88,7 +138,7 @@ impl Stage {
         self.stack.up().await
     }
 
-    async fn pause(&self, projectors: usize, away: Duration) -> anyhow::Result<()> {
+    async fn stop(&self, projectors: usize, away: Duration) -> anyhow::Result<()> {
         let instance = &self.system.projectors[projectors];
         let _turn = instance.turn.lock().await;
         stop(instance, away).await

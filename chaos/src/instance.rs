@@ -18,7 +18,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{link::Link, plan::Failpoint, proxy::Owners, stack::Store};
+use crate::{fault::Failpoint, link::Link, proxy::Owners, stack::Store};
 
 /// How long a process may take to end after SIGTERM: longer than it grants itself.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,6 +33,8 @@ pub(crate) struct Launch {
     pub(crate) program: PathBuf,
     /// Its arguments.
     pub(crate) arguments: Vec<String>,
+    /// And what it is told beside them.
+    pub(crate) environment: Vec<(&'static str, String)>,
     /// Where its output goes.
     pub(crate) log: PathBuf,
     /// The failpoints of its first starts, one each; later ones have none.
@@ -152,7 +154,11 @@ impl Instance {
         let log = OpenOptions::new().create(true).append(true).open(&self.launch.log)?;
         let failpoint = self.launch.failpoints.get(state.starts).cloned();
         let mut command = Command::new(&self.launch.program);
-        command.args(&self.launch.arguments).stdin(Stdio::null()).kill_on_drop(true);
+        command.args(&self.launch.arguments);
+        command
+            .envs(self.launch.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
         command.stdout(log.try_clone()?).stderr(log);
         match &failpoint {
             Some(failpoint) => command.env("VIDLOG_FAILPOINT", failpoint.to_string()),

@@ -32,6 +32,8 @@ pub(crate) enum Kind {
     Register,
     /// Uploads a video, or says what became of it: appended by the harness itself.
     Video,
+    /// Nothing that can be decoded: appended by the harness itself.
+    Poison,
 }
 
 impl fmt::Display for Kind {
@@ -44,6 +46,7 @@ impl fmt::Display for Kind {
             Self::Message => "message",
             Self::Register => "registration",
             Self::Video => "video",
+            Self::Poison => "undecodable record",
         })
     }
 }

@@ -76,6 +76,11 @@ impl Records {
         self.by_request.entry(request).or_default().push((place, event));
     }
 
+    /// Where the records of a request are.
+    pub(crate) fn places(&self, request: &str) -> impl Iterator<Item = &Place> {
+        self.by_request.get(request).into_iter().flatten().map(|(place, _)| place)
+    }
+
     /// What the log has that it should not have, or has not that it should: a sentence each.
     pub(crate) fn faults(&self, commands: &[Command]) -> Vec<String> {
         commands

@@ -1,10 +1,17 @@
 //! What a seed decides: the faults, when and whom they meet, and where processes die by themselves.
 
-use std::{collections::VecDeque, fmt, time::Duration};
+mod operations;
+
+use std::{collections::VecDeque, time::Duration};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
-use crate::{link::Condition, stack::Store};
+use self::operations::{interference, pause, poison_of_rebuilt, rebuild, run, single};
+use crate::{
+    fault::{Failpoint, Fault, Leaving, Planned, Process, Round},
+    link::Condition,
+    stack::Store,
+};
 
 /// Projectors that always run.
 pub(crate) const REGULAR: usize = 2;
@@ -21,9 +28,12 @@ const OUTAGE_WINDOW_MS: std::ops::Range<u64> = 4_000..7_000;
 /// How long a paused process is away: until its session is over, and others have gone on with its partitions for a while.
 const ZOMBIE_MS: std::ops::Range<u64> = 4_500..6_500;
 
+/// When a view begins to be folded anew: early, as it takes ten seconds.
+const REBUILD_WINDOW_MS: std::ops::Range<u64> = 200..3_500;
+/// Rebuilds of a seed, at most: each takes much of what the others need.
+const REBUILDS: usize = 2;
 /// Points of the projectors, around everything that they commit.
-pub(crate) const PROJECTOR_POINTS: [&str; 10] = [
-    "redis-parked-after",
+pub(crate) const PROJECTOR_POINTS: [&str; 9] = [
     "redis-writes-before",
     "redis-writes-after",
     "redis-parts-after",
@@ -35,6 +45,8 @@ pub(crate) const PROJECTOR_POINTS: [&str; 10] = [
     "progress-after",
 ];
 
+/// A point that the projectors pass when they park a key.
+const PARKING_POINT: &str = "redis-parked-after";
 /// Points of command-api.
 pub(crate) const API_POINTS: [&str; 7] = [
     "append-before",
@@ -45,126 +57,6 @@ pub(crate) const API_POINTS: [&str; 7] = [
     "relay-commit-before",
     "relay-commit-after",
 ];
-
-/// A process of the system under test.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Process {
-    /// command-api.
-    Api,
-    /// One of the projectors.
-    Projectors(usize),
-}
-
-impl fmt::Display for Process {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Api => f.write_str("command-api"),
-            Self::Projectors(number) => write!(f, "projectors-{}", number + 1),
-        }
-    }
-}
-
-/// A place at which a process dies, and the time that it passes there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Failpoint {
-    /// The place.
-    pub(crate) point: &'static str,
-    /// The time.
-    pub(crate) time: u64,
-}
-
-impl fmt::Display for Failpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.point, self.time)
-    }
-}
-
-/// Something that goes wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    /// `kill -9` of a process, which is started again.
-    Kill { process: Process, away: Duration },
-    /// `kill -9` of a store, which is started again.
-    KillStore { store: Store, away: Duration },
-    /// A process is stopped for longer than its session lives, and then goes on with what it was about to write.
-    Zombie { projectors: usize, away: Duration },
-    /// The same, and what a process sent last arrives only when others have taken its partitions over.
-    Late { projectors: usize, away: Duration },
-    /// A store is stopped, and then goes on with what it was asked.
-    Freeze { store: Store, away: Duration },
-    /// The connections of a process to a store are reset.
-    Reset { process: Process, store: Store },
-    /// The way from a process to a store is bad for a while.
-    Impair { process: Process, store: Store, condition: Condition, lasting: Duration },
-    /// Redis loses everything.
-    Flush,
-    /// Redis goes back to what it was a moment ago, as after a failover or from a backup.
-    Rewind { back: Duration },
-    /// Projectors come and go.
-    Storm { rounds: Vec<Round> },
-}
-
-/// An extra instance of the projectors comes, and goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Round {
-    /// Which.
-    pub(crate) projectors: usize,
-    /// How long it stays.
-    pub(crate) staying: Duration,
-    /// How it goes.
-    pub(crate) leaving: Leaving,
-}
-
-/// How an instance goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Leaving {
-    /// It says goodbye.
-    Terminated,
-    /// It is gone.
-    Killed,
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = |duration: &Duration| format!("{:.1} s", duration.as_secs_f64());
-        match self {
-            Self::Kill { process, away } => write!(f, "kill -9 {process}, away for {}", seconds(away)),
-            Self::KillStore { store, away } => write!(f, "kill -9 {store}, away for {}", seconds(away)),
-            Self::Zombie { projectors, away } => {
-                write!(f, "{} is stopped for {}", Process::Projectors(*projectors), seconds(away))
-            }
-            Self::Late { projectors, away } => {
-                let process = Process::Projectors(*projectors);
-                write!(f, "{process} is stopped for {}, what it sent last arrives after that", seconds(away))
-            }
-            Self::Freeze { store, away } => write!(f, "{store} is stopped for {}", seconds(away)),
-            Self::Reset { process, store } => write!(f, "connections {process} to {store} are reset"),
-            Self::Impair { process, store, condition, lasting } => {
-                write!(f, "{process} to {store} is {condition} for {}", seconds(lasting))
-            }
-            Self::Flush => f.write_str("FLUSHALL"),
-            Self::Rewind { back } => {
-                write!(f, "redis is killed and comes back as it was {} ago", seconds(back))
-            }
-            Self::Storm { rounds } => write!(f, "{} rounds of projectors that come and go", rounds.len()),
-        }
-    }
-}
-
-/// A fault at its time.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Planned {
-    /// When, from the beginning of the load.
-    pub(crate) at: Duration,
-    /// What.
-    pub(crate) fault: Fault,
-}
-
-impl fmt::Display for Planned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.1} s: {}", self.at.as_secs_f64(), self.fault)
-    }
-}
 
 /// All that a seed decides beside the commands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,7 +73,7 @@ pub(crate) struct Plan {
 type Kind = fn(&mut StdRng) -> Fault;
 
 /// The kinds of faults. Each seed has one of them for certain, by turns, and others by chance.
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 14] = [
     |rng| Fault::Kill { process: projectors(rng), away: millis(rng, 0..1_500) },
     |rng| Fault::KillStore { store: Store::Redis, away: millis(rng, 0..1_000) },
     |rng| Fault::Zombie { projectors: rng.random_range(0..REGULAR), away: millis(rng, ZOMBIE_MS) },
@@ -193,7 +85,12 @@ const KINDS: [Kind; 11] = [
     |rng| Fault::Rewind { back: millis(rng, 300..2_000) },
     |rng| Fault::KillStore { store: Store::Kafka, away: millis(rng, 0..500) },
     |rng| Fault::Freeze { store: store(rng), away: millis(rng, 500..4_000) },
+    rebuild,
+    |rng| Fault::Poison(single(rng)),
+    pause,
 ];
+/// Turns that are for a run of bad records instead: it takes half a minute to discard it.
+const RUN_TURNS: usize = 2;
 /// These are drawn as well: they are cheap, and say the most when much else is going on.
 const FREQUENT: [Kind; 4] = [
     impair,
@@ -202,24 +99,42 @@ const FREQUENT: [Kind; 4] = [
     |rng| Fault::Kill { process: Process::Api, away: millis(rng, 0..500) },
 ];
 
+/// And these: what operators do takes longest, so that the most can come between.
+const OPERATIONS: [Kind; 4] = [rebuild, rebuild, |rng| Fault::Poison(single(rng)), pause];
+
 impl Plan {
     /// The plan of a seed.
     pub(crate) fn of(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let certain = usize::try_from(seed).unwrap_or_default() % KINDS.len();
-        let mut faults = vec![planned(KINDS[certain], &mut rng)];
+        let turn = usize::try_from(seed).unwrap_or_default() % (KINDS.len() + RUN_TURNS);
+        let certain = KINDS.get(turn).copied().unwrap_or(|rng| Fault::Poison(run(rng)));
+        let mut faults = vec![planned(certain, &mut rng)];
         let count = rng.random_range(FAULTS);
         while faults.len() < count {
-            let kinds = if rng.random_bool(0.5) { KINDS.as_slice() } else { FREQUENT.as_slice() };
+            let kinds = match rng.random_range(0..10) {
+                0..4 => KINDS.as_slice(),
+                4..8 => FREQUENT.as_slice(),
+                _ => OPERATIONS.as_slice(),
+            };
             let next = planned(kinds.choose(&mut rng).copied().unwrap_or(impair), &mut rng);
-            // Without the log hardly anything else can be seen, and it takes seconds to come back.
-            if !(stops_the_log(&next.fault) && faults.iter().any(|other| stops_the_log(&other.fault))) {
+            if !is_too_much(&next.fault, &faults) {
                 faults.push(next);
             }
         }
+        faults.extend(poison_of_rebuilt(&faults, &mut rng));
+        let operations: Vec<_> = faults.iter().filter(|planned| planned.fault.is_operation()).collect();
+        let interfering: Vec<_> =
+            operations.iter().filter_map(|operation| interference(operation, &mut rng)).collect();
+        faults.extend(interfering);
         faults.sort_by_key(|planned| planned.at);
         let api = failpoints(&API_POINTS, &mut rng);
-        let projectors = (0..REGULAR).map(|_| failpoints(&PROJECTOR_POINTS, &mut rng)).collect();
+        let mut projectors: Vec<_> = (0..REGULAR).map(|_| failpoints(&PROJECTOR_POINTS, &mut rng)).collect();
+        let parks = faults.iter().any(|planned| matches!(planned.fault, Fault::Poison(_)));
+        for points in projectors.iter_mut().filter(|_| parks) {
+            if rng.random_bool(0.5) {
+                points.push_front(Failpoint { point: PARKING_POINT, time: rng.random_range(1..=2) });
+            }
+        }
         Self { faults, api, projectors }
     }
 
@@ -240,10 +155,22 @@ fn planned(kind: Kind, rng: &mut StdRng) -> Planned {
     let fault = kind(rng);
     let window = match fault {
         Fault::Flush | Fault::Rewind { .. } => LOSS_WINDOW_MS,
+        Fault::Rebuild { .. } => REBUILD_WINDOW_MS,
         _ if stops_the_log(&fault) => OUTAGE_WINDOW_MS,
         _ => WINDOW_MS,
     };
     Planned { at: millis(rng, window), fault }
+}
+
+/// Whether a seed has enough of a fault already.
+fn is_too_much(fault: &Fault, others: &[Planned]) -> bool {
+    let others_that = |is: fn(&Fault) -> bool| others.iter().filter(|other| is(&other.fault)).count();
+    match fault {
+        // Without the log hardly anything else can be seen, and it takes seconds to come back.
+        fault if stops_the_log(fault) => others_that(stops_the_log) > 0,
+        Fault::Rebuild { .. } => others_that(|other| matches!(other, Fault::Rebuild { .. })) >= REBUILDS,
+        _ => false,
+    }
 }
 
 fn impair(rng: &mut StdRng) -> Fault {
@@ -308,7 +235,10 @@ fn millis(rng: &mut StdRng, range: std::ops::Range<u64>) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        operations::{DISCARD_POINTS, MYSQL_SWITCH_POINTS, REDIS_SWITCH_POINTS},
+        *,
+    };
 
     #[test]
     fn a_seed_decides_everything() {
@@ -317,17 +247,15 @@ mod tests {
     }
 
     #[test]
-    fn eleven_seeds_have_every_kind_and_fifty_every_failpoint() {
-        let kinds = |seeds: std::ops::RangeInclusive<u64>| {
-            let faults = seeds.flat_map(|seed| Plan::of(seed).faults);
-            faults
-                .map(|planned| std::mem::discriminant(&planned.fault))
-                .collect::<std::collections::HashSet<_>>()
-        };
-        assert_eq!(kinds(1..=KINDS.len() as u64).len(), 10);
+    fn sixteen_seeds_have_every_kind_and_fifty_every_failpoint() {
+        let faults = (1..=16).flat_map(|seed| Plan::of(seed).faults);
+        let kinds: std::collections::HashSet<_> =
+            faults.map(|planned| std::mem::discriminant(&planned.fault)).collect();
+        assert_eq!(kinds.len(), 13);
         let plans: Vec<_> = (1..=50).map(Plan::of).collect();
-        let told: String = plans.iter().map(Plan::failpoints).collect();
-        for point in PROJECTOR_POINTS.iter().chain(&API_POINTS) {
+        let faults = plans.iter().flat_map(|plan| &plan.faults).map(ToString::to_string);
+        let told: String = plans.iter().map(Plan::failpoints).chain(faults).collect();
+        for point in points() {
             assert!(told.contains(point), "{point}");
         }
     }
@@ -338,19 +266,35 @@ mod tests {
             include_str!("../../projectors/src/sink.rs"),
             include_str!("../../projectors/src/sink/mysql.rs"),
             include_str!("../../projectors/src/sink/redis.rs"),
+            include_str!("../../projectors/src/rebuild/generation.rs"),
+            include_str!("../../projectors/src/dead_letters/retry.rs"),
             include_str!("../../command-api/src/accounts.rs"),
             include_str!("../../command-api/src/outbox.rs"),
             include_str!("../../command-api/src/publisher.rs"),
         ];
-        let in_sources: Vec<_> = sources
+        let mut found: Vec<_> = sources
             .iter()
             .flat_map(|source| source.split("failpoint::pass(\"").skip(1))
             .filter_map(|rest| rest.split('"').next())
             .collect();
-        let mut planned: Vec<_> = PROJECTOR_POINTS.into_iter().chain(API_POINTS).collect();
-        let mut found = in_sources;
+        let mut planned: Vec<_> = points().collect();
         planned.sort_unstable();
         found.sort_unstable();
         assert_eq!(found, planned);
+    }
+
+    #[test]
+    fn a_seed_rebuilds_no_more_than_it_has_time_for() {
+        for seed in 1..=200 {
+            let faults = Plan::of(seed).faults;
+            let rebuilds = faults.iter().filter(|planned| matches!(planned.fault, Fault::Rebuild { .. }));
+            assert!(rebuilds.count() <= REBUILDS);
+        }
+    }
+
+    fn points() -> impl Iterator<Item = &'static str> {
+        let projectors = PROJECTOR_POINTS.into_iter().chain([PARKING_POINT]);
+        let switch = REDIS_SWITCH_POINTS.into_iter().chain(MYSQL_SWITCH_POINTS);
+        projectors.chain(API_POINTS).chain(switch).chain(DISCARD_POINTS)
     }
 }

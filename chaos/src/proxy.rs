@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -46,7 +47,8 @@ impl Owners {
     /// From now on connections of a process take a way, until it has another.
     pub(crate) fn set(&self, pid: u32, link: &Arc<Link>) {
         let mut owners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        owners.retain(|(known, taken)| *known != pid && !Arc::ptr_eq(taken, link));
+        // Several processes may take one way. Those that have ended need none.
+        owners.retain(|(known, _)| *known != pid && Path::new(&format!("/proc/{known}")).exists());
         owners.push((pid, link.clone()));
     }
 

@@ -5,7 +5,7 @@ use std::{
     fmt::{self, Write},
 };
 
-use crate::{instance::Death, seed::Outcome};
+use crate::{instance::Death, operate::Deeds, seed::Outcome};
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -30,6 +30,12 @@ impl fmt::Display for Outcome {
             self.differences,
             self.took.as_secs_f64(),
         )?;
+        if self.deeds != Deeds::default() {
+            writeln!(f, "    {}", self.deeds)?;
+        }
+        for refusal in &self.refusals {
+            writeln!(f, "    refused, {refusal}")?;
+        }
         if self.faults.is_empty() {
             return writeln!(f, "    seed {}: passed", self.seed);
         }
@@ -80,10 +86,11 @@ pub(crate) fn document(date: &str, commit: &str, outcomes: &[Outcome]) -> Result
     )?;
     writeln!(
         text,
-        "- {} faults; failpoints reached: {}.\n",
+        "- {} faults; failpoints reached: {}.",
         sum(|outcome| outcome.plan.faults.len()),
         reached(outcomes)
     )?;
+    writeln!(text, "- Operators: {}.\n", outcomes.iter().map(|outcome| outcome.deeds).sum::<Deeds>())?;
     writeln!(
         text,
         "| seed | faults | sent | acknowledged | refused | unknown | records | lines | differences | s |"

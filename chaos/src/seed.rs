@@ -22,12 +22,15 @@ use vidlog_projectors::audit;
 use vidlog_service_kit::config::Stores;
 
 use crate::{
+    fault::{Fault, Planned},
     inject::{Stage, inject},
     instance::Death,
     ledger::{Command, Counts},
     load::Load,
     log::Records,
+    operate::Deeds,
     plan::Plan,
+    settle,
     stack::{Stack, Store},
     studio::Studio,
     system::{Surroundings, System},
@@ -39,7 +42,7 @@ const LOAD: Duration = Duration::from_secs(10);
 /// How long they are given after the last fault.
 const AFTER: Duration = Duration::from_millis(500);
 /// How long a seed may take in all.
-const BOUND: Duration = Duration::from_mins(4);
+const BOUND: Duration = Duration::from_mins(6);
 
 /// What came of a seed.
 pub(crate) struct Outcome {
@@ -55,6 +58,10 @@ pub(crate) struct Outcome {
     pub(crate) lines: usize,
     /// Keys and rows that differ.
     pub(crate) differences: usize,
+    /// What operators did.
+    pub(crate) deeds: Deeds,
+    /// Why rebuilds were refused.
+    pub(crate) refusals: Vec<String>,
     /// How processes died, each with its name.
     pub(crate) deaths: Vec<(String, Death)>,
     /// Everything that is wrong, in words.
@@ -74,6 +81,8 @@ pub(crate) async fn run(seed: u64, around: &Surroundings, stack: &Arc<Stack>, fo
         records: 0,
         lines: 0,
         differences: 0,
+        deeds: Deeds::default(),
+        refusals: Vec::new(),
         deaths: Vec::new(),
         faults: Vec::new(),
         took: Duration::ZERO,
@@ -106,13 +115,15 @@ async fn suffer(
     let name = format!("c{}_{}", outcome.seed, Uuid::now_v7().simple());
     let system =
         System::start(around, &outcome.plan, &name, folder).await.context("the system can't be started")?;
-    let stage = Stage { system, stack: stack.clone(), turns: Default::default() };
+    let stage = Stage::new(system, stack.clone())?;
 
     let commands = live(outcome, &stage).await;
     let judged = match commands {
         Ok(commands) => judge(outcome, &stage, &commands).await,
         Err(error) => Err(error),
     };
+    outcome.deeds = stage.notes().deeds;
+    outcome.refusals.clone_from(&stage.notes().refusals);
     outcome.deaths.clone_from(&stage.system.deaths.lock().unwrap_or_else(PoisonError::into_inner));
     for (process, death) in &outcome.deaths {
         if let Death::ByItself(why) = death {
@@ -130,10 +141,13 @@ async fn suffer(
 /// Removes a system's topics and tables: the more there are, the longer a broker that was killed takes to come back.
 async fn forget(system: &System) -> anyhow::Result<()> {
     let Stores { namespace, .. } = &system.stores;
-    let topics = Stream::ALL.map(|stream| Topics::new(namespace).name(stream));
+    let names = Topics::new(namespace);
+    let topics: Vec<_> =
+        Stream::ALL.into_iter().flat_map(|stream| [names.name(stream), names.dead_letters(stream)]).collect();
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", &system.log.kafka_brokers).create()?;
-    admin.delete_topics(&topics.each_ref().map(String::as_str), &AdminOptions::new()).await?;
+    let topics: Vec<_> = topics.iter().map(String::as_str).collect();
+    admin.delete_topics(&topics, &AdminOptions::new()).await?;
     sqlx::query(AssertSqlSafe(format!("DROP DATABASE {namespace}"))).execute(&system.tables).await?;
     Ok(())
 }
@@ -148,6 +162,7 @@ async fn live(outcome: &Outcome, stage: &Stage) -> anyhow::Result<Vec<Command>> 
     commands.extend(made);
     until_published(system, videos.len()).await?;
     load.show(videos);
+    _ = stage.users.set(load.users().to_vec());
 
     let stop = CancellationToken::new();
     let _stopped = stop.clone().drop_guard();
@@ -162,6 +177,7 @@ async fn live(outcome: &Outcome, stage: &Stage) -> anyhow::Result<Vec<Command>> 
     let ((), given, made) = tokio::try_join!(suffering, load, studio.run(stop.clone()))?;
     commands.extend(given);
     commands.extend(made);
+    commands.extend(stage.notes().poisoned.iter().cloned());
     Ok(commands)
 }
 
@@ -186,10 +202,29 @@ async fn judge(outcome: &mut Outcome, stage: &Stage, commands: &[Command]) -> an
     let (brokers, namespace) = (system.log.kafka_brokers.clone(), system.stores.namespace.clone());
     let records = tokio::task::spawn_blocking(move || Records::read(&brokers, &namespace)).await??;
     outcome.faults.extend(records.faults(commands));
+    outcome.faults.extend(settle::clear(stage, &records).await?);
+    compare(outcome, system).await?;
+    let has_rebuilt = !stage.notes().rebuilt.is_empty();
+    // What is wrong before it is still to be seen, by the rebuild as well.
+    outcome.faults.extend(settle::rebuild_all(stage).await?);
+    outcome.faults.extend(settle::remains(system).await?);
+    if has_rebuilt {
+        compare(outcome, system).await?;
+    }
+    // Of a view that lost what it had while it was compared, anything may have been found.
+    let loses = |planned: &Planned| matches!(planned.fault, Fault::Flush | Fault::Rewind { .. });
+    if !outcome.plan.faults.iter().any(loses) {
+        outcome.faults.append(&mut stage.notes().differing);
+    }
+    Ok(())
+}
+
+/// Compares the views with the log.
+async fn compare(outcome: &mut Outcome, system: &System) -> anyhow::Result<()> {
     let report = audit::audit(&system.log, &system.stores).await.context("the audit failed")?;
     outcome.records = report.records;
-    outcome.lines = report.lines;
-    outcome.differences = report.differences.len();
+    outcome.lines += report.lines;
+    outcome.differences += report.differences.len();
     outcome.faults.extend(report.differences.iter().map(ToString::to_string));
     Ok(())
 }

@@ -14,7 +14,7 @@ use tokio::{process::Command, time::timeout};
 use crate::until;
 
 /// How long all of it may take to come up.
-const UP_TIMEOUT: Duration = Duration::from_secs(90);
+const UP_TIMEOUT: Duration = Duration::from_mins(3);
 
 /// A store, or the log: whatever can go away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

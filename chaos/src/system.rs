@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     path::{Path, PathBuf},
     slice,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU32},
     time::Duration,
 };
 
@@ -21,9 +21,11 @@ use vidlog_service_kit::{
 };
 
 use crate::{
+    fault::{Failpoint, Process},
     instance::{Death, Instance, Launch, Links},
     link::Condition,
-    plan::{EXTRA, Failpoint, Plan, Process, REGULAR},
+    operator::Operator,
+    plan::{EXTRA, Plan, REGULAR},
     proxy::{Owners, Proxy},
     stack::Store,
     until,
@@ -66,6 +68,8 @@ pub(crate) struct System {
     pub(crate) api: Arc<Instance>,
     /// The projectors: first those that always run.
     pub(crate) projectors: Vec<Arc<Instance>>,
+    /// Who operates it.
+    pub(crate) operator: Operator,
     /// How processes died so far.
     pub(crate) deaths: Arc<Mutex<Vec<(String, Death)>>>,
     /// Where command-api answers.
@@ -99,9 +103,10 @@ impl System {
             let failpoints = plan.projectors.get(number).cloned().unwrap_or_default();
             projectors.push(launcher.instance(Process::Projectors(number), failpoints).await?);
         }
+        let deaths = Arc::new(Mutex::default());
+        let operator = launcher.operator(&deaths).await?;
         let proxies = launcher.proxies;
 
-        let deaths = Arc::new(Mutex::default());
         let all = [slice::from_ref(&api), &projectors].concat();
         let supervisor = AbortOnDropHandle::new(tokio::spawn(supervise(all, deaths.clone())));
         let [base, ops] = around.api.each_ref().map(|address| format!("http://{address}"));
@@ -112,6 +117,7 @@ impl System {
             tables,
             api,
             projectors,
+            operator,
             deaths,
             base,
             ops,
@@ -124,16 +130,30 @@ impl System {
         Ok(system)
     }
 
-    /// A process of it.
-    pub(crate) fn instance(&self, process: Process) -> &Arc<Instance> {
+    /// A process of it, unless it is one of the operator's.
+    pub(crate) fn instance(&self, process: Process) -> Option<&Arc<Instance>> {
         match process {
-            Process::Api => &self.api,
-            Process::Projectors(number) => &self.projectors[number],
+            Process::Api => Some(&self.api),
+            Process::Projectors(number) => Some(&self.projectors[number]),
+            Process::Operator => None,
         }
+    }
+
+    /// The ways from a process.
+    pub(crate) fn links(&self, process: Process) -> &Links {
+        self.instance(process).map_or(&self.operator.links, |instance| &instance.links)
+    }
+
+    /// Held by the fault that a process suffers.
+    pub(crate) fn turn(&self, process: Process) -> &tokio::sync::Mutex<()> {
+        self.instance(process).map_or(&self.operator.turn, |instance| &instance.turn)
     }
 
     /// Ends all faults of its own: opens every way, and wakes and starts whatever should run.
     pub(crate) async fn heal(&self) -> anyhow::Result<()> {
+        for store in Store::ALL {
+            self.operator.links.to(store).set(Condition::Open);
+        }
         for instance in [slice::from_ref(&self.api), &self.projectors].concat() {
             for store in Store::ALL {
                 instance.links.to(store).set(Condition::Open);
@@ -184,38 +204,61 @@ impl Launcher<'_> {
         failpoints: VecDeque<Failpoint>,
     ) -> anyhow::Result<Arc<Instance>> {
         let links = Links::open();
-        let mut arguments: Vec<String> = match process {
-            Process::Projectors(_) => vec!["run".into(), "--ops-listen=127.0.0.1:0".into()],
-            Process::Api => vec![
-                format!("--listen={}", self.around.api[0]),
-                format!("--ops-listen={}", self.around.api[1]),
-                format!("--jwt-keys={JWT_KEYS}"),
-                format!("--partitions={PARTITIONS}"),
-                format!("--object-store=file://{}/objects", self.folder.display()),
-            ],
+        let (program, arguments) = match process {
+            Process::Api => (
+                "command-api",
+                vec![
+                    format!("--listen={}", self.around.api[0]),
+                    format!("--ops-listen={}", self.around.api[1]),
+                    format!("--jwt-keys={JWT_KEYS}"),
+                    format!("--partitions={PARTITIONS}"),
+                    format!("--object-store=file://{}/objects", self.folder.display()),
+                ],
+            ),
+            Process::Projectors(_) | Process::Operator => {
+                ("projectors", vec!["run".to_owned(), "--ops-listen=127.0.0.1:0".to_owned()])
+            }
         };
-        arguments.extend([
-            format!("--namespace={}", self.stores.namespace),
-            format!("--shards={}", self.stores.shards),
-            format!("--kafka-brokers={}", self.around.kafka_proxy),
-            format!("--mysql-url={}", self.detour(self.stores.mysql_url.reveal(), &links.mysql).await?),
-            format!("--redis-url={}", self.detour(self.stores.redis_url.reveal(), &links.redis).await?),
-            format!("--session-timeout-ms={SESSION_TIMEOUT_MS}"),
-            "--log=info".into(),
-        ]);
+        let mut environment = self.environment(&links).await?;
+        environment.push(("VIDLOG_SESSION_TIMEOUT_MS", SESSION_TIMEOUT_MS.to_owned()));
+        environment.push(("VIDLOG_LOG", "info".to_owned()));
         let name = process.to_string();
-        let program = match process {
-            Process::Api => "command-api",
-            Process::Projectors(_) => "projectors",
-        };
         let launch = Launch {
             program: self.around.programs.join(program),
             log: self.folder.join(format!("{name}.log")),
             name,
             arguments,
+            environment,
             failpoints,
         };
         Ok(Arc::new(Instance::new(launch, links, self.around.owners.clone())))
+    }
+
+    async fn operator(&mut self, deaths: &Arc<Mutex<Vec<(String, Death)>>>) -> anyhow::Result<Operator> {
+        let links = Links::open();
+        Ok(Operator {
+            program: self.around.programs.join("projectors"),
+            environment: self.environment(&links).await?,
+            folder: self.folder.to_owned(),
+            links,
+            turn: tokio::sync::Mutex::default(),
+            owners: self.around.owners.clone(),
+            deaths: deaths.clone(),
+            given: AtomicU32::default(),
+        })
+    }
+
+    /// What tells a process where all is, by ways of its own.
+    async fn environment(&mut self, links: &Links) -> anyhow::Result<Vec<(&'static str, String)>> {
+        let mysql = self.detour(self.stores.mysql_url.reveal(), &links.mysql).await?;
+        let redis = self.detour(self.stores.redis_url.reveal(), &links.redis).await?;
+        Ok(vec![
+            ("VIDLOG_NAMESPACE", self.stores.namespace.clone()),
+            ("VIDLOG_SHARDS", self.stores.shards.to_string()),
+            ("VIDLOG_KAFKA_BROKERS", self.around.kafka_proxy.clone()),
+            ("VIDLOG_MYSQL_URL", mysql.to_string()),
+            ("VIDLOG_REDIS_URL", redis.to_string()),
+        ])
     }
 
     /// The same address by way of a proxy.

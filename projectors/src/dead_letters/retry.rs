@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use thiserror::Error;
 use tokio::{task::spawn_blocking, time::Instant, time::sleep};
 use tracing::info;
+use vidlog_service_kit::failpoint;
 
 use super::{
     letter::{self, Discards, Letter},
@@ -98,7 +99,9 @@ impl Retry {
             };
             match fold(&store, &mut position, partition, &letters, &discards).await? {
                 Reached::End => {
+                    failpoint::pass("unpark-before");
                     if persist(async || store.unpark(&parked).await).await? {
+                        failpoint::pass("unpark-after");
                         info!(
                             projection = self.sink.projection().name(),
                             partition = partition.field(),
@@ -134,6 +137,7 @@ impl Retry {
         let name = self.sink.projection().name();
         let origin = letter.message.clone().set_offset(offset);
         self.post.send(name, partition, &[(&origin, failure)]).await?;
+        failpoint::pass("discard-after");
         let outcome = self.key(partition, &key).await?;
         Ok((key, outcome))
     }

@@ -9,7 +9,7 @@ use redis::cmd;
 use sqlx::AssertSqlSafe;
 use tokio::time::sleep;
 use vidlog_schemas::{keys::ViewKey, projections::View};
-use vidlog_service_kit::{config::Stores, mysql};
+use vidlog_service_kit::{config::Stores, failpoint, mysql};
 
 use super::GRACE;
 use crate::{
@@ -109,9 +109,11 @@ impl Generations {
         self.lock.ensure_held().await?;
         match self.projection.catalogued.view {
             View::Redis(_) => {
+                failpoint::pass("redis-switch-before");
                 if !control::take_over(&self.target.mysql, &self.projection, self.live).await? {
                     return Ok(false);
                 }
+                failpoint::pass("redis-switch-after");
                 self.tell_readers(self.next_number()).await.context(
                     "the next generation is live, but Redis did not take that; those that fold it tell readers, and \
                      --drop drops the one before",
@@ -129,6 +131,7 @@ impl Generations {
                     })
                     .collect();
                 let moves = moves.join(", ");
+                failpoint::pass("mysql-switch-before");
                 if !hold
                     .rename(&moves)
                     .await
@@ -136,6 +139,7 @@ impl Generations {
                 {
                     return Ok(false);
                 }
+                failpoint::pass("mysql-switch-after");
                 control::count_generation(&self.target.mysql, &self.projection, self.live)
                     .await
                     .context("the next generation is live, but MySQL did not take its number")?;

@@ -41,7 +41,7 @@ use crate::{
     log_identity::FirstRecords,
     projection::Projection,
     replay::{Log, Places, Tally, replay},
-    sink::{Partition, Position, Sink, Target},
+    sink::{Parked, Partition, Position, Sink, Target},
 };
 
 /// A round of catching up that leaves fewer records than this to the next is the last.
@@ -109,7 +109,7 @@ impl Rebuild {
     pub async fn run(self, if_different: IfDifferent) -> anyhow::Result<Outcome> {
         let partitions = self.partitions().await?;
         self.ensure_same_log(&partitions).await?;
-        let next = self.generations.make_next().await?;
+        let next = self.make_next().await?;
         let pair = Pair { projection: self.projection, partitions, live: self.live.clone(), next };
         self.catch_up(&pair).await?;
         self.tell(Progress::Comparing { lines: 0 });
@@ -168,6 +168,25 @@ impl Rebuild {
         let is_other = known.iter().zip(&remembered).any(|((_, first), remembered)| first != remembered);
         ensure!(!is_other, "this is another log than the one that the live view was folded from");
         Ok(())
+    }
+
+    /// Makes the next generation, or finds what a rebuild that was cut off has left of it. If a record waits there that does
+    /// not wait in the live one any more, it was retried or discarded since: then all is folded anew.
+    async fn make_next(&self) -> anyhow::Result<Target> {
+        let found = self.generations.make_next().await?;
+        let waits = Sink::new(self.projection, found.clone()).parked().await?;
+        let waits_in_live = Sink::new(self.projection, self.live.clone()).parked().await?;
+        let still_waits = |(partition, keys): (&Partition, &Parked)| {
+            let in_live = waits_in_live.get(partition);
+            keys.iter().all(|(key, parked)| {
+                in_live.and_then(|keys| keys.get(key)).is_some_and(|in_live| in_live.first == parked.first)
+            })
+        };
+        if waits.iter().all(still_waits) {
+            return Ok(found);
+        }
+        self.generations.drop_next().await?;
+        self.generations.make_next().await
     }
 
     /// A process that had not heard of the hold may have written to the tables that were replaced, and told readers of

@@ -183,11 +183,16 @@ impl Generations {
             // A rebuild may have died before it told them.
             self.tell_readers(self.live).await?;
         }
-        self.drop_generations(|generation| generation > self.live).await?;
-        self.drop_databases(&["old", "next"]).await?;
+        self.drop_next().await?;
         // An old one may have been live a moment ago.
         sleep(GRACE).await;
         self.drop_generations(|generation| generation < self.live).await
+    }
+
+    /// Drops what was to be live next, and what was moved out of its way.
+    pub(super) async fn drop_next(&self) -> anyhow::Result<()> {
+        self.drop_generations(|generation| generation > self.live).await?;
+        self.drop_databases(&["old", "next"]).await
     }
 
     async fn drop_generations(&self, is_dropped: impl Fn(u32) -> bool) -> anyhow::Result<()> {

@@ -11,12 +11,15 @@ use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use vidlog_events::Envelope;
+use vidlog_events::{Envelope, Stream, Topics};
 use vidlog_projectors::{
     control,
+    dead_letters::{Outcome as Retried, Post, Retry},
     projection::Projection,
     projections,
     rebuild::{ENOUGH, IfDifferent, Outcome, Progress, Rebuild},
+    replay::Log,
+    sink::{Partition, Sink},
 };
 use vidlog_schemas::keys::ViewKey;
 
@@ -242,6 +245,32 @@ async fn a_rebuild_that_was_cut_off_is_gone_on_with_or_dropped() {
         world.assert_views_equal_the_log().await;
         assert_eq!(rebuild(&world, name, IfDifferent::Keep).await.generation, (2, 3), "{name}");
         assert_eq!(left_behind(&world, name).await, Vec::<String>::new(), "{name}");
+    }
+    world.assert_views_equal_the_log().await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_discarded_after_a_rebuild_was_cut_off_is_so_in_it_as_well() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    world.append(&likes(10)).await;
+    let partition =
+        Partition { stream: Stream::Likes, number: world.append_garbage(Stream::Likes, "1").await };
+    world.append(&likes(20)).await;
+    world.assert_views_equal_the_log().await;
+    for name in ["likes", "likes-table"] {
+        cut_off_at(&world, name, |progress| matches!(progress, Progress::Comparing { .. })).await;
+        let sink = Sink::new(projection(name), world.target.clone());
+        let parked = sink.parked().await.unwrap().remove(&partition).unwrap().into_values().next().unwrap();
+        let log =
+            Log { brokers: world.log.kafka_brokers.clone(), topics: Topics::new(&world.stores.namespace) };
+        let retry = Retry::new(sink, Post::new(log));
+        let (_, discarded) = retry.discard(partition, parked.first).await.unwrap();
+        assert_eq!(discarded, Retried::Folded);
+
+        let outcome = rebuild(&world, name, IfDifferent::Keep).await;
+        assert!(outcome.differences.is_empty(), "{name}: {:#?}", outcome.differences);
     }
     world.assert_views_equal_the_log().await;
     running.stop().await;

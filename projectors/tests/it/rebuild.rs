@@ -260,7 +260,7 @@ async fn what_was_discarded_after_a_rebuild_was_cut_off_is_so_in_it_as_well() {
     world.append(&likes(20)).await;
     world.assert_views_equal_the_log().await;
     for name in ["likes", "likes-table"] {
-        cut_off_at(&world, name, |progress| matches!(progress, Progress::Comparing { .. })).await;
+        cut_off_at(&world, name, COMPARING).await;
         let sink = Sink::new(projection(name), world.target.clone());
         let parked = sink.parked().await.unwrap().remove(&partition).unwrap().into_values().next().unwrap();
         let log =

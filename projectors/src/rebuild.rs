@@ -275,11 +275,15 @@ impl Rebuild {
             }
             replay(&self.log, &pair.next_sink(), &lowest(&rest), &comparison.since).await?;
             pair.compare_rest(comparison).await?;
+            // Someone who does not know of the hold may still have written: then all of this is of no account, and what
+            // differs is looked at again with what was written.
             if !comparison.differences.is_empty() && if_different == IfDifferent::Keep {
-                return Ok(Held::Different);
+                if pair.live_positions().await? == rest {
+                    return Ok(Held::Different);
+                }
+                continue;
             }
             pair.publish_progress(&lowest(&rest)).await?;
-            // Someone who does not know of the hold may still have written: then all of this is of no account.
             if hold.is_over() || !hold.prolong().await? || pair.live_positions().await? != rest {
                 continue;
             }

@@ -13,7 +13,7 @@ use tokio::{
 };
 use vidlog_events::{Envelope, Stream, Topics};
 use vidlog_projectors::{
-    control,
+    Record, control,
     dead_letters::{Outcome as Retried, Post, Retry},
     projection::Projection,
     projections,
@@ -24,7 +24,7 @@ use vidlog_projectors::{
 use vidlog_schemas::keys::ViewKey;
 
 use crate::{
-    faults::{Running, made_up, until},
+    faults::{BOUND, Running, made_up, until},
     support::{World, envelope, liked},
 };
 
@@ -274,6 +274,36 @@ async fn what_was_discarded_after_a_rebuild_was_cut_off_is_so_in_it_as_well() {
     }
     world.assert_views_equal_the_log().await;
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_knows_nothing_of_the_hold_is_no_difference() {
+    let world = World::new().await;
+    let events = likes(300);
+    world.append(&events).await;
+    let records: Vec<Record> =
+        (0..).zip(events).map(|(offset, envelope)| Record { offset, envelope }).collect();
+    let (first, rest) = records.split_at(100);
+    let partition = Partition { stream: Stream::Likes, number: World::partition_of("1") };
+    let sink = Sink::new(projection("likes"), world.target.clone());
+    let mut position = sink.positions(&[partition]).await.unwrap().remove(0);
+    sink.apply(partition, &mut position, first, 100).await.unwrap();
+    sink.settle(partition, &mut position, 100).await.unwrap();
+
+    let begun = begin(&world, "likes").await;
+    let mut progress = begun.progress();
+    let deaf = async {
+        timeout(BOUND, progress.wait_for(|now| *now == Progress::TakingOver)).await.unwrap().unwrap();
+        for record in rest {
+            let next = record.offset + 1;
+            sink.apply(partition, &mut position, std::slice::from_ref(record), next).await.unwrap();
+            sink.settle(partition, &mut position, next).await.unwrap();
+        }
+    };
+    let (outcome, ()) = tokio::join!(begun.run(IfDifferent::Keep), deaf);
+    let outcome = outcome.unwrap();
+    assert!(outcome.differences.is_empty(), "{:#?}", outcome.differences);
+    assert_eq!(outcome.generation, (1, 2));
 }
 
 /// Begins a rebuild, and cuts it off once it is in a phase.

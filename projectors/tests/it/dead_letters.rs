@@ -215,18 +215,17 @@ async fn a_run_of_failures_stops_the_projection_until_it_is_resumed() {
     for _ in 0..30 {
         world.append_garbage(Stream::Likes, "1").await;
     }
-    let stopped =
-        async || running.readiness.missing().is_some_and(|missing| missing.contains("one after the other"));
-    until("it is stopped", stopped).await;
-    let wanted = control::read(&world.target.mysql).await.unwrap();
-    assert!(matches!(wanted["likes"].wish, control::Wish::Stopped(_)));
-    let likes = vidlog_projectors::projections::find("likes").unwrap();
+    let names = ["likes", "likes-table"];
     until("both are stopped", async || {
         let wanted = control::read(&world.target.mysql).await.unwrap();
-        wanted.get("likes-table").is_some_and(|wanted| matches!(wanted.wish, control::Wish::Stopped(_)))
+        let wish = |name: &str| wanted.get(name).map(|wanted| wanted.wish.clone());
+        names.iter().all(|name| matches!(wish(name), Some(control::Wish::Stopped(_))))
     })
     .await;
-    for projection in [likes, vidlog_projectors::projections::find("likes-table").unwrap()] {
+    let is_told =
+        async || running.readiness.missing().is_some_and(|missing| missing.contains("one after the other"));
+    until("it is told why", is_told).await;
+    for projection in names.map(|name| vidlog_projectors::projections::find(name).unwrap()) {
         control::resume(&world.target.mysql, &projection).await.unwrap();
     }
     until("all is well", async || running.readiness.missing().is_none()).await;

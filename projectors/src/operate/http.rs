@@ -47,7 +47,7 @@ pub(super) fn router(desk: Desk, token: Option<Secret>) -> Router {
         .route("/projections/{name}/pause", post(pause))
         .route("/projections/{name}/resume", post(resume))
         .route("/projections/{name}/audit", post(audit))
-        .route("/projections/{name}/rebuild", post(rebuild))
+        .route("/projections/{name}/rebuild", post(rebuild).delete(drop_next))
         .route("/projections/{name}/dead-letters", get(dead_letters))
         .route("/projections/{name}/dead-letters/retry", post(retry))
         .route("/projections/{name}/dead-letters/{partition}/{offset}/discard", post(discard))
@@ -166,6 +166,11 @@ async fn rebuild(
     } else {
         Err(Refusal::new(StatusCode::CONFLICT, "a rebuild of it goes on already"))
     }
+}
+
+async fn drop_next(State(desk): State<Desk>, Path(name): Path<String>) -> Result<Json<Done>, Refusal> {
+    let dropped = desk.rebuilds.drop_next(find(&name)?).await;
+    done(dropped.map(|()| format!("all of {name} but the live generation is dropped")))
 }
 
 async fn dead_letters(State(desk): State<Desk>, Path(name): Path<String>) -> Result<Json<Value>, Refusal> {

@@ -91,15 +91,19 @@ impl Rebuilds {
             let own = rebuilds.clone();
             let rebuilding =
                 tokio::spawn(async move { own.rebuild(projection, if_different, begun_ms).await });
-            let ended_ms = Clock::system().now_ms();
             let rebuilt = rebuilding.await.map_err(anyhow::Error::from).flatten().unwrap_or_else(|error| {
                 let error = format!("{error:#}");
                 error!(projection = name, error, "a rebuild could not be done");
-                Rebuilt::Failed { ended_ms, error }
+                Rebuilt::Failed { ended_ms: Clock::system().now_ms(), error }
             });
             rebuilds.locked().insert(name, rebuilt);
         });
         true
+    }
+
+    /// Drops what a rebuild left that was cut off, or that found differences.
+    pub(super) async fn drop_next(&self, projection: Projection) -> anyhow::Result<()> {
+        Rebuild::begin(&self.log, &self.stores, projection).await?.drop_next().await
     }
 
     async fn rebuild(

@@ -224,6 +224,9 @@ async fn all_of_it_is_there_over_http_for_who_has_the_token() {
     let done = rebuilt().await;
     assert_eq!((&done["generation"], &done["differences"]), (&2.into(), &0.into()), "{done}");
 
+    let (status, dropped) = call("DELETE", "/projections/likes-table/rebuild").await;
+    assert_eq!((status, dropped["done"].is_string()), (200, true), "{dropped}");
+
     let (status, paused) = call("POST", "/projections/likes-table/pause").await;
     let stands_still = "likes-table is paused: 3 partitions stand still";
     assert_eq!((status, paused["done"].as_str().unwrap()), (200, stands_still));
@@ -237,18 +240,20 @@ async fn all_of_it_is_there_over_http_for_who_has_the_token() {
 async fn what_cannot_be_done_over_http_is_told_apart() {
     let world = World::new().await;
     let routes = routes(&world, Some("right"));
-    let post = async |path: &str| {
+    let refused = async |method: &str, path: &str| {
         let (status, body) =
-            call(&routes, "POST", &format!("/projections/likes-table/{path}"), "right").await;
+            call(&routes, method, &format!("/projections/likes-table/{path}"), "right").await;
         assert!(body["error"].is_string(), "{path}: {body}");
         status
     };
+    let post = async |path: &str| refused("POST", path).await;
     assert_eq!(post("rebuild?take_over=maybe").await, 400);
     assert_eq!(post("dead-letters/likes:0/first/discard").await, 400);
     assert_eq!(post("dead-letters/dreams:0/1/discard").await, 400);
     assert_eq!(post("dead-letters/likes:0/1/discard").await, 404);
     let likes = projections::find("likes-table").unwrap();
     let _begun = Rebuild::begin(&world.log, &world.stores, likes).await.unwrap();
+    assert_eq!(refused("DELETE", "rebuild").await, 409);
     assert_eq!(post("dead-letters/retry").await, 409);
     assert_eq!(post("dead-letters/likes:0/1/discard").await, 409);
 }

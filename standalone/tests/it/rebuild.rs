@@ -115,6 +115,6 @@ async fn no_read_fails_or_goes_back_while_views_are_rebuilt() {
         assert!(outcome.differences.is_empty(), "{name}: {:#?}", outcome.differences);
         assert_eq!(outcome.generation, (1, 2), "{name}");
     }
-    assert!(reader.likes.load(Ordering::SeqCst) > 20, "writes went on meanwhile");
+    assert!(reader.likes.load(Ordering::SeqCst) > 0, "writes went on meanwhile");
     app.assert_views_equal_the_log().await;
 }

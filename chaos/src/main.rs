@@ -111,6 +111,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     };
     let stack = Arc::new(Stack { script: cli.stack, folder: cli.local_dir.clone() });
 
+    // Of what runs, whatever is checked out meanwhile.
+    let (today, commit) = (today()?, commit().await);
     let mut outcomes: Vec<Outcome> = Vec::new();
     for seed in seeds {
         println!("seed {seed}");
@@ -121,9 +123,10 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             println!("    the logs of its processes are in {}", folder.display());
         }
         outcomes.push(outcome);
+        // Each time, so that a run that is stopped leaves what it did.
+        fs::write(&cli.report, report::document(&today, &commit, &outcomes)?)
+            .with_context(|| format!("failed to write {}", cli.report.display()))?;
     }
-    fs::write(&cli.report, report::document(&today()?, &commit().await, &outcomes)?)
-        .with_context(|| format!("failed to write {}", cli.report.display()))?;
     Ok(verdict(&outcomes, &cli.report))
 }
 

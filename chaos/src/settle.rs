@@ -109,11 +109,12 @@ async fn discard_key(stage: &Stage, waiting: Waiting, bad: &BTreeSet<Place>) -> 
     while let Some(waiting) = next.take() {
         match stage.discard_one(&waiting, None).await? {
             Ran::Refused(said) => {
-                next = still_waits(&said).map(|first| Waiting { first, ..waiting });
-                let is_bad = next.as_ref().and_then(place).is_some_and(|place| bad.contains(&place));
-                // A view that lags behind is waited for no longer than an operator would.
-                if !is_bad && !said.contains("is the projection running") {
-                    bail!("a bad record can't be discarded: {said}");
+                let is_bad = |next: &Waiting| place(next).is_some_and(|place| bad.contains(&place));
+                next = still_waits(&said).map(|first| Waiting { first, ..waiting }).filter(is_bad);
+                // A broker that was killed a moment ago may be slow. It is given again, until the time for all of it is over.
+                if next.is_none() {
+                    let why: Vec<_> = said.split_whitespace().collect();
+                    stage.notes().refusals.push(format!("discard: {}", why.join(" ")));
                 }
             }
             Ran::Done(_) | Ran::CutOff => {}

@@ -29,7 +29,7 @@ const MESSAGE: &str = "dead_letter_message";
 const TIME: &str = "dead_letter_time_ms";
 
 /// How long the broker may take to answer, or to send the next record.
-const BROKER_TIMEOUT: Duration = Duration::from_secs(4);
+const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two looks whether something has come.
 const POLL: Duration = Duration::from_millis(100);
 

@@ -57,12 +57,20 @@ pub(crate) struct Notes {
     pub(crate) deeds: Deeds,
     /// The views that they folded anew, or began to.
     pub(crate) rebuilt: BTreeSet<&'static str>,
-    /// Why rebuilds were refused.
+    /// What was refused, and why.
     pub(crate) refusals: Vec<String>,
     /// What rebuilds found to differ.
     pub(crate) differing: Vec<String>,
     /// The records that can't be decoded.
     pub(crate) poisoned: Vec<Command>,
+}
+
+impl Notes {
+    /// Notes what was refused, with the reason in what the command said, on one line: the error, if it names one.
+    pub(crate) fn refused(&mut self, what: &str, said: &str) {
+        let why: Vec<_> = said[said.find("Error:").unwrap_or(0)..].split_whitespace().collect();
+        self.refusals.push(format!("{what}: {}", why.join(" ")));
+    }
 }
 
 /// Carries out all faults of a plan, each at its time, and returns when the last is over.

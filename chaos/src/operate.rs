@@ -141,11 +141,7 @@ impl Stage {
             Ran::Refused(said) if said.contains(" differences") => {
                 notes.differing.push(format!("the rebuild of {projection} found differences: {said}"));
             }
-            Ran::Refused(said) => {
-                let why: Vec<_> = said.lines().skip_while(|line| !line.starts_with("Error")).collect();
-                let why = why.join(" ");
-                notes.refusals.push(format!("rebuild of {projection}: {why}"));
-            }
+            Ran::Refused(said) => notes.refused(&format!("rebuild of {projection}"), said),
         }
         Ok(ran)
     }

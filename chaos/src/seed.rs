@@ -60,7 +60,7 @@ pub(crate) struct Outcome {
     pub(crate) differences: usize,
     /// What operators did.
     pub(crate) deeds: Deeds,
-    /// Why rebuilds were refused.
+    /// What operators were refused, and why.
     pub(crate) refusals: Vec<String>,
     /// How processes died, each with its name.
     pub(crate) deaths: Vec<(String, Death)>,

@@ -113,8 +113,7 @@ async fn discard_key(stage: &Stage, waiting: Waiting, bad: &BTreeSet<Place>) -> 
                 next = still_waits(&said).map(|first| Waiting { first, ..waiting }).filter(is_bad);
                 // A broker that was killed a moment ago may be slow. It is given again, until the time for all of it is over.
                 if next.is_none() {
-                    let why: Vec<_> = said.split_whitespace().collect();
-                    stage.notes().refusals.push(format!("discard: {}", why.join(" ")));
+                    stage.notes().refused("discard", &said);
                 }
             }
             Ran::Done(_) | Ran::CutOff => {}

@@ -7,7 +7,7 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::Code;
+use crate::error::Code;
 
 /// A successful answer: the two fields of every answer, and beside them what was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]

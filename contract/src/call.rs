@@ -16,7 +16,7 @@ use axum::{
 
 use tokio::time::timeout;
 
-use crate::{ApiError, Params, Tokens, limits};
+use crate::{error::ApiError, limits, params::Params, token::Tokens};
 
 const FORM: &str = "application/x-www-form-urlencoded";
 
@@ -122,7 +122,7 @@ mod tests {
     use axum::body::Body;
 
     use super::*;
-    use crate::Code;
+    use crate::error::Code;
 
     #[derive(Clone)]
     struct App(Tokens);

@@ -8,9 +8,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use utoipa::ToSchema;
-
-use crate::openapi::status_code;
+use utoipa::{
+    ToSchema,
+    openapi::{Object, Type},
+};
 
 /// Why a call failed, as the client sees it: the `status_code` of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -167,6 +168,17 @@ pub struct Status {
     /// The same in words.
     #[schema(example = "there is no such video")]
     pub status_msg: Cow<'static, str>,
+}
+
+/// The schema of `status_code`, with every code there is.
+fn status_code() -> Object {
+    let line = |code: Code| {
+        format!("- {} (HTTP {}): {}", code.number(), code.http_status().as_u16(), code.meaning())
+    };
+    let mut schema = Object::with_type(Type::Integer);
+    schema.description = Some(format!("0, or why the call failed:\n{}", Code::ALL.map(line).join("\n")));
+    schema.enum_values = Some(Code::ALL.map(|code| code.number().into()).into());
+    schema
 }
 
 impl IntoResponse for ApiError {

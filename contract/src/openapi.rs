@@ -11,7 +11,7 @@ use utoipa::{
     },
 };
 
-use crate::{Code, error::Status};
+use crate::error::{Code, Status};
 
 /// Where the endpoints of the client contract are; others answer no status.
 const CONTRACT: &str = "/douyin/";
@@ -59,17 +59,6 @@ pub fn complete(document: &mut OpenApi) {
             add_faults(operation, &[Code::Internal, Code::Unavailable]);
         }
     }
-}
-
-/// The schema of `status_code`, with every code there is.
-pub(crate) fn status_code() -> Object {
-    let line = |code: Code| {
-        format!("- {} (HTTP {}): {}", code.number(), code.http_status().as_u16(), code.meaning())
-    };
-    let mut schema = Object::with_type(Type::Integer);
-    schema.description = Some(format!("0, or why the call failed:\n{}", Code::ALL.map(line).join("\n")));
-    schema.enum_values = Some(Code::ALL.map(|code| code.number().into()).into());
-    schema
 }
 
 fn add_components(components: &mut Components) {

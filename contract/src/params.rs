@@ -8,7 +8,7 @@ use std::{collections::HashMap, ops::RangeInclusive};
 
 use percent_encoding::percent_decode;
 
-use crate::{ApiError, limits, numbers::integral};
+use crate::{error::ApiError, limits, numbers::integral};
 
 /// What an `action_type` of 1 or 2 asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +130,7 @@ fn form_decode(bytes: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Code;
+    use crate::error::Code;
 
     fn query(text: &str) -> Params {
         Params::parse(text.as_bytes(), b"")

@@ -10,7 +10,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
-use crate::{ApiError, limits};
+use crate::{error::ApiError, limits};
 
 /// How long a token is good for. The client has no way to renew one but to log in again.
 const LIFETIME_SECONDS: i64 = 30 * 24 * 60 * 60;
@@ -154,7 +154,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::Code;
+    use crate::error::Code;
 
     const NOW: i64 = 1_700_000_000_000;
     const A: &str = "a:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";

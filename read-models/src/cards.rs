@@ -9,38 +9,13 @@ use vidlog_contract::objects::{User, Video};
 use vidlog_schemas::rows::VideoState;
 
 use crate::{
-    ReadModels,
+    card::{UserCard, VideoCard},
     error::{ReadError, Store},
     fallback,
     media::builtin,
+    models::ReadModels,
     stores::{Answers, Source},
 };
-
-/// What a store knows about a user.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct UserCard {
-    pub(crate) name: Option<String>,
-    pub(crate) follow_count: i64,
-    pub(crate) follower_count: i64,
-    pub(crate) is_follow: bool,
-    pub(crate) total_favorited: i64,
-    pub(crate) work_count: i64,
-    pub(crate) favorite_count: i64,
-}
-
-/// What a store knows about a video.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct VideoCard {
-    pub(crate) author_id: i64,
-    pub(crate) title: String,
-    pub(crate) state: VideoState,
-    pub(crate) play_key: String,
-    pub(crate) cover_key: String,
-    pub(crate) reason: String,
-    pub(crate) favorite_count: i64,
-    pub(crate) comment_count: i64,
-    pub(crate) is_favorite: bool,
-}
 
 impl ReadModels {
     /// Users by id, in the order of the ids; `None` where there is no such user.

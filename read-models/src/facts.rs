@@ -4,8 +4,8 @@ use redis::cmd;
 use vidlog_schemas::rows::VideoState;
 
 use crate::{
-    ReadModels,
     error::{ReadError, Store},
+    models::ReadModels,
     stores::Source,
 };
 

@@ -7,7 +7,7 @@ use sqlx::{MySql, QueryBuilder};
 use vidlog_schemas::rows::{VideoRow, VideoState};
 
 use crate::{
-    cards::{UserCard, VideoCard},
+    card::{UserCard, VideoCard},
     error::{ReadError, Store},
     stores::Tables,
 };

@@ -9,8 +9,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 use vidlog_contract::{ApiError, error::wrong_method};
 
 use crate::{
-    QueryState, guard,
+    guard,
     routes::{comment, favorite, feed, media, message, publish, relation, user},
+    state::QueryState,
 };
 
 /// The query side by itself: its routes, and an answer to every other path.

@@ -11,7 +11,7 @@ use vidlog_read_models::{MediaUrls, ReadModels};
 use vidlog_schemas::Keys;
 use vidlog_service_kit::{clock::Clock, config::Stores, mysql, objects, redis::Redis};
 
-use crate::QueryConfig;
+use crate::config::QueryConfig;
 
 /// What every handler has at hand. Clones share it.
 #[derive(Clone)]

@@ -8,7 +8,7 @@ use vidlog_read_models::Scope;
 use vidlog_schemas::projections::{self, Projection};
 
 use super::{Answered, need};
-use crate::{QueryState, paging::Page, reads};
+use crate::{paging::Page, reads, state::QueryState};
 
 const READ: &[Projection] = &[
     projections::COMMENTS_TABLE,

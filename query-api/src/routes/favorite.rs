@@ -6,9 +6,9 @@ use vidlog_read_models::Scope;
 
 use super::{Answered, CARDS, VideoList, need, user_of};
 use crate::{
-    QueryState,
     paging::Page,
     reads::{self, list::List},
+    state::QueryState,
 };
 
 /// The videos that a user likes, the latest like first.

@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use vidlog_contract::{Answer, Call, objects::Video, times};
 
 use super::{Answered, CARDS, need};
-use crate::{QueryState, reads};
+use crate::{reads, state::QueryState};
 
 /// A page of the feed.
 #[derive(Serialize, ToSchema)]

@@ -24,7 +24,7 @@ use vidlog_contract::{ApiError, error::Status};
 use vidlog_read_models::builtin;
 
 use self::conditions::{Wanted, quoted, wanted};
-use crate::QueryState;
+use crate::state::QueryState;
 
 /// The folders whose objects are served. Originals are in none of them.
 const SERVED: [&str; 2] = ["videos/", "covers/"];

@@ -9,9 +9,9 @@ use vidlog_schemas::projections::{self, Projection};
 
 use super::{Answered, need};
 use crate::{
-    QueryState,
     paging::Page,
     reads::{self, chat::Chat},
+    state::QueryState,
 };
 
 const READ: &[Projection] = &[projections::MESSAGES_TABLE, projections::USER_CARDS];

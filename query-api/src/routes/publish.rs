@@ -6,9 +6,9 @@ use vidlog_read_models::Scope;
 
 use super::{Answered, CARDS, VideoList, need, user_of};
 use crate::{
-    QueryState,
     paging::Page,
     reads::{self, list::List},
+    state::QueryState,
 };
 
 /// A user's videos, newest first. The user sees all of its uploads, with their state; others what is published.

@@ -9,9 +9,9 @@ use vidlog_schemas::projections::{self, Projection};
 
 use super::{Answered, UserList, need, user_of};
 use crate::{
-    QueryState,
     paging::Page,
     reads::{self, list::List},
+    state::QueryState,
 };
 
 const READ: &[Projection] =

@@ -7,7 +7,7 @@ use vidlog_contract::{Answer, Call, objects::User};
 use vidlog_read_models::Scope;
 
 use super::{Answered, CARDS, need, user_of};
-use crate::{QueryState, reads};
+use crate::{reads, state::QueryState};
 
 /// A user's card.
 #[derive(Serialize, ToSchema)]

@@ -15,7 +15,7 @@ use tokio::{
     sync::Mutex,
     time::{Instant, sleep, sleep_until},
 };
-use vidlog_service_kit::redis::Redis;
+use vidlog_redis_shards::Redis;
 
 use crate::{
     fault::{Fault, Leaving, Planned, Process, Round},

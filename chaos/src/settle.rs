@@ -20,8 +20,8 @@ use vidlog_projectors::{
     replay::Log,
     sink::Partition,
 };
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::{Keys, keys::ViewKey};
-use vidlog_service_kit::redis::Redis;
 
 use crate::{
     inject::Stage,

@@ -14,13 +14,13 @@ use tracing::warn;
 use vidlog_contract::{Tokens, config::ApiConfig};
 use vidlog_events::Topics;
 use vidlog_read_models::{MediaUrls, ReadModels};
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::{Keys, MIGRATOR};
 use vidlog_service_kit::{
     clock::Clock,
     config::{Log, Stores},
     mysql, objects,
     ops::Readiness,
-    redis::Redis,
     shutdown::Shutdown,
 };
 

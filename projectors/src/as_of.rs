@@ -10,11 +10,11 @@ use redis::cmd;
 use sqlx::AssertSqlSafe;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use vidlog_events::{Stream, Topics};
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::{Keys, projections::View};
 use vidlog_service_kit::{
     config::{self, Stores},
     mysql,
-    redis::Redis,
     shutdown::Shutdown,
 };
 

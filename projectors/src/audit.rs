@@ -20,11 +20,11 @@ use futures::future::try_join_all;
 use serde::Serialize;
 use tokio::time::{sleep, timeout};
 use vidlog_events::{Stream, Topics};
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::Keys;
 use vidlog_service_kit::{
     config::{self, Stores},
     mysql,
-    redis::Redis,
 };
 
 use self::moment::{Moment, moments};

@@ -30,12 +30,12 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::task::JoinSet;
 use vidlog_events::Topics;
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::Keys;
 use vidlog_service_kit::{
     config::{Log, Stores},
     mysql,
     ops::Readiness,
-    redis::Redis,
     shutdown::Shutdown,
 };
 

@@ -11,11 +11,11 @@ use axum::Router;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use vidlog_events::Topics;
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::Keys;
 use vidlog_service_kit::{
     config::{Log, Stores},
     mysql,
-    redis::Redis,
     shutdown::Shutdown,
 };
 

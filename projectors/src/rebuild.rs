@@ -23,11 +23,11 @@ use tokio::{
 };
 use tracing::warn;
 use vidlog_events::Topics;
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::Keys;
 use vidlog_service_kit::{
     config::{self, Stores},
     mysql,
-    redis::Redis,
 };
 
 pub use self::{compare::ENOUGH, progress::Progress};

@@ -16,12 +16,13 @@ use sqlx::MySqlPool;
 use thiserror::Error;
 use tracing::warn;
 use vidlog_events::Stream;
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::{
     Keys, MIGRATOR,
     keys::{Key, partition_field},
     projections::FEED,
 };
-use vidlog_service_kit::{failpoint, mysql::migrate, redis::Redis, shutdown::Shutdown};
+use vidlog_service_kit::{failpoint, mysql::migrate, shutdown::Shutdown};
 
 pub use self::{
     key::KeySink,

@@ -8,8 +8,9 @@ use object_store::ObjectStore;
 use tokio::sync::Semaphore;
 use vidlog_contract::{Tokens, config::ApiConfig};
 use vidlog_read_models::{MediaUrls, ReadModels};
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::Keys;
-use vidlog_service_kit::{clock::Clock, config::Stores, mysql, objects, redis::Redis};
+use vidlog_service_kit::{clock::Clock, config::Stores, mysql, objects};
 
 use crate::config::QueryConfig;
 

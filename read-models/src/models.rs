@@ -1,8 +1,8 @@
 //! The read models of one namespace.
 
 use sqlx::MySqlPool;
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::Keys;
-use vidlog_service_kit::redis::Redis;
 
 use crate::{
     freshness::Freshness,

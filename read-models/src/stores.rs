@@ -4,8 +4,8 @@ use std::{time::Duration, vec};
 
 use redis::{Cmd, FromRedisValue, Value, cmd};
 use sqlx::MySqlPool;
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::Keys;
-use vidlog_service_kit::redis::Redis;
 
 use crate::{
     breaker::{Breaker, Guarded, guard},

@@ -7,7 +7,6 @@ pub mod failpoint;
 pub mod mysql;
 pub mod objects;
 pub mod ops;
-pub mod redis;
 pub mod serve;
 pub mod shutdown;
 pub mod telemetry;

@@ -10,13 +10,13 @@ use vidlog_command_api::{
 };
 use vidlog_events::Topics;
 use vidlog_read_models::{MediaUrls, ReadModels};
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::Keys;
 use vidlog_service_kit::{
     clock::Clock,
     config::{Log, Stores, Telemetry},
     mysql, objects,
     ops::{self, Readiness},
-    redis::Redis,
     serve::{bind, serve},
     shutdown::Shutdown,
     telemetry,

@@ -9,11 +9,11 @@ use rdkafka::{Message, message::Headers};
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 use vidlog_events::{Stream, Topics};
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::Keys;
 use vidlog_service_kit::{
     config::{Log, Stores},
     mysql,
-    redis::Redis,
 };
 
 use super::{Letter, Outcome, Post, Retry, letter};

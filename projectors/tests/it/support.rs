@@ -14,11 +14,11 @@ use rdkafka::{
 use uuid::Uuid;
 use vidlog_events::*;
 use vidlog_projectors::{audit, sink::Target};
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::Keys;
 use vidlog_service_kit::{
     config::{Log, Stores},
     mysql,
-    redis::Redis,
 };
 
 /// Partitions of a test's topics: enough that keys spread, few enough that many tests share one broker.

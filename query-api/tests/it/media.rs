@@ -21,7 +21,8 @@ use tempfile::TempDir;
 use tower::ServiceExt;
 use vidlog_query_api::{QueryState, router};
 use vidlog_read_models::builtin;
-use vidlog_service_kit::{mysql, redis::Redis};
+use vidlog_redis_shards::Redis;
+use vidlog_service_kit::mysql;
 
 use crate::support::{DEAD_MYSQL, DEAD_REDIS, World};
 

@@ -5,8 +5,9 @@ use tokio::{
     time::{Instant, timeout},
 };
 use vidlog_query_api::QueryState;
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::rows::VideoState;
-use vidlog_service_kit::{mysql, redis::Redis};
+use vidlog_service_kit::mysql;
 
 use crate::support::{Api, DEAD_MYSQL, DEAD_REDIS, NOW, World};
 

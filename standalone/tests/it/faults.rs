@@ -15,7 +15,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::{AbortHandle, JoinHandle},
 };
-use vidlog_service_kit::{mysql, redis::Redis};
+use vidlog_redis_shards::Redis;
+use vidlog_service_kit::mysql;
 
 use crate::{
     app::{App, Detours, until},

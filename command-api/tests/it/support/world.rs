@@ -11,6 +11,7 @@ use uuid::Uuid;
 use vidlog_command_api::{Settings, config::CommandConfig, start};
 use vidlog_contract::config::ApiConfig;
 use vidlog_events::Topics;
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::{
     Keys,
     projections::{self, Projection},
@@ -21,7 +22,6 @@ use vidlog_service_kit::{
     config::{self, Stores},
     mysql,
     ops::Readiness,
-    redis::Redis,
 };
 
 use super::{Api, Log};

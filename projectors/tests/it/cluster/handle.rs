@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use redis::{Cmd, ErrorKind, ServerErrorKind, cmd, from_redis_value};
-use vidlog_service_kit::redis::Redis;
+use vidlog_redis_shards::Redis;
 
 use super::nodes::Nodes;
 use crate::faults::{BOUND, until};

@@ -10,7 +10,7 @@ use redis::{Cmd, FromRedisValue, cmd};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
-use vidlog_service_kit::redis::Redis;
+use vidlog_redis_shards::Redis;
 
 use crate::faults::{BOUND, until};
 

@@ -11,13 +11,14 @@ use uuid::Uuid;
 use vidlog_contract::Tokens;
 use vidlog_query_api::QueryState;
 use vidlog_read_models::{MediaUrls, ReadModels};
+use vidlog_redis_shards::Redis;
 use vidlog_schemas::{
     Keys,
     keys::{feed_week_of, partition_field},
     projections::{self, Projection},
     rows::VideoState,
 };
-use vidlog_service_kit::{clock::Clock, mysql, redis::Redis};
+use vidlog_service_kit::{clock::Clock, mysql};
 
 use super::Api;
 

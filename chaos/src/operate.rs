@@ -7,9 +7,9 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use vidlog_events::Stream;
 use vidlog_projectors::{
-    control::{self, Wish},
-    projection::Projection,
+    desired_state::{self, Wish},
     projections,
+    view::Projection,
 };
 
 use crate::{
@@ -228,7 +228,7 @@ impl Stage {
     /// Resumes a projection if it stopped itself.
     pub(crate) async fn resume_if_stopped(&self, projection: Projection) -> anyhow::Result<()> {
         // MySQL may be away.
-        let wanted = control::read(&self.system.tables).await.unwrap_or_default();
+        let wanted = desired_state::read(&self.system.tables).await.unwrap_or_default();
         let has_stopped =
             wanted.get(projection.name()).is_some_and(|wanted| matches!(wanted.wish, Wish::Stopped(_)));
         if has_stopped && let Ran::Done(_) = self.operator().run(&["resume", projection.name()], None).await?

@@ -263,11 +263,11 @@ mod tests {
     #[test]
     fn the_failpoints_are_those_of_the_programs() {
         let sources = [
-            include_str!("../../projectors/src/sink.rs"),
-            include_str!("../../projectors/src/sink/mysql.rs"),
-            include_str!("../../projectors/src/sink/redis.rs"),
+            include_str!("../../projection-engine/src/store/sink.rs"),
+            include_str!("../../projection-engine/src/store/mysql.rs"),
+            include_str!("../../projection-engine/src/store/redis.rs"),
             include_str!("../../projectors/src/rebuild/generation.rs"),
-            include_str!("../../projectors/src/dead_letters/retry.rs"),
+            include_str!("../../projection-engine/src/dead_letters/retry.rs"),
             include_str!("../../command-api/src/accounts.rs"),
             include_str!("../../command-api/src/outbox.rs"),
             include_str!("../../command-api/src/publisher.rs"),

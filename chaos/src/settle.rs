@@ -12,13 +12,12 @@ use redis::cmd;
 use tokio::time::{Instant, sleep};
 use vidlog_events::{Stream, Topics};
 use vidlog_projectors::{
-    control::{self, AllWanted, Wish},
     dead_letters::Post,
-    operate,
-    projection::{Fold, Projection},
+    desired_state::{self, AllWanted, Wish},
+    log::{Log, Partition},
+    operator::Operator,
     projections,
-    replay::Log,
-    sink::Partition,
+    view::{Fold, Projection},
 };
 use vidlog_redis_shards::Redis;
 use vidlog_schemas::{Keys, keys::ViewKey};
@@ -47,7 +46,7 @@ pub(crate) async fn clear(stage: &Stage, records: &Records) -> anyhow::Result<Ve
         notes.poisoned.iter().flat_map(|command| records.places(&command.id)).cloned().collect()
     };
     let system = &stage.system;
-    let looking = operate::Operator::open(&system.log, &system.stores)?;
+    let looking = Operator::open(&system.log, &system.stores)?;
     let begun = Instant::now();
     let mut faults = Vec::new();
     loop {
@@ -72,7 +71,7 @@ pub(crate) async fn clear(stage: &Stage, records: &Records) -> anyhow::Result<Ve
 }
 
 async fn resume_all(stage: &Stage) -> anyhow::Result<()> {
-    let wanted = control::read(&stage.system.tables).await?;
+    let wanted = desired_state::read(&stage.system.tables).await?;
     for projection in projections::ALL {
         stage.resume_if_stopped(projection).await?;
         if wanted.get(projection.name()).is_some_and(|wanted| wanted.wish == Wish::Pause) {
@@ -175,7 +174,7 @@ pub(crate) async fn rebuild_all(stage: &Stage) -> anyhow::Result<Vec<String>> {
 
 /// What is left of generations that are not live, and readers who are not told of the one that is.
 pub(crate) async fn remains(system: &System) -> anyhow::Result<Vec<String>> {
-    let wanted = control::read(&system.tables).await?;
+    let wanted = desired_state::read(&system.tables).await?;
     let mut faults: Vec<String> = sqlx::query_scalar(
         "SELECT CONCAT('the database ', schema_name, ' is left') FROM information_schema.schemata
          WHERE LOCATE(CONCAT(?, '_'), schema_name) = 1",

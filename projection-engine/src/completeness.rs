@@ -18,7 +18,7 @@
 //! Every process that runs the projection does that for all of its partitions. Keepers share the token of step 1, and
 //! of two that come to step 4 one begins again.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use rdkafka::{
     ClientConfig,
@@ -26,7 +26,7 @@ use rdkafka::{
     error::KafkaError,
     metadata::{MetadataPartition, MetadataTopic},
 };
-use redis::{RedisError, RedisResult, cmd};
+use redis::{RedisError, cmd};
 use thiserror::Error;
 use tokio::{task::spawn_blocking, time::sleep};
 use tracing::{debug, info, warn};
@@ -35,9 +35,9 @@ use vidlog_events::Stream;
 use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 use crate::{
-    projection::{Fold, Projection},
-    runner::Settings,
-    sink::{Partition, Sink, SinkError, Target},
+    log::{Log, Partition},
+    store::{StoreError, Target, generation_marker::filling, sink::Sink},
+    view::{Fold, Projection},
 };
 
 /// Between two looks at a view that is complete: how late it is noticed that Redis lost everything, on top of the time
@@ -60,11 +60,11 @@ redis.call('HDEL', KEYS[1], ARGV[1])
 return redis.call('HSETNX', KEYS[1], ARGV[3], ARGV[4])";
 
 /// The keeper of one view.
-pub(crate) struct Keeper {
+pub struct Keeper {
     projection: Projection,
     target: Target,
     sink: Sink,
-    settings: Arc<Settings>,
+    log: Log,
     readiness: Readiness,
 }
 
@@ -74,7 +74,7 @@ enum Unknown {
     #[error("Redis: {0}")]
     Redis(#[from] RedisError),
     #[error(transparent)]
-    Sink(#[from] SinkError),
+    Sink(#[from] StoreError),
     #[error("the log: {0}")]
     Log(#[from] KafkaError),
     #[error("asking the log panicked: {0}")]
@@ -89,14 +89,9 @@ type Field<'a> = (&'a str, &'a str);
 
 impl Keeper {
     /// The keeper of a projection's view, which does not count as ready before it is looked at.
-    pub(crate) fn new(
-        projection: Projection,
-        target: Target,
-        settings: Arc<Settings>,
-        readiness: Readiness,
-    ) -> Self {
+    pub fn new(projection: Projection, target: Target, log: Log, readiness: Readiness) -> Self {
         let sink = Sink::new(projection, target.clone());
-        let keeper = Self { projection, target, sink, settings, readiness };
+        let keeper = Self { projection, target, sink, log, readiness };
         if keeper.is_needed() {
             keeper.not_ready("it is not known yet whether the view is complete");
         }
@@ -104,7 +99,7 @@ impl Keeper {
     }
 
     /// Keeps until shutdown is given. There is nothing to keep of a view in MySQL.
-    pub(crate) async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
+    pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         if self.is_needed() {
             let token = shutdown.token();
             _ = token.run_until_cancelled(self.keep()).await;
@@ -216,17 +211,17 @@ impl Keeper {
     async fn ends(&self) -> Result<Ends, Unknown> {
         let mut config = ClientConfig::new();
         let mut consumer: BaseConsumer = config
-            .set("bootstrap.servers", &self.settings.brokers)
+            .set("bootstrap.servers", &self.log.brokers)
             // A connection on which nothing moves any more would else be given up after a minute.
             .set("socket.timeout.ms", "6000")
             .create()?;
         let streams: Vec<Stream> = self.projection.streams().collect();
         let mut pause = WAIT.0;
         loop {
-            let (settings, streams) = (self.settings.clone(), streams.clone());
+            let (log, streams) = (self.log.clone(), streams.clone());
             // The client's calls block, and so does its end.
             let asked =
-                spawn_blocking(move || ends(&consumer, &settings, &streams).map_err(|why| (why, consumer)));
+                spawn_blocking(move || ends(&consumer, &log, &streams).map_err(|why| (why, consumer)));
             match asked.await? {
                 Ok(ends) => return Ok(ends),
                 Err((why, again)) => {
@@ -281,23 +276,11 @@ impl Keeper {
     }
 }
 
-/// Has readers take a view as incomplete, and every keeper of it begin again.
-pub(crate) async fn forget(target: &Target, projection: &Projection) -> RedisResult<()> {
-    let fields = [projection.name().to_owned(), filling(projection)];
-    let _: i64 = target.redis.query(cmd("HDEL").arg(target.keys.generations()).arg(&fields)).await?;
-    Ok(())
-}
-
-/// The field of a token.
-fn filling(projection: &Projection) -> String {
-    format!("{}:filling", projection.name())
-}
-
 /// Where the topics of streams end, or why that can't be said.
-fn ends(consumer: &BaseConsumer, settings: &Settings, streams: &[Stream]) -> Result<Ends, String> {
+fn ends(consumer: &BaseConsumer, log: &Log, streams: &[Stream]) -> Result<Ends, String> {
     let mut ends = Ends::new();
     for stream in streams {
-        let topic = settings.topics.name(*stream);
+        let topic = log.topics.name(*stream);
         let metadata =
             consumer.fetch_metadata(Some(&topic), BROKER_TIMEOUT).map_err(|error| error.to_string())?;
         let numbers: Vec<_> =

@@ -4,16 +4,15 @@
 //! atomic write that passes it, and that write holds which keys are parked (`intake`). So other keys go on, no record
 //! overtakes an earlier one of its key, and a retry (`retry`) folds what waits in order.
 
-pub mod command;
-mod intake;
-mod letter;
+mod batch_applier;
+pub mod letter;
 mod limits;
-mod post;
+mod queue;
 mod retry;
 
 pub use self::{
-    intake::{Intake, IntakeError},
+    batch_applier::{Intake, IntakeError},
     letter::{Discards, Letter},
-    post::Post,
+    queue::Post,
     retry::{NothingWaits, Outcome, Retry},
 };

@@ -3,6 +3,9 @@
 //! It is kept in MySQL, so that it outlives every process. Every process asks for it several times a second and goes on
 //! by what it last knew while MySQL is away.
 
+pub mod hold;
+pub mod view_lock;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use sqlx::{AssertSqlSafe, MySqlConnection, MySqlPool, mysql::MySqlDatabaseError};
@@ -14,7 +17,7 @@ use tracing::{info, warn};
 use vidlog_schemas::keys::FIRST_GENERATION;
 use vidlog_service_kit::shutdown::Shutdown;
 
-use crate::projection::Projection;
+use crate::view::Projection;
 
 /// Between two questions: how long a pause or a hold takes to be followed. A hold keeps readers waiting for their own
 /// writes meanwhile, who wait for two seconds at most.

@@ -1,4 +1,4 @@
-//! The metrics of the projectors, all on one page. Every one has the label `projection`.
+//! The metrics of the engine. Each has the label `projection`.
 
 /// Counter: records folded.
 pub(crate) const RECORDS: &str = "projector_records_total";
@@ -14,7 +14,3 @@ pub(crate) const DEAD_LETTERS: &str = "projector_dead_letters_total";
 pub(crate) const PARKED: &str = "projector_parked_keys";
 /// Gauge: partitions that can't go on without an operator.
 pub(crate) const BLOCKED: &str = "projector_blocked_partitions";
-/// Gauge: keys and rows that the last audit in this process found to differ.
-pub(crate) const AUDIT_DIFFERENCES: &str = "projector_audit_differences";
-/// Gauge, seconds since 1970: when that audit was done.
-pub(crate) const AUDIT_TIME: &str = "projector_audit_timestamp_seconds";

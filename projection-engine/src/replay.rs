@@ -11,25 +11,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail, ensure};
-use rdkafka::{
-    ClientConfig, Message, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
-    error::{KafkaError, RDKafkaErrorCode},
-    metadata::{MetadataPartition, MetadataTopic},
-};
+use anyhow::{Context, bail};
+use rdkafka::{Message, Offset, TopicPartitionList, consumer::Consumer};
 use tokio::{
     sync::mpsc::{self, Receiver, Sender},
     task::{JoinSet, spawn_blocking},
     time::sleep,
 };
-use vidlog_events::{Stream, Topics};
 use vidlog_schemas::keys::Key;
 
 use crate::{
-    Delivery,
     dead_letters::{Intake, IntakeError, Post},
-    sink::{Partition, Position, Sink, SinkError},
+    log::{Delivery, Log, Offsets, Partition},
+    store::{Position, StoreError, sink::Sink},
 };
 
 /// Records in a batch.
@@ -40,23 +34,9 @@ const QUEUE: usize = 2 * BATCH;
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest that the reading thread does not look whether it is still wanted.
 const POLL: Duration = Duration::from_millis(100);
-/// Attempts to find a partition's leader, a [`POLL`] apart.
-const LEADER_ATTEMPTS: u32 = 30;
 /// Attempts to write a batch, with a pause that grows between them: half a minute of a store that is away.
 const ATTEMPTS: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(50);
-
-/// Places in the log: the next offset of partitions.
-pub type Places = BTreeMap<Partition, i64>;
-
-/// The log of a namespace.
-#[derive(Clone)]
-pub struct Log {
-    /// Kafka brokers.
-    pub brokers: String,
-    /// The topics.
-    pub topics: Topics,
-}
 
 /// What a replay tells about itself while it goes on.
 #[derive(Default)]
@@ -67,116 +47,13 @@ pub struct Tally {
     pub touched: Option<Mutex<BTreeSet<Key>>>,
 }
 
-impl Log {
-    /// Where the log ends now, in the partitions of some streams.
-    pub async fn ends(&self, streams: Vec<Stream>) -> anyhow::Result<Places> {
-        self.places(streams, |consumer, topic, number| {
-            Ok(consumer.fetch_watermarks(topic, number, BROKER_TIMEOUT)?.1)
-        })
-        .await
-    }
-
-    /// Where the first record of a time, in ms since 1970, or later is; the end where there is none.
-    pub async fn at_time(&self, streams: Vec<Stream>, time_ms: i64) -> anyhow::Result<Places> {
-        self.places(streams, move |consumer, topic, number| {
-            let mut asked = TopicPartitionList::new();
-            asked.add_partition_offset(topic, number, Offset::Offset(time_ms))?;
-            let found = consumer.offsets_for_times(asked, BROKER_TIMEOUT)?;
-            match found.find_partition(topic, number).map(|found| found.offset()) {
-                Some(Offset::Offset(offset)) => Ok(offset),
-                _ => Ok(consumer.fetch_watermarks(topic, number, BROKER_TIMEOUT)?.1),
-            }
-        })
-        .await
-    }
-
-    /// The time of a record, in ms since 1970.
-    pub async fn time_of(&self, partition: Partition, offset: i64) -> anyhow::Result<i64> {
-        let log = self.clone();
-        let asked = spawn_blocking(move || {
-            let (consumer, topic) = (log.consumer()?, log.topics.name(partition.stream));
-            let mut list = TopicPartitionList::new();
-            list.add_partition_offset(&topic, partition.number, Offset::Offset(offset))?;
-            consumer.assign(&list)?;
-            let message = consumer.poll(BROKER_TIMEOUT).context("the broker does not send it")??;
-            message.timestamp().to_millis().context("it has no time")
-        });
-        let time = asked.await.context("reading the log panicked")?;
-        time.with_context(|| format!("failed to read the time of {} at offset {offset}", partition.field()))
-    }
-
-    async fn places<Ask>(&self, streams: Vec<Stream>, ask: Ask) -> anyhow::Result<Places>
-    where
-        Ask: Fn(&BaseConsumer, &str, i32) -> anyhow::Result<i64> + Send + 'static,
-    {
-        let log = self.clone();
-        let asked = spawn_blocking(move || {
-            let consumer = log.consumer()?;
-            let mut places = Places::new();
-            for stream in streams {
-                let topic = log.topics.name(stream);
-                let metadata = consumer
-                    .fetch_metadata(Some(&topic), BROKER_TIMEOUT)
-                    .with_context(|| format!("failed to ask for the partitions of {topic}"))?;
-                let numbers: Vec<i32> = metadata
-                    .topics()
-                    .iter()
-                    .flat_map(MetadataTopic::partitions)
-                    .map(MetadataPartition::id)
-                    .collect();
-                ensure!(!numbers.is_empty(), "there is no topic {topic}");
-                for number in numbers {
-                    let place = patiently(&consumer, || ask(&consumer, &topic, number))
-                        .with_context(|| format!("failed to ask about {topic}[{number}]"))?;
-                    places.insert(Partition { stream, number }, place);
-                }
-            }
-            Ok(places)
-        });
-        asked.await.context("asking about the log panicked")?
-    }
-
-    pub(crate) fn consumer(&self) -> anyhow::Result<BaseConsumer> {
-        ClientConfig::new()
-            .set("bootstrap.servers", &self.brokers)
-            // A group is needed by the client library; nothing is committed and nobody joins.
-            .set("group.id", "vidlog-replay")
-            .set("enable.auto.commit", "false")
-            .set("auto.offset.reset", "error")
-            // A connection on which nothing moves any more would else be given up after a minute.
-            .set("socket.timeout.ms", "6000")
-            .set("queued.max.messages.kbytes", "16384")
-            .create()
-            .context("failed to set up a consumer")
-    }
-}
-
-/// Asks again while a partition has no leader, as when it is new or its broker has just gone.
-fn patiently<T>(consumer: &BaseConsumer, ask: impl Fn() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    for _ in 0..LEADER_ATTEMPTS {
-        match ask() {
-            Err(error) if has_no_leader(&error) => {
-                // Nothing is assigned: this waits, and serves the client's own events.
-                _ = consumer.poll(POLL);
-            }
-            answered => return answered,
-        }
-    }
-    ask()
-}
-
-fn has_no_leader(error: &anyhow::Error) -> bool {
-    let code = error.downcast_ref::<KafkaError>().and_then(KafkaError::rdkafka_error_code);
-    matches!(code, Some(RDKafkaErrorCode::NotLeaderForPartition | RDKafkaErrorCode::LeaderNotAvailable))
-}
-
 /// Folds what a sink does not have yet before some places, and settles it there.
-pub async fn replay(log: &Log, sink: &Sink, until: &Places, tally: &Arc<Tally>) -> anyhow::Result<()> {
+pub async fn replay(log: &Log, sink: &Sink, until: &Offsets, tally: &Arc<Tally>) -> anyhow::Result<()> {
     let partitions: Vec<Partition> = until.keys().copied().collect();
     let positions = sink.positions(&partitions).await.context("the store does not say where it stands")?;
     let post = Post::new(log.clone());
     let mut queues = BTreeMap::new();
-    let mut from = Places::new();
+    let mut from = Offsets::new();
     let mut tasks = JoinSet::new();
     for (partition, position) in partitions.into_iter().zip(positions) {
         let end = until.get(&partition).copied().unwrap_or_default();
@@ -212,8 +89,8 @@ impl Drop for Wanted {
 /// Reads partitions from some places until others, and hands over what comes. It blocks.
 fn read(
     log: &Log,
-    mut from: Places,
-    until: &Places,
+    mut from: Offsets,
+    until: &Offsets,
     queues: &BTreeMap<Partition, Sender<Delivery>>,
     wanted: &AtomicBool,
 ) -> anyhow::Result<()> {
@@ -302,7 +179,7 @@ impl Folding {
             };
             match written {
                 Ok(()) => return Ok(()),
-                Err(IntakeError::Sink(SinkError::Retry(_)) | IntakeError::Post(_)) if attempt < ATTEMPTS => {
+                Err(IntakeError::Sink(StoreError::Retry(_)) | IntakeError::Post(_)) if attempt < ATTEMPTS => {
                     sleep(PAUSE * (1 << attempt)).await;
                     attempt += 1;
                 }

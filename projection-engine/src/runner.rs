@@ -5,54 +5,30 @@
 //! Kafka's committed offset is only a hint for lag tools.
 
 mod assignment;
-mod board;
 mod client;
 mod consumer;
 mod partition;
 mod queue;
+mod settings;
+mod status;
 
 use std::sync::Arc;
 
 use anyhow::Context;
-use tokio::sync::watch;
-use vidlog_events::Topics;
 use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
-pub use self::board::Board;
-pub(crate) use self::board::{Line, Phase};
-use crate::{
-    control::AllWanted,
-    dead_letters::Post,
-    log_identity::FirstRecords,
-    projection::Projection,
-    sink::{Sink, Target},
+use self::consumer::Poller;
+pub use self::{
+    settings::Settings,
+    status::{Board, Line, Phase},
 };
-
-/// What all runners of a process share.
-pub struct Settings {
-    /// Kafka brokers.
-    pub brokers: String,
-    /// The name of this process, if it was given one: it keeps its partitions over a restart.
-    pub instance: Option<String>,
-    /// How long an instance may be unheard of before it loses its partitions, in milliseconds.
-    pub session_timeout_ms: u32,
-    /// Prefix of the consumer groups.
-    pub namespace: String,
-    /// The topics.
-    pub topics: Topics,
-    /// Tells which log it is.
-    pub first_records: FirstRecords,
-    /// The way to the dead letters.
-    pub post: Post,
-    /// What is wanted of the projections.
-    pub wanted: watch::Receiver<AllWanted>,
-    /// Where the runners tell how their partitions are.
-    pub board: Arc<Board>,
-}
+use crate::{
+    store::{Target, sink::Sink},
+    view::Projection,
+};
 
 /// Runs one projection.
 pub struct Runner {
-    projection: Projection,
     sink: Sink,
     settings: Arc<Settings>,
     readiness: Readiness,
@@ -66,15 +42,17 @@ impl Runner {
         settings: Arc<Settings>,
         readiness: Readiness,
     ) -> Self {
-        Self { projection, sink: Sink::new(projection, target), settings, readiness }
+        Self { sink: Sink::new(projection, target), settings, readiness }
     }
 
     /// Runs until shutdown is given and all that was begun is written; a broker that does not answer any more is not
     /// waited for.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let name = self.projection.name();
-        let consumer = consumer::Poller::new(self, shutdown.clone(), tokio::runtime::Handle::current())
-            .with_context(|| format!("failed to set up the consumer of projection {name}"))?;
+        let Self { sink, settings, readiness } = self;
+        let name = sink.projection().name();
+        let consumer =
+            Poller::new(sink, settings, readiness, shutdown.clone(), tokio::runtime::Handle::current())
+                .with_context(|| format!("failed to set up the consumer of projection {name}"))?;
         // Polling blocks, and calls back into this process when partitions come and go: it has a thread of its own.
         let (ended, end) = tokio::sync::oneshot::channel();
         std::thread::Builder::new()

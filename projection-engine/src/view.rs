@@ -1,14 +1,14 @@
 //! What a projection is: a name, the streams that it folds, and one function.
 
+pub(crate) mod writes;
+
 use futures::future::BoxFuture;
 use sqlx::MySqlConnection;
 use vidlog_events::{Envelope, Stream};
 use vidlog_schemas::{Keys, projections};
 
-use crate::{
-    Record,
-    sink::{Partition, RedisWrites},
-};
+pub use self::writes::RedisWrites;
+use crate::log::{Partition, Record};
 
 /// Folds one event into writes. Pure; it can't fail, as what does not decode never gets here.
 pub type RedisFold = fn(&Keys, &Envelope, &mut RedisWrites);

@@ -4,25 +4,24 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
+use crate::{mysql_url::MySqlUrl, projections};
 use anyhow::{Context, bail, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use redis::cmd;
 use sqlx::AssertSqlSafe;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use vidlog_events::{Stream, Topics};
+use vidlog_projection_engine::{
+    log::{Log, Offsets, Partition},
+    replay::{Tally, replay},
+    store::{Target, prepare::prepare, sink::Sink},
+};
 use vidlog_redis_shards::Redis;
 use vidlog_schemas::{Keys, projections::View};
 use vidlog_service_kit::{
     config::{self, Stores},
     mysql,
     shutdown::Shutdown,
-};
-
-use crate::{
-    mysql_url::MySqlUrl,
-    projections,
-    replay::{Log, Places, Tally, replay},
-    sink::{self, Partition, Sink, Target},
 };
 
 /// Projections that are folded at once.
@@ -126,13 +125,13 @@ impl Scratch {
         let target = self.target()?;
         // Else what prepares the stores would wait for it.
         let _: String = target.redis.query(&cmd("PING")).await.context("Redis does not answer")?;
-        sink::prepare(&target, self.stores.shards, &Shutdown::new()).await?;
+        prepare(&target, self.stores.shards, &Shutdown::new()).await?;
 
         let tally = Arc::new(Tally::default());
         let folding = projections::ALL.map(async |projection| {
             let streams: Vec<Stream> = projection.streams().collect();
             let own = until.iter().filter(|(partition, _)| streams.contains(&partition.stream));
-            let own: Places = own.map(|(partition, end)| (*partition, *end)).collect();
+            let own: Offsets = own.map(|(partition, end)| (*partition, *end)).collect();
             let sink = Sink::new(projection, target.clone());
             let partitions: Vec<Partition> = own.keys().copied().collect();
             let stands = sink.positions(&partitions).await?;
@@ -175,7 +174,7 @@ impl Scratch {
         })
     }
 
-    async fn places(&self, until: &Until) -> anyhow::Result<Places> {
+    async fn places(&self, until: &Until) -> anyhow::Result<Offsets> {
         let streams = Stream::ALL.to_vec();
         match until {
             Until::Time(time_ms) => self.log.at_time(streams, *time_ms).await,

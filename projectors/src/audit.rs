@@ -28,12 +28,12 @@ use vidlog_service_kit::{
 };
 
 use self::moment::{Moment, moments};
-use crate::{
-    control::{self, AllWanted, Wanted, Wish},
-    projection::Projection,
-    projections,
-    replay::{Log, Places},
-    sink::{Partition, Position, Sink, Target},
+use crate::projections;
+use vidlog_projection_engine::{
+    desired_state::{self, AllWanted, Wanted, Wish},
+    log::{Log, Offsets, Partition},
+    store::{Position, Target, sink::Sink},
+    view::Projection,
 };
 
 pub(crate) use self::live::{Table, open_snapshot};
@@ -141,7 +141,7 @@ pub async fn audit_some(log: &Log, target: &Target, projections: &[Projection]) 
 
 /// How many records the models have come by.
 fn records(moments: &[Moment]) -> usize {
-    let mut places = Places::new();
+    let mut places = Offsets::new();
     for (partition, at) in moments.iter().flat_map(|moment| &moment.folding.at) {
         let place = places.entry(*partition).or_default();
         *place = (*place).max(*at);
@@ -150,7 +150,7 @@ fn records(moments: &[Moment]) -> usize {
 }
 
 async fn wanted(target: &Target) -> anyhow::Result<AllWanted> {
-    control::read(&target.mysql).await.context("MySQL does not say which generations are live")
+    desired_state::read(&target.mysql).await.context("MySQL does not say which generations are live")
 }
 
 fn of(all: &AllWanted, projection: &Projection) -> Wanted {
@@ -176,7 +176,7 @@ impl Report {
 }
 
 /// Waits until a projection has folded the log up to some ends.
-async fn reach(target: &Target, projection: Projection, ends: &Places) -> anyhow::Result<()> {
+async fn reach(target: &Target, projection: Projection, ends: &Offsets) -> anyhow::Result<()> {
     let sink = Sink::new(projection, target.clone());
     let partitions: Vec<_> = projection.partitions(&ends.keys().copied().collect::<Vec<_>>()).collect();
     let reached = async {

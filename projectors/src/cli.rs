@@ -1,14 +1,15 @@
 //! The command line of the projectors.
 
-use clap::{Args, Parser, Subcommand};
-use vidlog_service_kit::config::{Log, Secret, Stores, Telemetry};
+pub mod dead_letters;
 
+use self::dead_letters::DeadLetters;
 use crate::{
     as_of::{self, Until},
-    dead_letters::command::DeadLetters,
-    projection::Projection,
     projections,
 };
+use clap::{Args, Parser, Subcommand};
+use vidlog_projection_engine::view::Projection;
+use vidlog_service_kit::config::{Log, Secret, Stores, Telemetry};
 
 /// Folds the event log of vidlog into its read models.
 #[derive(Debug, Parser)]
@@ -48,7 +49,7 @@ pub enum Command {
 #[derive(Args, Debug)]
 pub struct Run {
     /// The projections to run, by name; all of them if none is given.
-    #[arg(long, num_args = 1.., value_parser = parse_projection)]
+    #[arg(long, num_args = 1.., value_parser = projections::parse)]
     pub only: Vec<Projection>,
     /// Address of `/livez`, `/readyz`, `/metrics` and `/projections`. Not for the public.
     #[arg(long, env = "VIDLOG_OPS_LISTEN", default_value = "127.0.0.1:18084")]
@@ -87,7 +88,7 @@ pub struct Operation {
 #[derive(Args, Debug)]
 pub struct Look {
     /// The projections, by name; all of them if none is given.
-    #[arg(value_parser = parse_projection)]
+    #[arg(value_parser = projections::parse)]
     pub projections: Vec<Projection>,
     /// For programs.
     #[arg(long)]
@@ -104,7 +105,7 @@ pub struct Look {
 #[derive(Args, Debug)]
 pub struct Choose {
     /// The projections, by name.
-    #[arg(required = true, value_parser = parse_projection)]
+    #[arg(required = true, value_parser = projections::parse)]
     pub projections: Vec<Projection>,
     /// Where the log is.
     #[command(flatten)]
@@ -118,7 +119,7 @@ pub struct Choose {
 #[derive(Args, Debug)]
 pub struct Rebuild {
     /// The projection, by name.
-    #[arg(value_parser = parse_projection)]
+    #[arg(value_parser = projections::parse)]
     pub projection: Projection,
     /// Switch even if the two differ: the fold was changed, or the view that serves is wrong.
     #[arg(long)]
@@ -152,9 +153,4 @@ pub struct AsOf {
     /// Where the stores are.
     #[command(flatten)]
     pub stores: Stores,
-}
-
-pub(crate) fn parse_projection(name: &str) -> Result<Projection, String> {
-    projections::find(name)
-        .ok_or_else(|| format!("there is no projection {name:?}; `projectors list` names those there are"))
 }

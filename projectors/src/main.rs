@@ -7,12 +7,11 @@ use clap::Parser;
 use vidlog_projectors::{
     Plan,
     as_of::Scratch,
-    config::{self, AsOf, Cli, Command, Look, Run},
-    dead_letters,
-    operate::{self, Operator},
-    projection::Projection,
-    projections,
+    cli::{self, AsOf, Cli, Command, Look, Run},
+    operator::Operator,
+    operator_api, projections,
     rebuild::{ENOUGH, IfDifferent, Rebuild},
+    view::Projection,
 };
 use vidlog_service_kit::{
     ops::{self, Readiness},
@@ -48,7 +47,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         Command::Rebuild(config) => rebuild(config).await,
         Command::AsOf(config) => as_of(config).await,
         Command::DeadLetters(config) => {
-            let is_done = dead_letters::command::run(config).await?;
+            let is_done = cli::dead_letters::run(config).await?;
             Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
     }
@@ -64,7 +63,7 @@ async fn run(config: Run) -> anyhow::Result<()> {
         projections: &chosen(config.only),
         instance: config.operation.instance.as_deref(),
     };
-    let router = ops::router(readiness.clone(), metrics, shutdown.clone()).merge(operate::start(
+    let router = ops::router(readiness.clone(), metrics, shutdown.clone()).merge(operator_api::start(
         &plan,
         &config.operation,
         &shutdown,
@@ -123,7 +122,7 @@ async fn as_of(config: AsOf) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn rebuild(config: config::Rebuild) -> anyhow::Result<ExitCode> {
+async fn rebuild(config: cli::Rebuild) -> anyhow::Result<ExitCode> {
     let name = config.projection.name();
     let rebuild = Rebuild::begin(&config.log, &config.stores, config.projection).await?;
     if config.drop {

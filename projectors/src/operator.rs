@@ -1,13 +1,10 @@
 //! The hands of an operator: looking, pausing, resuming, auditing, rebuilding.
 
-mod audits;
-mod http;
-mod rebuilds;
+pub(crate) mod dead_letters;
 
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::Router;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use vidlog_events::Topics;
@@ -16,20 +13,18 @@ use vidlog_schemas::Keys;
 use vidlog_service_kit::{
     config::{Log, Stores},
     mysql,
-    shutdown::Shutdown,
 };
 
-use self::{audits::Audits, http::Desk, rebuilds::Rebuilds};
 use crate::{
-    Plan,
     audit::{self, audit_some},
-    config::Operation,
-    control::{self, Wanted, Wish},
-    dead_letters::{Post, command},
-    projection::Projection,
-    replay,
-    sink::{Partition, Target},
     status::{self, Report, State, Status, read_reports},
+};
+use vidlog_projection_engine::{
+    dead_letters::Post,
+    desired_state::{self, Wanted, Wish},
+    log::{self, Partition},
+    store::Target,
+    view::Projection,
 };
 
 /// MySQL connections of an operator.
@@ -39,22 +34,10 @@ const STAND_STILL: Duration = Duration::from_secs(10);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Starts what operates the projections of a process from within: standing audits, if they are wished, and the routes of
-/// the ops port, which are returned.
-pub fn start(plan: &Plan<'_>, operation: &Operation, shutdown: &Shutdown) -> anyhow::Result<Router> {
-    let audits = Audits::new(Operator::open(plan.log, plan.stores)?);
-    if let Some(seconds) = operation.audit_every {
-        let every = Duration::from_secs(seconds);
-        tokio::spawn(audits.clone().stand(every, plan.projections.to_vec(), shutdown.clone()));
-    }
-    let rebuilds = Rebuilds::new(plan.log, plan.stores);
-    Ok(http::router(Desk { audits, rebuilds }, operation.ops_token.clone()))
-}
-
 /// Who operates the projections of a namespace. Clones share their connections.
 #[derive(Clone)]
 pub struct Operator {
-    log: replay::Log,
+    log: log::Log,
     target: Target,
 }
 
@@ -67,7 +50,7 @@ impl Operator {
             mysql: mysql::open(stores.mysql_url.reveal(), MYSQL_CONNECTIONS)
                 .context("failed to read the MySQL address")?,
         };
-        let log = replay::Log { brokers: log.kafka_brokers.clone(), topics: Topics::new(&stores.namespace) };
+        let log = log::Log { brokers: log.kafka_brokers.clone(), topics: Topics::new(&stores.namespace) };
         Ok(Self { log, target })
     }
 
@@ -80,7 +63,9 @@ impl Operator {
     pub async fn pause(&self, projection: &Projection) -> anyhow::Result<String> {
         let name = projection.name();
         let before = self.wanted(projection).await?;
-        control::pause(&self.target.mysql, projection).await.context("failed to write it into MySQL")?;
+        desired_state::pause(&self.target.mysql, projection)
+            .await
+            .context("failed to write it into MySQL")?;
         let deadline = Instant::now() + STAND_STILL;
         loop {
             let reports = self.reports(projection).await?;
@@ -108,7 +93,9 @@ impl Operator {
     pub async fn resume(&self, projection: &Projection) -> anyhow::Result<String> {
         let name = projection.name();
         let before = self.wanted(projection).await?;
-        control::resume(&self.target.mysql, projection).await.context("failed to write it into MySQL")?;
+        desired_state::resume(&self.target.mysql, projection)
+            .await
+            .context("failed to write it into MySQL")?;
         let done = match before.wish {
             Wish::Pause => format!("{name} goes on"),
             Wish::Stopped(why) => format!("{name} goes on; it had stopped: {why}"),
@@ -126,14 +113,15 @@ impl Operator {
 
     /// What waits in the dead letters of a projection.
     pub async fn dead_letters(&self, projection: Projection) -> anyhow::Result<Value> {
-        Ok(command::as_json(&command::waiting(&self.target, projection).await?))
+        Ok(dead_letters::as_json(&dead_letters::waiting(&self.target, projection).await?))
     }
 
     /// Folds what waits in the dead letters of a projection, in order. Says what came of each key.
     pub async fn retry(&self, projection: Projection) -> anyhow::Result<Vec<String>> {
         let post = Post::new(self.log.clone());
         let mut retried = Vec::new();
-        command::retry(&self.target, &post, projection, None, |one| retried.push(one.to_string())).await?;
+        dead_letters::retry(&self.target, &post, projection, None, |one| retried.push(one.to_string()))
+            .await?;
         Ok(retried)
     }
 
@@ -145,13 +133,13 @@ impl Operator {
         offset: i64,
     ) -> anyhow::Result<String> {
         let post = Post::new(self.log.clone());
-        let discarded = command::discard(&self.target, &post, projection, (partition, offset)).await?;
+        let discarded = dead_letters::discard(&self.target, &post, projection, (partition, offset)).await?;
         Ok(discarded.to_string())
     }
 
     async fn wanted(&self, projection: &Projection) -> anyhow::Result<Wanted> {
         let mut wanted =
-            control::read(&self.target.mysql).await.context("failed to ask MySQL what is wanted")?;
+            desired_state::read(&self.target.mysql).await.context("failed to ask MySQL what is wanted")?;
         Ok(wanted.remove(projection.name()).unwrap_or_default())
     }
 

@@ -15,9 +15,8 @@ mod video_cards;
 mod videos_table;
 mod works;
 
+use vidlog_projection_engine::view::{Fold, Projection};
 use vidlog_schemas::projections as catalogue;
-
-use crate::projection::{Fold, Projection};
 
 /// Every projection.
 pub const ALL: [Projection; 13] = [
@@ -39,6 +38,12 @@ pub const ALL: [Projection; 13] = [
 /// The projection of a name.
 pub fn find(name: &str) -> Option<Projection> {
     ALL.into_iter().find(|projection| projection.name() == name)
+}
+
+/// The projection of a name that a person gave.
+pub fn parse(name: &str) -> Result<Projection, String> {
+    find(name)
+        .ok_or_else(|| format!("there is no projection {name:?}; `projectors list` names those there are"))
 }
 
 #[cfg(test)]

@@ -35,13 +35,13 @@ use self::{
     compare::{Comparison, Pair},
     generation::Generations,
 };
-use crate::{
-    audit::Difference,
-    hold::{BETWEEN_HOLDS, HOLDS, Hold, LOOK},
-    log_identity::FirstRecords,
-    projection::Projection,
-    replay::{Log, Places, Tally, replay},
-    sink::{Parked, Partition, Position, Sink, Target},
+use crate::audit::Difference;
+use vidlog_projection_engine::{
+    desired_state::hold::{BETWEEN_HOLDS, HOLDS, Hold, LOOK},
+    log::{Log, Offsets, Partition, identity::FirstRecords},
+    replay::{Tally, replay},
+    store::{Parked, Position, Target, sink::Sink},
+    view::Projection,
 };
 
 /// A round of catching up that leaves fewer records than this to the next is the last.
@@ -156,8 +156,7 @@ impl Rebuild {
         let ends = self.log.ends(self.projection.streams().collect()).await?;
         let with_first = |partition: &&Partition| ends.get(partition).is_some_and(|end| *end > 0);
         let asked: Vec<Partition> = partitions.iter().filter(with_first).copied().collect();
-        let (records, partitions) =
-            (FirstRecords::new(self.log.brokers.clone(), self.log.topics.clone()), asked.clone());
+        let (records, partitions) = (FirstRecords::new(self.log.clone()), asked.clone());
         let firsts = spawn_blocking(move || records.of(&partitions))
             .await
             .context("reading the log panicked")?
@@ -305,6 +304,6 @@ enum Held {
 }
 
 /// The lowest of some positions: what all parts of a view have.
-fn lowest(positions: &BTreeMap<Partition, Position>) -> Places {
+fn lowest(positions: &BTreeMap<Partition, Position>) -> Offsets {
     positions.iter().map(|(partition, position)| (*partition, position.lowest())).collect()
 }

@@ -14,7 +14,7 @@ use vidlog_command_api::{
     media::{self, Media, MediaConfig, Uploads},
 };
 use vidlog_contract::{ApiError, config::ApiConfig};
-use vidlog_projectors::{Plan, config::Operation, operate, projections};
+use vidlog_projectors::{Plan, cli::Operation, operator_api, projections};
 use vidlog_query_api::{QueryConfig, QueryState};
 use vidlog_service_kit::{
     clock::Clock,
@@ -86,7 +86,7 @@ pub async fn run(cli: Cli, listeners: Listeners, metrics: Metrics, shutdown: Shu
         projections: &projections::ALL,
         instance: cli.operation.instance.as_deref(),
     };
-    let ops = ops::router(readiness.clone(), metrics, shutdown.clone()).merge(operate::start(
+    let ops = ops::router(readiness.clone(), metrics, shutdown.clone()).merge(operator_api::start(
         &plan,
         &cli.operation,
         &shutdown,

@@ -5,8 +5,8 @@ use std::ops::{Range, RangeInclusive};
 use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
 use vidlog_events::Stream;
 use vidlog_projectors::{
-    projection::{Fold, Projection},
     projections,
+    view::{Fold, Projection},
 };
 
 use super::{PROJECTOR_POINTS, REGULAR, impair, millis, store};

@@ -16,15 +16,12 @@ use tracing::warn;
 use super::{
     letter::Past,
     limits::{Limits, PARKED_KEYS},
-    post::Post,
+    queue::Post,
 };
 use crate::{
-    Delivery, Record,
+    log::{Delivery, Partition, Record, RecordKey},
     metrics::{DEAD_LETTERS, PARKED},
-    sink::{
-        Batch, Change, Changes, Class, Failure, Parked, ParkedKey, Partition, Position, RecordKey, Sink,
-        SinkError,
-    },
+    store::{Batch, Change, Changes, Class, Failure, Parked, ParkedKey, Position, StoreError, sink::Sink},
 };
 
 /// How long the store may take to say which keys are parked.
@@ -37,7 +34,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(15);
 pub enum IntakeError {
     /// The store did not take them.
     #[error(transparent)]
-    Sink(#[from] SinkError),
+    Sink(#[from] StoreError),
     /// The dead letters can't be written, or read. Try again.
     #[error("the dead letters are away: {0}")]
     Post(String),
@@ -91,7 +88,7 @@ impl Intake {
         let (parked, parked_as_of) = (Parked::new(), Instant::now());
         let mut intake =
             Self { sink, post, partition, position, parked, parked_as_of, past, limits, unfoldable };
-        let too_late = |_| Err(SinkError::Retry("it does not say which keys are parked".to_owned()));
+        let too_late = |_| Err(StoreError::Retry("it does not say which keys are parked".to_owned()));
         timeout(PARKED_TIMEOUT, intake.reload()).await.unwrap_or_else(too_late)?;
         Ok(intake)
     }
@@ -109,7 +106,7 @@ impl Intake {
             match self.take_piece(piece).await {
                 Ok(()) => {}
                 // Which one it is, is found in smaller and smaller pieces.
-                Err(IntakeError::Sink(SinkError::Unfoldable(why))) => {
+                Err(IntakeError::Sink(StoreError::Unfoldable(why))) => {
                     if let [only] = piece {
                         self.unfoldable.insert(only.offset(), why);
                         pieces.push(piece);
@@ -118,7 +115,7 @@ impl Intake {
                         pieces.extend([second, first]);
                     }
                 }
-                Err(IntakeError::Sink(SinkError::OtherParked)) => {
+                Err(IntakeError::Sink(StoreError::OtherParked)) => {
                     self.reload().await?;
                     pieces.push(piece);
                 }
@@ -130,12 +127,12 @@ impl Intake {
     }
 
     /// Brings every part of the store to the same place.
-    pub async fn settle(&mut self, next: i64) -> Result<(), SinkError> {
+    pub async fn settle(&mut self, next: i64) -> Result<(), StoreError> {
         self.sink.settle(self.partition, &mut self.position, next).await
     }
 
     /// Sees whether keys that were parked were retried meanwhile: it is counted how many are parked, for operators.
-    pub async fn look_again(&mut self) -> Result<(), SinkError> {
+    pub async fn look_again(&mut self) -> Result<(), StoreError> {
         if self.parked.is_empty() || self.parked_as_of.elapsed() < LOOK_AGAIN {
             return Ok(());
         }
@@ -281,7 +278,7 @@ impl Intake {
     }
 
     /// Sees which keys are parked.
-    async fn reload(&mut self) -> Result<(), SinkError> {
+    async fn reload(&mut self) -> Result<(), StoreError> {
         let parked = self.sink.parked().await?.remove(&self.partition).unwrap_or_default();
         self.count(-1.0);
         (self.parked, self.parked_as_of) = (parked, Instant::now());

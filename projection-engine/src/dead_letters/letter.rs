@@ -15,9 +15,8 @@ use rdkafka::{
 };
 
 use crate::{
-    record::decode_message,
-    replay::Log,
-    sink::{Class, Failure, Partition, RecordKey},
+    log::{Log, Partition, RecordKey, decode_message},
+    store::{Class, Failure},
 };
 
 const PROJECTION: &str = "dead_letter_projection";
@@ -38,11 +37,11 @@ pub type Discards = BTreeSet<i64>;
 
 /// What became of records of a partition before, by their offsets.
 #[derive(Debug, Default)]
-pub(super) struct Past {
+pub struct Past {
     /// Those that are to be passed over.
-    pub(super) discards: Discards,
+    pub discards: Discards,
     /// Those that could not be folded, or read.
-    pub(super) failed: BTreeSet<i64>,
+    pub failed: BTreeSet<i64>,
 }
 
 /// A dead letter.
@@ -82,7 +81,7 @@ impl Letter {
 }
 
 /// The headers of a letter: the record's own, and those that say where it is from.
-pub(super) fn headers(
+pub fn headers(
     own: Option<&impl Headers>,
     projection: &str,
     origin: (&str, i32, i64),
@@ -107,7 +106,7 @@ pub(super) fn headers(
 }
 
 /// Reads the letters that a projection has of a partition, up to what is there now. It blocks.
-pub(super) fn read(
+pub fn read(
     log: &Log,
     projection: &str,
     partition: Partition,
@@ -146,7 +145,7 @@ pub(super) fn read(
 }
 
 /// What became of records of a partition before. It blocks.
-pub(super) fn past(log: &Log, projection: &str, partition: Partition) -> anyhow::Result<Past> {
+pub fn past(log: &Log, projection: &str, partition: Partition) -> anyhow::Result<Past> {
     let mut past = Past::default();
     read(log, projection, partition, |letter| match letter.failure.class {
         Class::Discarded => _ = past.discards.insert(letter.offset),
@@ -161,7 +160,7 @@ pub(super) fn past(log: &Log, projection: &str, partition: Partition) -> anyhow:
 }
 
 /// The letters that are wanted of a partition, by offset, each record once; and what is to be passed over. It blocks.
-pub(super) fn waiting(
+pub fn waiting(
     log: &Log,
     projection: &str,
     partition: Partition,
@@ -180,7 +179,7 @@ pub(super) fn waiting(
 }
 
 /// Where the dead letters of a partition begin and end; `None` if there are none. It blocks.
-pub(super) fn extent(
+pub fn extent(
     consumer: &BaseConsumer,
     log: &Log,
     partition: Partition,

@@ -23,8 +23,8 @@ use vidlog_service_kit::clock::Clock;
 
 use super::letter::{self, Discards, Past};
 use crate::{
-    replay::Log,
-    sink::{Class, Failure, Partition},
+    log::{Log, Partition},
+    store::{Class, Failure},
 };
 
 /// How long a letter may wait for its acknowledgement, and how long the broker may take to answer.

@@ -14,12 +14,12 @@ use vidlog_service_kit::failpoint;
 
 use super::{
     letter::{self, Discards, Letter},
-    post::Post,
+    queue::Post,
 };
 use crate::{
-    Record, control,
-    record::decode_message,
-    sink::{Class, Failure, KeySink, ParkedKey, Partition, Position, RecordKey, Sink, SinkError},
+    desired_state,
+    log::{Partition, Record, RecordKey, decode_message},
+    store::{Class, Failure, ParkedKey, Position, StoreError, key::KeySink, sink::Sink},
 };
 
 /// Letters that are folded at once.
@@ -187,9 +187,9 @@ impl Retry {
     /// Asks for a moment of stillness, so that what waits does not grow while it is folded.
     async fn hold(&self) -> anyhow::Result<()> {
         let (pool, projection) = (&self.sink.target().mysql, self.sink.projection());
-        let wanted = control::read(pool).await?.remove(projection.name()).unwrap_or_default();
-        if wanted.wish == control::Wish::Run {
-            control::hold(pool, projection, HOLD).await?;
+        let wanted = desired_state::read(pool).await?.remove(projection.name()).unwrap_or_default();
+        if wanted.wish == desired_state::Wish::Run {
+            desired_state::hold(pool, projection, HOLD).await?;
         }
         Ok(())
     }
@@ -258,8 +258,8 @@ async fn apply(
     for attempt in 0.. {
         match store.apply(position, records).await {
             Ok(()) => return Ok(None),
-            Err(SinkError::Unfoldable(why)) => return Ok(Some(why)),
-            Err(SinkError::Retry(_)) if attempt < ATTEMPTS => sleep(PAUSE * (1 << attempt)).await,
+            Err(StoreError::Unfoldable(why)) => return Ok(Some(why)),
+            Err(StoreError::Retry(_)) if attempt < ATTEMPTS => sleep(PAUSE * (1 << attempt)).await,
             Err(error) => return Err(error).context("failed to fold what waits"),
         }
     }
@@ -267,11 +267,11 @@ async fn apply(
 }
 
 /// Asks a store again while it is away.
-async fn persist<T>(ask: impl AsyncFn() -> Result<T, SinkError>) -> anyhow::Result<T> {
+async fn persist<T>(ask: impl AsyncFn() -> Result<T, StoreError>) -> anyhow::Result<T> {
     let mut attempt = 0;
     loop {
         match ask().await {
-            Err(SinkError::Retry(_)) if attempt < ATTEMPTS => {
+            Err(StoreError::Retry(_)) if attempt < ATTEMPTS => {
                 sleep(PAUSE * (1 << attempt)).await;
                 attempt += 1;
             }

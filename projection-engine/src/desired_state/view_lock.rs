@@ -9,7 +9,7 @@ use thiserror::Error;
 use tokio::{sync::Mutex, task::JoinHandle, time::sleep};
 use tracing::warn;
 
-use crate::projection::Projection;
+use crate::view::Projection;
 
 /// How often the server hears of the holder, whose lock it would free after a minute of silence
 /// ([`vidlog_service_kit::mysql::open`]).
@@ -20,10 +20,10 @@ const LONGER_THAN_A_HOLD_S: u32 = 5;
 /// Another process has the lock, or this one for another purpose.
 #[derive(Debug, Error)]
 #[error("{0} is being rebuilt, or its dead letters retried, by another process")]
-pub(crate) struct Taken(&'static str);
+pub struct Taken(&'static str);
 
 /// The lock of one view, held as long as this lives.
-pub(crate) struct ViewLock {
+pub struct ViewLock {
     projection: Projection,
     /// The lock goes with the connection, and that with the process.
     connection: Arc<Mutex<MySqlConnection>>,
@@ -32,13 +32,13 @@ pub(crate) struct ViewLock {
 
 impl ViewLock {
     /// Takes the lock, or says that another has it. One that an audit has for a hold is waited for.
-    pub(crate) async fn take(pool: &MySqlPool, projection: Projection) -> anyhow::Result<Self> {
+    pub async fn take(pool: &MySqlPool, projection: Projection) -> anyhow::Result<Self> {
         let taken = Self::take_within(pool, projection, LONGER_THAN_A_HOLD_S).await?;
         taken.ok_or_else(|| Taken(projection.name()).into())
     }
 
     /// Takes the lock if nobody has it.
-    pub(crate) async fn try_take(pool: &MySqlPool, projection: Projection) -> anyhow::Result<Option<Self>> {
+    pub async fn try_take(pool: &MySqlPool, projection: Projection) -> anyhow::Result<Option<Self>> {
         Self::take_within(pool, projection, 0).await
     }
 
@@ -64,7 +64,7 @@ impl ViewLock {
     }
 
     /// Whether someone has the lock.
-    pub(crate) async fn is_taken(pool: &MySqlPool, projection: Projection) -> sqlx::Result<bool> {
+    pub async fn is_taken(pool: &MySqlPool, projection: Projection) -> sqlx::Result<bool> {
         let holder: Option<i64> = sqlx::query_scalar(
             "SELECT CAST(IS_USED_LOCK(SHA1(CONCAT('view ', DATABASE(), ' ', ?))) AS SIGNED)",
         )
@@ -75,7 +75,7 @@ impl ViewLock {
     }
 
     /// Makes sure that it is held still: the server gives it to others if the connection is lost.
-    pub(crate) async fn ensure_held(&self) -> anyhow::Result<()> {
+    pub async fn ensure_held(&self) -> anyhow::Result<()> {
         let mut connection = self.connection.lock().await;
         let ours: Option<bool> = sqlx::query_scalar(
             "SELECT IS_USED_LOCK(SHA1(CONCAT('view ', DATABASE(), ' ', ?))) = CONNECTION_ID()",

@@ -15,9 +15,8 @@ use rdkafka::{
     error::KafkaResult,
     message::Headers,
 };
-use vidlog_events::Topics;
 
-use crate::sink::Partition;
+use crate::log::{Log, Partition};
 
 /// How long what was read stays true: projections that start one after the other ask once. A topic that is made again
 /// while a process runs makes its consumers start anew, later than this.
@@ -30,20 +29,19 @@ const ID: &str = "ce_id";
 
 /// Reads the first records of partitions, for all projections of a process.
 pub struct FirstRecords {
-    brokers: String,
-    topics: Topics,
+    log: Log,
     known: Mutex<HashMap<Partition, (Instant, String)>>,
 }
 
 impl FirstRecords {
-    /// Of the log at some brokers.
-    pub fn new(brokers: String, topics: Topics) -> Self {
-        Self { brokers, topics, known: Mutex::default() }
+    /// The first records of a log.
+    pub fn new(log: Log) -> Self {
+        Self { log, known: Mutex::default() }
     }
 
     /// What identifies each of some partitions, which have a record at offset 0; nothing of those that do not answer in
     /// time. It blocks.
-    pub(crate) fn of(&self, partitions: &[Partition]) -> KafkaResult<Vec<Option<String>>> {
+    pub fn of(&self, partitions: &[Partition]) -> KafkaResult<Vec<Option<String>>> {
         self.known().retain(|_, (at, _)| at.elapsed() < KEPT);
         let mut known = self.known().clone();
         let unknown: Vec<_> =
@@ -64,7 +62,7 @@ impl FirstRecords {
 
     fn read(&self, partitions: &[Partition]) -> KafkaResult<HashMap<Partition, String>> {
         let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", &self.brokers)
+            .set("bootstrap.servers", &self.log.brokers)
             // A group is needed by the client library; nothing is committed and nobody joins.
             .set("group.id", "vidlog-first-records")
             .set("enable.auto.commit", "false")
@@ -75,7 +73,7 @@ impl FirstRecords {
             .create()?;
         let mut list = TopicPartitionList::new();
         for partition in partitions {
-            let topic = self.topics.name(partition.stream);
+            let topic = self.log.topics.name(partition.stream);
             list.add_partition_offset(&topic, partition.number, Offset::Offset(0))?;
         }
         consumer.assign(&list)?;
@@ -85,7 +83,7 @@ impl FirstRecords {
             let Some(Ok(message)) = consumer.poll(POLL) else {
                 continue;
             };
-            if let Some(stream) = self.topics.stream(message.topic())
+            if let Some(stream) = self.log.topics.stream(message.topic())
                 && message.offset() == 0
             {
                 let partition = Partition { stream, number: message.partition() };
@@ -97,7 +95,7 @@ impl FirstRecords {
 }
 
 /// What identifies a partition, by its first record.
-pub(crate) fn identity<M: Message>(message: &M) -> String {
+pub fn identity<M: Message>(message: &M) -> String {
     let id = message.headers().and_then(|headers| headers.iter().find(|header| header.key == ID)?.value);
     match id.and_then(|id| std::str::from_utf8(id).ok()) {
         Some(id) => id.to_owned(),

@@ -6,7 +6,7 @@ use rdkafka::{
 };
 use vidlog_events::{DecodeError, Envelope, Stream, decode};
 
-use crate::sink::RecordKey;
+use crate::log::RecordKey;
 
 /// An event at its place in a partition.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +50,7 @@ impl Delivery {
 }
 
 /// Decodes a message of a stream's topic, or of its dead letters.
-pub(crate) fn decode_message<M: Message>(stream: Stream, message: &M) -> Result<Envelope, DecodeError> {
+pub fn decode_message<M: Message>(stream: Stream, message: &M) -> Result<Envelope, DecodeError> {
     let header = |name: &str| {
         let headers = message.headers()?;
         headers.iter().find(|header| header.key == name).and_then(|header| header.value)

@@ -25,16 +25,17 @@ use vidlog_events::Topics;
 use vidlog_service_kit::ops::Readiness;
 
 use super::{
-    Runner,
-    board::{Board, Place},
     partition::{Confirmed, Request, Worker},
     queue::{self, Queued, queue},
+    settings::Settings,
+    status::{Board, Place},
 };
 use crate::{
-    control::Wanted,
     dead_letters::Post,
+    desired_state::Wanted,
+    log::Partition,
     metrics::{BLOCKED, REWINDS},
-    sink::{Partition, Position, Sink},
+    store::{Position, sink::Sink},
 };
 
 /// Between two attempts to start a partition.
@@ -131,9 +132,14 @@ impl State {
 
 impl Assignment {
     /// The assignment of a runner's projection, of which nothing is there yet; its tasks run on a runtime.
-    pub(super) fn new(runner: Runner, requests: Sender<Request>, runtime: Handle) -> Self {
-        let Runner { projection, sink, settings, readiness } = runner;
-        let (name, board, post) = (projection.name(), settings.board.clone(), settings.post.clone());
+    pub(super) fn new(
+        sink: Sink,
+        settings: &Settings,
+        readiness: Readiness,
+        requests: Sender<Request>,
+        runtime: Handle,
+    ) -> Self {
+        let (name, board, post) = (sink.projection().name(), settings.board.clone(), settings.post.clone());
         let (partitions, hint) = (Mutex::default(), OnceLock::new());
         Self { name, sink, post, readiness, board, requests, runtime, partitions, hint }
     }

@@ -10,8 +10,8 @@ use rdkafka::{
 use tracing::{debug, error};
 use vidlog_events::Topics;
 
-use super::{Settings, assignment::Assignment};
-use crate::sink::Partition;
+use super::{assignment::Assignment, settings::Settings};
+use crate::log::Partition;
 
 /// Session timeouts for which an instance may not poll: more than a pass over the partitions that are to be started takes
 /// while a store or a broker is away.
@@ -79,7 +79,7 @@ pub(super) fn connect(
         config.set("group.instance.id", format!("{instance}-{projection}"));
     }
     config
-        .set("bootstrap.servers", &settings.brokers)
+        .set("bootstrap.servers", &settings.log.brokers)
         .set("group.id", format!("{}.{projection}", settings.namespace))
         .set("client.id", format!("vidlog-projector-{projection}"))
         .set("partition.assignment.strategy", "cooperative-sticky")
@@ -102,7 +102,7 @@ pub(super) fn connect(
         .set("fetch.queue.backoff.ms", "20")
         .set("reconnect.backoff.max.ms", "1000")
         .set("log_level", "4")
-        .create_with_context(Context { assignment, topics: settings.topics.clone() })
+        .create_with_context(Context { assignment, topics: settings.log.topics.clone() })
 }
 
 fn named(topics: &Topics, partitions: &TopicPartitionList) -> Vec<Partition> {

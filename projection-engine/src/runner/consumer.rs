@@ -16,20 +16,20 @@ use rdkafka::{
 use tokio::runtime::Handle;
 use tracing::{debug, error, info, warn};
 use vidlog_events::Stream;
-use vidlog_service_kit::shutdown::Shutdown;
+use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 use super::{
-    Runner, Settings,
     assignment::{Assignment, Routed},
     client::{Context, connect},
     partition::Request,
     queue::Queued,
+    settings::Settings,
 };
 use crate::{
-    Delivery,
-    control::{Wanted, Wish},
-    projection::Projection,
-    sink::{Partition, Position},
+    desired_state::{Wanted, Wish},
+    log::{Delivery, Partition},
+    store::{Position, sink::Sink},
+    view::Projection,
 };
 
 /// The longest that a request of a partition's task waits for the thread.
@@ -67,13 +67,19 @@ pub(super) struct Poller {
 
 impl Poller {
     /// A poller of a runner's projection; its tasks run on a runtime.
-    pub(super) fn new(runner: Runner, shutdown: Shutdown, runtime: Handle) -> anyhow::Result<Self> {
-        let (projection, settings) = (runner.projection, runner.settings.clone());
+    pub(super) fn new(
+        sink: Sink,
+        settings: Arc<Settings>,
+        readiness: Readiness,
+        shutdown: Shutdown,
+        runtime: Handle,
+    ) -> anyhow::Result<Self> {
+        let projection = *sink.projection();
         let (requested, requests) = mpsc::channel();
-        let assignment = Assignment::new(runner, requested, runtime);
+        let assignment = Assignment::new(sink, &settings, readiness, requested, runtime);
         let consumer = connect(&settings, projection.name(), assignment)?;
         let consumer = Arc::new(consumer);
-        consumer.context().assignment().set_hints(&consumer, &settings.topics);
+        consumer.context().assignment().set_hints(&consumer, &settings.log.topics);
         let followed = Wanted::default();
         Ok(Self { consumer, projection, settings, requests, shutdown, followed })
     }
@@ -116,7 +122,7 @@ impl Poller {
 
     fn subscribe(&self) -> anyhow::Result<()> {
         let topics: Vec<_> =
-            self.projection.streams().map(|stream| self.settings.topics.name(stream)).collect();
+            self.projection.streams().map(|stream| self.settings.log.topics.name(stream)).collect();
         let topics: Vec<_> = topics.iter().map(String::as_str).collect();
         self.consumer
             .subscribe(&topics)
@@ -127,7 +133,7 @@ impl Poller {
     fn wait_for_topics(&self) -> bool {
         let mut told = false;
         for stream in self.projection.streams() {
-            let topic = self.settings.topics.name(stream);
+            let topic = self.settings.log.topics.name(stream);
             while !self.shutdown.is_given() && !self.exists(&topic) {
                 if !std::mem::replace(&mut told, true) {
                     info!(projection = self.projection.name(), topic, "waiting for the topic");
@@ -238,7 +244,7 @@ impl Poller {
         let begun = Instant::now();
         let mut starts = Vec::new();
         for (partition, position) in due {
-            let topic = self.settings.topics.name(partition.stream);
+            let topic = self.settings.log.topics.name(partition.stream);
             match self.consumer.fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT) {
                 Ok(extent) => starts.push(Start { partition, position, extent }),
                 Err(error) => {
@@ -275,7 +281,7 @@ impl Poller {
     /// Has the consumer read a partition from where the store stands; says why if it can't.
     fn seek(&self, start: &Start) -> Result<(), String> {
         let Start { partition, position, extent: (low, end) } = start;
-        let topic = &self.settings.topics.name(partition.stream);
+        let topic = &self.settings.log.topics.name(partition.stream);
         if position.lowest() < *low {
             return Err(format!(
                 "{topic}[{}] begins at {low}, but the view stands at {}: what lies between is gone from the log. \
@@ -300,7 +306,7 @@ impl Poller {
 
     /// Hands a record to its partition's task. If the task's queue is full the record is held and the partition paused.
     fn route(&self, message: &BorrowedMessage<'_>) {
-        let Some(stream) = self.settings.topics.stream(message.topic()) else {
+        let Some(stream) = self.settings.log.topics.stream(message.topic()) else {
             return;
         };
         let partition = Partition { stream, number: message.partition() };
@@ -335,7 +341,7 @@ impl Poller {
 
     fn list(&self, partition: Partition) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
-        list.add_partition(&self.settings.topics.name(partition.stream), partition.number);
+        list.add_partition(&self.settings.log.topics.name(partition.stream), partition.number);
         list
     }
 }

@@ -12,17 +12,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::{
-    board::Place,
     queue::{BATCH_RECORDS, Receiver},
+    status::Place,
 };
 use crate::{
-    Delivery,
-    control::{self, Wanted, Wish},
     dead_letters::{Intake, IntakeError, Post},
-    log_identity::identity,
+    desired_state::{self, Wanted, Wish},
+    log::{Delivery, Partition, identity::identity},
     metrics::{BATCH_SECONDS, FAILURES, RECORDS},
-    projection::Fold,
-    sink::{Partition, Position, Sink, SinkError},
+    store::{Position, StoreError, sink::Sink},
+    view::Fold,
 };
 
 /// Batches between two times that every part of the store is brought to the same position: what a restart reads
@@ -227,7 +226,7 @@ impl Worker {
                 error!(projection = self.name, partition, why, "stopping, as too much can't be folded");
                 Err(self.stop_all(&why).await)
             }
-            IntakeError::Sink(SinkError::Behind { stored }) => {
+            IntakeError::Sink(StoreError::Behind { stored }) => {
                 // Readers have to know before the view is filled up again.
                 if let Err(error) = bounded(async { Ok(self.sink.forget_complete().await?) }).await {
                     return self.wait(&error, pause).await;
@@ -240,7 +239,7 @@ impl Worker {
                 );
                 Err(Ended::Lost)
             }
-            IntakeError::Sink(SinkError::Moved { stored }) => {
+            IntakeError::Sink(StoreError::Moved { stored }) => {
                 warn!(projection = self.name, partition, stored, "another writer was here; beginning anew");
                 Err(Ended::Lost)
             }
@@ -259,7 +258,7 @@ impl Worker {
     /// Has all of the projection stand still until an operator resumes it, and waits for that to be followed.
     async fn stop_all(&self, why: &str) -> Ended {
         let (pool, projection) = (&self.sink.target().mysql, self.sink.projection());
-        while let Err(error) = control::stop(pool, projection, why).await {
+        while let Err(error) = desired_state::stop(pool, projection, why).await {
             warn!(projection = self.name, %error, "failed to keep that the projection is to stand still");
             if timeout(RETRY.1, self.stop.cancelled()).await.is_ok() {
                 break;
@@ -267,7 +266,7 @@ impl Worker {
         }
         while timeout(RETRY.1, self.stop.cancelled()).await.is_err() {
             // An operator may resume it before the poller has heard that it stopped.
-            let wanted = control::read(pool).await.ok().map(|mut wanted| wanted.remove(self.name));
+            let wanted = desired_state::read(pool).await.ok().map(|mut wanted| wanted.remove(self.name));
             let is_stopped = |wanted: Option<Wanted>| {
                 matches!(wanted, Some(Wanted { wish: Wish::Stopped(_) | Wish::Pause, .. }))
             };
@@ -279,10 +278,10 @@ impl Worker {
     }
 
     /// A reader may wait for this; that it failed is not worth more than another try after the next batch.
-    async fn publish(&self, next: i64) -> Result<(), SinkError> {
+    async fn publish(&self, next: i64) -> Result<(), StoreError> {
         timeout(PUBLISH_TIMEOUT, self.sink.publish_progress(self.partition, next))
             .await
-            .unwrap_or_else(|_| Err(SinkError::Retry("Redis does not answer".to_owned())))
+            .unwrap_or_else(|_| Err(StoreError::Retry("Redis does not answer".to_owned())))
     }
 
     /// When to do so if nothing comes. Of a view in Redis, never: it goes back together with what is told of it, which
@@ -305,6 +304,6 @@ impl Worker {
 }
 
 async fn bounded<T>(write: impl Future<Output = Result<T, IntakeError>>) -> Result<T, IntakeError> {
-    let too_late = |_| Err(SinkError::Retry(format!("no answer in {} s", WRITE_TIMEOUT.as_secs())).into());
+    let too_late = |_| Err(StoreError::Retry(format!("no answer in {} s", WRITE_TIMEOUT.as_secs())).into());
     timeout(WRITE_TIMEOUT, write).await.unwrap_or_else(too_late)
 }

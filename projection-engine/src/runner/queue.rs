@@ -16,7 +16,7 @@ use std::sync::{
 
 use tokio::sync::mpsc;
 
-use crate::Delivery;
+use crate::log::Delivery;
 
 /// Records that wait for a partition's task. More would only be memory: the broker keeps them as well.
 const RECORDS: usize = 2000;

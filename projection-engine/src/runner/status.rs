@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::{control::Wish, sink::Partition};
+use crate::{desired_state::Wish, log::Partition};
 
 /// How far the rate of a partition looks back.
 const RATE_OVER: Duration = Duration::from_secs(10);
@@ -36,7 +36,7 @@ struct Entry {
 
 /// Whether a partition has a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub enum Phase {
     /// It has none yet, for this reason.
     Waiting(String),
     /// It has one.
@@ -45,25 +45,29 @@ pub(crate) enum Phase {
 
 /// What is told of a partition.
 #[derive(Debug)]
-pub(crate) struct Line {
-    pub(crate) projection: &'static str,
-    pub(crate) partition: Partition,
-    pub(crate) phase: Phase,
+pub struct Line {
+    /// The projection's name.
+    pub projection: &'static str,
+    /// The partition.
+    pub partition: Partition,
+    /// Whether the partition has a task.
+    pub phase: Phase,
     /// What is wanted of the projection, as far as it is followed.
-    pub(crate) followed: Wish,
-    pub(crate) records_per_second: f64,
+    pub followed: Wish,
+    /// Records folded per second, over the last 10 seconds.
+    pub records_per_second: f64,
     /// The last error, and how long ago it was.
-    pub(crate) error: Option<(String, Duration)>,
+    pub error: Option<(String, Duration)>,
 }
 
 impl Board {
     /// Waits until there is something new to tell, other than numbers.
-    pub(crate) async fn changed(&self) {
+    pub async fn changed(&self) {
         self.changed.notified().await;
     }
 
     /// All that is told now. Rates are counted from one reading to the next ones.
-    pub(crate) fn lines(&self) -> Vec<Line> {
+    pub fn lines(&self) -> Vec<Line> {
         let now = Instant::now();
         let Told { followed, partitions } = &mut *self.told();
         let line = |(&(projection, partition), entry): (&(&'static str, Partition), &mut Entry)| Line {

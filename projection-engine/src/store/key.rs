@@ -1,8 +1,11 @@
 //! A parked key as a partition of its own: how what waits is folded when it can be, with a checkpoint of its own, so that
 //! a retry which was cut off is simply made again.
 
-use super::{Batch, Changes, ParkedKey, Partition, Position, RecordKey, Sink, SinkError, mysql, redis};
-use crate::{Record, projection::Fold};
+use super::{Batch, Changes, ParkedKey, Position, StoreError, mysql, redis, sink::Sink};
+use crate::{
+    log::{Partition, Record, RecordKey},
+    view::Fold,
+};
 
 /// The store of a parked key.
 ///
@@ -22,14 +25,14 @@ impl KeySink {
 
     /// Creates the checkpoint, if there is none, and says where it stands; nothing if the key is not parked from there
     /// any more.
-    pub async fn begin(&self, parked: &ParkedKey) -> Result<Option<Position>, SinkError> {
+    pub async fn begin(&self, parked: &ParkedKey) -> Result<Option<Position>, StoreError> {
         let place = parked.first + 1;
-        let position = match self.sink.projection.fold {
+        let position = match self.sink.projection().fold {
             Fold::Redis(_) => {
                 let view = self.redis_view();
                 view.begin(place).await?;
                 let mut found = redis::positions(view.target, view.projection, &[view.field]).await?;
-                found.pop().ok_or_else(|| SinkError::Retry("Redis told no position".to_owned()))?
+                found.pop().ok_or_else(|| StoreError::Retry("Redis told no position".to_owned()))?
             }
             Fold::MySql(_) => Position { parts: vec![self.mysql_view().begin(place).await?] },
         };
@@ -41,7 +44,7 @@ impl KeySink {
     }
 
     /// Folds records of the key that the store does not have yet.
-    pub async fn apply(&self, position: &mut Position, records: &[Record]) -> Result<(), SinkError> {
+    pub async fn apply(&self, position: &mut Position, records: &[Record]) -> Result<(), StoreError> {
         let records: Vec<_> = records
             .iter()
             .map(|record| Record { offset: record.offset + 1, envelope: record.envelope.clone() })
@@ -50,15 +53,15 @@ impl KeySink {
             return Ok(());
         };
         let batch = Batch { records: &records, next, changes: &Changes::new() };
-        match self.sink.projection.fold {
+        match self.sink.projection().fold {
             Fold::Redis(fold) => self.redis_view().apply(fold, &mut position.parts, &batch).await,
             Fold::MySql(fold) => self.mysql_view().apply(fold, &mut position.parts, &batch).await,
         }
     }
 
     /// Parks the key no longer, as all that waited is folded; false if it is parked otherwise than was known.
-    pub async fn unpark(&self, parked: &ParkedKey) -> Result<bool, SinkError> {
-        match self.sink.projection.fold {
+    pub async fn unpark(&self, parked: &ParkedKey) -> Result<bool, StoreError> {
+        match self.sink.projection().fold {
             Fold::Redis(_) => self.redis_view().unpark(parked).await,
             Fold::MySql(_) => self.mysql_view().unpark(parked).await,
         }
@@ -66,8 +69,8 @@ impl KeySink {
 
     /// Parks the key from a later record on, as those before it are folded; false if it is parked otherwise than was
     /// known.
-    pub async fn park_from(&self, from: &ParkedKey, to: &ParkedKey) -> Result<bool, SinkError> {
-        match self.sink.projection.fold {
+    pub async fn park_from(&self, from: &ParkedKey, to: &ParkedKey) -> Result<bool, StoreError> {
+        match self.sink.projection().fold {
             Fold::Redis(_) => self.redis_view().park_from(from, to).await,
             Fold::MySql(_) => self.mysql_view().park_from(from, to).await,
         }
@@ -75,7 +78,7 @@ impl KeySink {
 
     fn redis_view(&self) -> redis::View<'_> {
         let field = format!("{}:{}", self.partition.field(), self.key);
-        redis::View { target: &self.sink.target, projection: &self.sink.projection, field }
+        redis::View { target: self.sink.target(), projection: self.sink.projection(), field }
     }
 
     fn mysql_view(&self) -> mysql::View<'_> {

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use sqlx::{AssertSqlSafe, MySqlConnection, MySqlPool, QueryBuilder, mysql::MySqlDatabaseError};
 use vidlog_service_kit::failpoint;
 
-use super::{
-    Batch, Change, Changes, Class, Failure, Parked, ParkedKey, Partition, Position, RecordKey, SinkError,
+use super::{Batch, Change, Changes, Class, Failure, Parked, ParkedKey, Position, StoreError};
+use crate::{
+    log::{Partition, RecordKey},
+    view::{MySqlFold, Projection},
 };
-use crate::projection::{MySqlFold, Projection};
 
 /// The record key of a checkpoint that is of the partition itself.
 pub(super) const WHOLE: &str = "";
@@ -25,7 +26,7 @@ pub(super) async fn positions(
     pool: &MySqlPool,
     projection: &Projection,
     partitions: &[Partition],
-) -> Result<Vec<Position>, SinkError> {
+) -> Result<Vec<Position>, StoreError> {
     if partitions.is_empty() {
         return Ok(Vec::new());
     }
@@ -62,7 +63,10 @@ async fn create(pool: &MySqlPool, projection: &Projection, partitions: Vec<&Part
 }
 
 /// The first records that are remembered, of these partitions in their order; these, where there were none.
-pub(super) async fn logs(pool: &MySqlPool, firsts: &[(Partition, String)]) -> Result<Vec<String>, SinkError> {
+pub(super) async fn logs(
+    pool: &MySqlPool,
+    firsts: &[(Partition, String)],
+) -> Result<Vec<String>, StoreError> {
     if firsts.is_empty() {
         return Ok(Vec::new());
     }
@@ -90,7 +94,7 @@ type ParkedRow = (String, i32, String, i64, i64, i64, String, String);
 pub(super) async fn parked(
     pool: &MySqlPool,
     projection: &Projection,
-) -> Result<BTreeMap<Partition, Parked>, SinkError> {
+) -> Result<BTreeMap<Partition, Parked>, StoreError> {
     let select = format!(
         "SELECT stream, partition_no, record_key, first_offset, last_offset, waiting, class, message FROM {}",
         projection.catalogued.parked_table()
@@ -114,17 +118,17 @@ impl View<'_> {
         fold: MySqlFold,
         parts: &mut [i64],
         batch: &Batch<'_>,
-    ) -> Result<(), SinkError> {
+    ) -> Result<(), StoreError> {
         let mut transaction = self.pool.begin().await?;
         let stored = self.lock(&mut transaction).await?.unwrap_or(0);
         let known = parts.first().copied().unwrap_or(0);
         if stored < known {
-            return Err(SinkError::Behind { stored });
+            return Err(StoreError::Behind { stored });
         }
         if stored < batch.next {
             // Another writer may have parked keys that this one knows nothing of.
             if stored > known && (!batch.changes.is_empty() || self.has_parked(&mut transaction).await?) {
-                return Err(SinkError::Moved { stored });
+                return Err(StoreError::Moved { stored });
             }
             self.park(&mut transaction, batch.changes).await?;
             let new = batch.records.partition_point(|record| record.offset < stored);
@@ -139,7 +143,7 @@ impl View<'_> {
     }
 
     /// Where the parked key's own checkpoint stands, which is created at a place if there is none.
-    pub(super) async fn begin(&self, place: i64) -> Result<i64, SinkError> {
+    pub(super) async fn begin(&self, place: i64) -> Result<i64, StoreError> {
         let table = self.projection.catalogued.checkpoint_table();
         let insert = format!(
             "INSERT INTO {table} (stream, partition_no, record_key, next_offset) VALUES (?, ?, ?, ?)
@@ -159,7 +163,7 @@ impl View<'_> {
     }
 
     /// Makes a parked key one like others, with its own checkpoint, unless it has changed; whether it did so.
-    pub(super) async fn unpark(&self, parked: &ParkedKey) -> Result<bool, SinkError> {
+    pub(super) async fn unpark(&self, parked: &ParkedKey) -> Result<bool, StoreError> {
         let mut transaction = self.pool.begin().await?;
         // The partition's writer waits for this lock, and then sees that the key is not parked.
         View { record_key: WHOLE, ..*self }.lock(&mut transaction).await?;
@@ -196,7 +200,7 @@ impl View<'_> {
 
     /// Has a parked key begin at a later record, as those before it were folded; whether it still began where it is
     /// said to.
-    pub(super) async fn park_from(&self, from: &ParkedKey, to: &ParkedKey) -> Result<bool, SinkError> {
+    pub(super) async fn park_from(&self, from: &ParkedKey, to: &ParkedKey) -> Result<bool, StoreError> {
         let update = format!(
             "UPDATE {} SET first_offset = ?, waiting = waiting - ?, class = ?, message = ?
              WHERE stream = ? AND partition_no = ? AND record_key = ? AND first_offset = ?",
@@ -217,7 +221,7 @@ impl View<'_> {
     }
 
     /// Locks the checkpoint, and says where it stands.
-    async fn lock(&self, connection: &mut MySqlConnection) -> Result<Option<i64>, SinkError> {
+    async fn lock(&self, connection: &mut MySqlConnection) -> Result<Option<i64>, StoreError> {
         let table = self.projection.catalogued.checkpoint_table();
         let select = format!(
             "SELECT next_offset FROM {table} WHERE stream = ? AND partition_no = ? AND record_key = ? FOR UPDATE"
@@ -230,7 +234,7 @@ impl View<'_> {
             .await?)
     }
 
-    async fn advance(&self, connection: &mut MySqlConnection, next: i64) -> Result<(), SinkError> {
+    async fn advance(&self, connection: &mut MySqlConnection, next: i64) -> Result<(), StoreError> {
         let table = self.projection.catalogued.checkpoint_table();
         let update = format!(
             "UPDATE {table} SET next_offset = ? WHERE stream = ? AND partition_no = ? AND record_key = ?"
@@ -245,7 +249,7 @@ impl View<'_> {
         Ok(())
     }
 
-    async fn has_parked(&self, connection: &mut MySqlConnection) -> Result<bool, SinkError> {
+    async fn has_parked(&self, connection: &mut MySqlConnection) -> Result<bool, StoreError> {
         let table = self.projection.catalogued.parked_table();
         let select = format!("SELECT 1 FROM {table} WHERE stream = ? AND partition_no = ? LIMIT 1");
         let found: Option<i32> = sqlx::query_scalar(AssertSqlSafe(select))
@@ -258,7 +262,7 @@ impl View<'_> {
     }
 
     /// Changes the parked keys, if they are what the writer takes them for.
-    async fn park(&self, connection: &mut MySqlConnection, changes: &Changes) -> Result<(), SinkError> {
+    async fn park(&self, connection: &mut MySqlConnection, changes: &Changes) -> Result<(), StoreError> {
         if changes.is_empty() {
             return Ok(());
         }
@@ -272,7 +276,7 @@ impl View<'_> {
         let stored: Vec<(String,)> = select.build_query_as().fetch_all(&mut *connection).await?;
         let is_parked = |key: &RecordKey| stored.iter().any(|(stored,)| stored == key.as_str());
         if changes.iter().any(|(key, change)| is_parked(key) != matches!(change, Change::Extend { .. })) {
-            return Err(SinkError::OtherParked);
+            return Err(StoreError::OtherParked);
         }
         QueryBuilder::new(format!(
             "INSERT INTO {table}
@@ -305,17 +309,17 @@ impl View<'_> {
 }
 
 /// What the error of a fold means: about the data, or about a store that is away.
-fn of_fold(error: sqlx::Error) -> SinkError {
+fn of_fold(error: sqlx::Error) -> StoreError {
     let refused = error.as_database_error().and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>());
     match refused.map(|refused| (refused.number(), refused.message())) {
         // Null where there must be a value, out of range, too long, and constraints (the last is MariaDB's).
         Some((number @ (1048 | 1264 | 1406 | 1690 | 3819 | 4025), message)) => {
-            SinkError::Unfoldable(format!("MySQL error {number}: {message}"))
+            StoreError::Unfoldable(format!("MySQL error {number}: {message}"))
         }
         // Of a key that is there already, a value that was cut, of a wrong type, or no text. The message has the value
         // in it, which may be personal.
         Some((number @ (1062 | 1265 | 1292 | 1366), _)) => {
-            SinkError::Unfoldable(format!("MySQL error {number}"))
+            StoreError::Unfoldable(format!("MySQL error {number}"))
         }
         _ => error.into(),
     }

@@ -6,8 +6,7 @@
 //! by then, and the second stage takes them. Its parts are absolute, so what counts is the last one written, and
 //! that one is written after the last change of its video.
 
-mod parked;
-mod writes;
+pub(super) mod parked;
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
@@ -18,16 +17,16 @@ use vidlog_schemas::{
 };
 use vidlog_service_kit::failpoint;
 
-pub(super) use self::parked::parked;
-pub use self::writes::RedisWrites;
-use self::writes::{Part, Write};
-use super::{Batch, Change, Changes, Partition, Position, SinkError, Target};
+use super::{Batch, Change, Changes, Position, StoreError, Target};
 use crate::{
-    Record,
-    projection::{Projection, RedisFold},
+    log::{Partition, Record},
+    view::{
+        Projection, RedisFold, RedisWrites,
+        writes::{Part, Write},
+    },
 };
 
-const SOURCE: &str = include_str!("apply.lua");
+const SOURCE: &str = include_str!("redis/apply.lua");
 static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(SOURCE));
 
 /// One partition of a view, or one parked key of it.
@@ -68,7 +67,7 @@ pub(super) async fn positions(
     target: &Target,
     projection: &Projection,
     fields: &[String],
-) -> Result<Vec<Position>, SinkError> {
+) -> Result<Vec<Position>, StoreError> {
     let mut positions = vec![Position { parts: Vec::new() }; fields.len()];
     if fields.is_empty() {
         return Ok(positions);
@@ -86,7 +85,7 @@ pub(super) async fn positions(
     check_shards(target, answers.pop())?;
     for answer in answers {
         let stored: Vec<Option<i64>> =
-            from_redis_value(answer).map_err(|error| SinkError::Retry(error.to_string()))?;
+            from_redis_value(answer).map_err(|error| StoreError::Retry(error.to_string()))?;
         for (position, next) in positions.iter_mut().zip(stored) {
             position.parts.push(next.unwrap_or(0));
         }
@@ -95,12 +94,12 @@ pub(super) async fn positions(
 }
 
 /// Whether the number of shards that Redis knows is ours. It knows none after it was emptied.
-fn check_shards(target: &Target, known: Option<Value>) -> Result<(), SinkError> {
-    let known: Option<usize> =
-        from_redis_value(known.unwrap_or(Value::Nil)).map_err(|error| SinkError::Retry(error.to_string()))?;
+fn check_shards(target: &Target, known: Option<Value>) -> Result<(), StoreError> {
+    let known: Option<usize> = from_redis_value(known.unwrap_or(Value::Nil))
+        .map_err(|error| StoreError::Retry(error.to_string()))?;
     let ours = target.keys.shards().count();
     match known {
-        Some(created) if created != ours => Err(SinkError::OtherShards { created, ours }),
+        Some(created) if created != ours => Err(StoreError::OtherShards { created, ours }),
         Some(_) | None => Ok(()),
     }
 }
@@ -110,7 +109,7 @@ pub(super) async fn is_past_generation(
     target: &Target,
     projection: &Projection,
     other: u32,
-) -> Result<bool, SinkError> {
+) -> Result<bool, StoreError> {
     let keys = target.keys.of_generation(&projection.catalogued, other);
     let other = checkpoints(&Target { keys, ..target.clone() }, projection).await?;
     let own = checkpoints(target, projection).await?;
@@ -128,18 +127,18 @@ pub(super) async fn is_past_generation(
 async fn checkpoints(
     target: &Target,
     projection: &Projection,
-) -> Result<Vec<BTreeMap<String, i64>>, SinkError> {
+) -> Result<Vec<BTreeMap<String, i64>>, StoreError> {
     let stages = Stage::ALL.into_iter();
     let all = stages.flat_map(|stage| target.keys.shards().map(move |shard| (stage, shard)));
     let commands: Vec<_> = all
         .map(|(stage, shard)| cmd("HGETALL").arg(stage.checkpoint(target, shard, projection)).take())
         .collect();
     let answers = target.redis.all(&commands).await?.into_iter().map(from_redis_value);
-    answers.collect::<Result<_, _>>().map_err(|error| SinkError::Retry(error.to_string()))
+    answers.collect::<Result<_, _>>().map_err(|error| StoreError::Retry(error.to_string()))
 }
 
 /// The first records that are remembered, of these partitions in their order; these, where there were none.
-pub(super) async fn logs(target: &Target, firsts: &[(Partition, String)]) -> Result<Vec<String>, SinkError> {
+pub(super) async fn logs(target: &Target, firsts: &[(Partition, String)]) -> Result<Vec<String>, StoreError> {
     let key = target.keys.logs();
     let remember = firsts
         .iter()
@@ -147,7 +146,7 @@ pub(super) async fn logs(target: &Target, firsts: &[(Partition, String)]) -> Res
     let recall = firsts.iter().map(|(partition, _)| cmd("HGET").arg(&key).arg(partition.field()).take());
     let answers = target.redis.all(&remember.chain(recall).collect::<Vec<_>>()).await?;
     let recalled = answers.into_iter().skip(firsts.len()).map(from_redis_value);
-    recalled.collect::<Result<_, _>>().map_err(|error| SinkError::Retry(error.to_string()))
+    recalled.collect::<Result<_, _>>().map_err(|error| StoreError::Retry(error.to_string()))
 }
 
 impl View<'_> {
@@ -156,7 +155,7 @@ impl View<'_> {
         fold: RedisFold,
         positions: &mut [i64],
         batch: &Batch<'_>,
-    ) -> Result<(), SinkError> {
+    ) -> Result<(), StoreError> {
         let next = batch.next;
         let (writes, parts) = self::fold(&self.target.keys, fold, batch.records).into_stages();
         let (first, second) = positions.split_at_mut(positions.len() / 2);
@@ -181,7 +180,7 @@ impl View<'_> {
         for part in parts {
             let count = counts.get_mut(&part.source.shard).and_then(Iterator::next);
             totals.push(
-                part.write(count.ok_or_else(|| SinkError::Retry("Redis answered no count".to_owned()))?),
+                part.write(count.ok_or_else(|| StoreError::Retry("Redis answered no count".to_owned()))?),
             );
         }
         self.run(Stage::Parts, by_shard(totals), second, next).await?;
@@ -190,7 +189,7 @@ impl View<'_> {
     }
 
     /// Brings every shard to `next`, of which it is known that it has all that is its own before that.
-    pub(super) async fn settle(&self, positions: &mut [i64], next: i64) -> Result<(), SinkError> {
+    pub(super) async fn settle(&self, positions: &mut [i64], next: i64) -> Result<(), StoreError> {
         let (first, second) = positions.split_at_mut(positions.len() / 2);
         for (stage, positions) in Stage::ALL.into_iter().zip([first, second]) {
             let all = self.target.keys.shards().map(|shard| (shard, Vec::new())).collect();
@@ -208,7 +207,7 @@ impl View<'_> {
         batches: BTreeMap<Shard, Vec<Write>>,
         positions: &mut [i64],
         next: i64,
-    ) -> Result<BTreeMap<Shard, Answer>, SinkError> {
+    ) -> Result<BTreeMap<Shard, Answer>, StoreError> {
         let commands = batches
             .iter()
             .map(|(shard, writes)| {
@@ -227,7 +226,7 @@ impl View<'_> {
         positions: &mut [i64],
         next: i64,
         changes: &Changes,
-    ) -> Result<BTreeMap<Shard, Answer>, SinkError> {
+    ) -> Result<BTreeMap<Shard, Answer>, StoreError> {
         let commands = batch
             .iter()
             .map(|(shard, writes)| {
@@ -245,7 +244,7 @@ impl View<'_> {
         shards: impl Iterator<Item = Shard>,
         commands: Vec<Cmd>,
         positions: &mut [i64],
-    ) -> Result<BTreeMap<Shard, Answer>, SinkError> {
+    ) -> Result<BTreeMap<Shard, Answer>, StoreError> {
         let mut answers = BTreeMap::new();
         for (shard, answer) in shards.zip(self.send(&commands).await?) {
             let answer = read_answer(answer)?;
@@ -361,13 +360,13 @@ fn by_shard(writes: impl IntoIterator<Item = Write>) -> BTreeMap<Shard, Vec<Writ
     shards
 }
 
-fn read_answer(value: Value) -> Result<Answer, SinkError> {
-    let numbers: Vec<i64> = from_redis_value(value).map_err(|error| SinkError::Retry(error.to_string()))?;
+fn read_answer(value: Value) -> Result<Answer, StoreError> {
+    let numbers: Vec<i64> = from_redis_value(value).map_err(|error| StoreError::Retry(error.to_string()))?;
     match numbers.as_slice() {
         [1, stored, counts @ ..] => Ok(Answer { stored: *stored, counts: counts.to_vec() }),
-        [0, stored] => Err(SinkError::Behind { stored: *stored }),
-        [2, stored] => Err(SinkError::Moved { stored: *stored }),
-        [3, _] => Err(SinkError::OtherParked),
-        _ => Err(SinkError::Retry("Redis answered what the script never does".to_owned())),
+        [0, stored] => Err(StoreError::Behind { stored: *stored }),
+        [2, stored] => Err(StoreError::Moved { stored: *stored }),
+        [3, _] => Err(StoreError::OtherParked),
+        _ => Err(StoreError::Retry("Redis answered what the script never does".to_owned())),
     }
 }

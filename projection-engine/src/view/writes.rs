@@ -15,22 +15,22 @@ pub struct RedisWrites {
 
 /// One write to one shard.
 #[derive(Debug, PartialEq)]
-pub(super) struct Write {
-    pub(super) offset: i64,
-    pub(super) key: Key,
+pub(crate) struct Write {
+    pub(crate) offset: i64,
+    pub(crate) key: Key,
     /// A second key, on the same shard; its index becomes the last argument.
-    pub(super) other: Option<Key>,
-    pub(super) action: &'static str,
-    pub(super) arguments: Vec<String>,
+    pub(crate) other: Option<Key>,
+    pub(crate) action: &'static str,
+    pub(crate) arguments: Vec<String>,
 }
 
 /// A part of a total: the size of a set on one shard, to be kept in a hash on another.
 #[derive(Debug, PartialEq)]
-pub(super) struct Part {
+pub(crate) struct Part {
     offset: i64,
     hash: Key,
     field: String,
-    pub(super) source: Key,
+    pub(crate) source: Key,
 }
 
 impl RedisWrites {
@@ -81,18 +81,18 @@ impl RedisWrites {
     }
 
     /// The keys that are written to.
-    pub(in crate::sink) fn keys(self) -> BTreeSet<Key> {
+    pub(crate) fn keys(self) -> BTreeSet<Key> {
         let parts = self.parts.into_keys().map(|(hash, _)| hash);
         self.writes.into_iter().map(|write| write.key).chain(parts).collect()
     }
 
     /// Says of which record the next writes are.
-    pub(super) const fn at(&mut self, offset: i64) {
+    pub(crate) const fn at(&mut self, offset: i64) {
         self.offset = offset;
     }
 
     /// The writes, and the parts that follow from them.
-    pub(super) fn into_stages(self) -> (Vec<Write>, Vec<Part>) {
+    pub(crate) fn into_stages(self) -> (Vec<Write>, Vec<Part>) {
         let part = |((hash, field), (offset, source))| Part { offset, hash, field, source };
         (self.writes, self.parts.into_iter().map(part).collect())
     }
@@ -104,7 +104,7 @@ impl RedisWrites {
 
 impl Part {
     /// Asks the set's shard for its size.
-    pub(super) fn count(&self) -> Write {
+    pub(crate) fn count(&self) -> Write {
         Write {
             offset: self.offset,
             key: self.source.clone(),
@@ -115,7 +115,7 @@ impl Part {
     }
 
     /// Writes the part.
-    pub(super) fn write(self, count: i64) -> Write {
+    pub(crate) fn write(self, count: i64) -> Write {
         Write {
             offset: self.offset,
             key: self.hash,

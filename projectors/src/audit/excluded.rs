@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-
-use crate::{
+use vidlog_projection_engine::{
     dead_letters::{Discards, Post},
-    replay::Places,
-    sink::{Partition, RecordKey, Sink},
+    log::{Offsets, Partition, RecordKey},
+    store::sink::Sink,
 };
 
 /// What a view is not to have, by partition.
@@ -41,7 +40,9 @@ impl Excluded {
             .parked()
             .await
             .with_context(|| format!("failed to ask what waits of {}", sink.projection().name()))?;
-        let firsts = |keys: crate::sink::Parked| keys.into_iter().map(|(key, parked)| (key, parked.first));
+        let firsts = |keys: vidlog_projection_engine::store::Parked| {
+            keys.into_iter().map(|(key, parked)| (key, parked.first))
+        };
         let parked = parked.into_iter().map(|(partition, keys)| (partition, firsts(keys).collect()));
         Ok(Self { parked: parked.collect(), discards: self.discards.clone() })
     }
@@ -61,7 +62,7 @@ impl Excluded {
     }
 
     /// Whether the keys that are parked from before some places on still are in a later look.
-    pub(super) fn still_hold_in(&self, later: &Self, places: &Places) -> bool {
+    pub(super) fn still_hold_in(&self, later: &Self, places: &Offsets) -> bool {
         self.parked.iter().all(|(partition, parked)| {
             let place = places.get(partition).copied().unwrap_or(0);
             let still = later.parked.get(partition);

@@ -10,10 +10,10 @@ use vidlog_events::Stream;
 use vidlog_schemas::{keys::ViewKey, projections::View};
 
 use super::{Lines, digest};
-use crate::{
-    projection::Projection,
-    replay::Places,
-    sink::{Partition, Target},
+use vidlog_projection_engine::{
+    log::{Offsets, Partition},
+    store::Target,
+    view::Projection,
 };
 
 pub use self::keys::key_lines;
@@ -40,7 +40,7 @@ pub async fn lines(target: &Target, projections: &[Projection]) -> anyhow::Resul
 }
 
 /// The lines of a view in MySQL and the places that they are at, of one moment, while others go on writing.
-pub async fn snapshot(pool: &MySqlPool, projection: &Projection) -> anyhow::Result<(Places, Lines)> {
+pub async fn snapshot(pool: &MySqlPool, projection: &Projection) -> anyhow::Result<(Offsets, Lines)> {
     let mut connection = pool.acquire().await.context("failed to reach MySQL")?;
     let (places, mut transaction) = open_snapshot(&mut connection, projection).await?;
     let mut lines = Lines::new();
@@ -53,7 +53,7 @@ pub async fn snapshot(pool: &MySqlPool, projection: &Projection) -> anyhow::Resu
 pub(crate) async fn open_snapshot<'a>(
     connection: &'a mut MySqlConnection,
     projection: &Projection,
-) -> anyhow::Result<(Places, Transaction<'a, MySql>)> {
+) -> anyhow::Result<(Offsets, Transaction<'a, MySql>)> {
     // Of the next transaction alone.
     sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *connection).await?;
     let mut transaction = connection.begin_with("START TRANSACTION WITH CONSISTENT SNAPSHOT").await?;

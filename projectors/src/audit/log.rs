@@ -22,11 +22,9 @@ use vidlog_schemas::{
 };
 
 use super::{Lines, Model, excluded::Excluded, touched};
-use crate::{
-    projection::Projection,
-    record::decode_message,
-    replay::{Log, Places},
-    sink::{Partition, RecordKey},
+use vidlog_projection_engine::{
+    log::{Log, Offsets, Partition, RecordKey, decode_message},
+    view::Projection,
 };
 
 /// How long the broker may take to answer, or to send the next record.
@@ -37,7 +35,7 @@ const POLL: Duration = Duration::from_millis(100);
 pub(super) struct Folding {
     projection: Projection,
     /// How far it is: the next offset of each of the projection's partitions.
-    pub(super) at: Places,
+    pub(super) at: Offsets,
     /// What was passed over, and is to be.
     pub(super) excluded: Excluded,
     pub(super) model: Model,
@@ -105,7 +103,7 @@ impl Folding {
 }
 
 /// Where a folding is to get to.
-pub(super) type Step = (Folding, Places);
+pub(super) type Step = (Folding, Offsets);
 
 /// Folds on for some projections, each to its own places, in one reading of the log.
 pub(super) async fn fold_on(log: &Log, steps: Vec<Step>) -> anyhow::Result<Vec<Folding>> {

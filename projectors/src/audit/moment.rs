@@ -13,12 +13,12 @@ use super::{
     log::{Folding, Step, fold_on},
     rounds::Known,
 };
-use crate::{
+use vidlog_projection_engine::{
     dead_letters::Post,
-    projection::Projection,
-    replay::{Log, Places},
-    sink::{Partition, Position, Sink, Target},
-    view_lock::ViewLock,
+    desired_state::view_lock::ViewLock,
+    log::{Log, Offsets, Partition},
+    store::{Position, Target, sink::Sink},
+    view::Projection,
 };
 
 /// A view at one position, from both sides.
@@ -49,7 +49,7 @@ impl View {
     }
 
     /// Where all parts of it are.
-    pub(super) fn lowest(&self, positions: &[Position]) -> Places {
+    pub(super) fn lowest(&self, positions: &[Position]) -> Offsets {
         self.partitions.iter().copied().zip(positions.iter().map(Position::lowest)).collect()
     }
 
@@ -64,7 +64,7 @@ impl View {
         &self,
         before: &Excluded,
         later: &Excluded,
-        places: &Places,
+        places: &Offsets,
     ) -> anyhow::Result<()> {
         ensure!(
             before.still_hold_in(later, places),
@@ -95,7 +95,7 @@ impl View {
         let is_locked = self.is_locked().await?;
         folding.excluded = self.excluded(&folding).await?;
         let place = |partition: &Partition| (*partition, stored.get(partition).copied().unwrap_or(0));
-        let until: Places = self.partitions.iter().map(place).collect();
+        let until: Offsets = self.partitions.iter().map(place).collect();
         self.ensure_hold(&before, &folding.excluded, &until)?;
         let is_in_doubt = is_locked && folding.excluded.has_parked();
         let mut folded = fold_on(log, vec![(folding, until)]).await?;

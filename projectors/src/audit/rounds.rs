@@ -18,11 +18,13 @@ use super::{
     log::{Folding, fold_on},
     moment::{Moment, View},
 };
-use crate::{
-    control::{self, Wish},
-    hold::{BETWEEN_HOLDS, HOLDS, Hold, LOOK},
-    replay::Log,
-    view_lock::ViewLock,
+use vidlog_projection_engine::{
+    desired_state::{
+        self, Wish,
+        hold::{BETWEEN_HOLDS, HOLDS, Hold, LOOK},
+        view_lock::ViewLock,
+    },
+    log::Log,
 };
 
 /// Rounds in which the view may come to rest by itself, or in which what is left for a hold gets less.
@@ -116,7 +118,7 @@ impl Known {
 
     /// Whether it goes on unless it is held. One that is paused, or has stopped, is left alone.
     async fn is_to_run(&self) -> anyhow::Result<bool> {
-        let all = control::read(&self.view.sink.target().mysql).await;
+        let all = desired_state::read(&self.view.sink.target().mysql).await;
         let mut all = all.context("MySQL does not say whether the projection is to run")?;
         let wish = all.remove(self.view.projection().name()).unwrap_or_default().wish;
         Ok(matches!(wish, Wish::Run | Wish::Hold))

@@ -12,11 +12,11 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 use vidlog_service_kit::{clock::Clock, shutdown::Shutdown};
 
-use super::Operator;
 use crate::{
     metrics::{AUDIT_DIFFERENCES, AUDIT_TIME},
-    projection::Projection,
+    operator::Operator,
 };
+use vidlog_projection_engine::view::Projection;
 
 /// Differences that are kept for whoever asks; all are counted.
 const KEPT: usize = 20;

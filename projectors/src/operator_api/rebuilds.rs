@@ -6,16 +6,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use crate::rebuild::{IfDifferent, Rebuild};
 use serde::Serialize;
 use tracing::{error, info};
+use vidlog_projection_engine::view::Projection;
 use vidlog_service_kit::{
     clock::Clock,
     config::{Log, Stores},
-};
-
-use crate::{
-    projection::Projection,
-    rebuild::{IfDifferent, Rebuild},
 };
 
 /// Differences that are kept for whoever asks; all are counted.

@@ -23,13 +23,9 @@ use super::{
     audits::{Audit, Audits},
     rebuilds::{Rebuilds, Rebuilt},
 };
-use crate::{
-    dead_letters::{NothingWaits, command::parse_partition},
-    projection::Projection,
-    projections,
-    rebuild::IfDifferent,
-    status::Status,
-    view_lock::Taken,
+use crate::{projections, rebuild::IfDifferent, status::Status};
+use vidlog_projection_engine::{
+    dead_letters::NothingWaits, desired_state::view_lock::Taken, view::Projection,
 };
 
 /// What the routes work on.
@@ -191,7 +187,7 @@ async fn discard(
     let not_a_place = |why: String| Refusal::new(StatusCode::BAD_REQUEST, why);
     let Path((name, partition, offset)) = place.map_err(|error| not_a_place(error.body_text()))?;
     let (operator, projection) = (desk.audits.operator().clone(), find(&name)?);
-    let partition = parse_partition(&partition).map_err(not_a_place)?;
+    let partition = partition.parse().map_err(not_a_place)?;
     done(apart(move |runtime| runtime.block_on(operator.discard(projection, partition, offset))).await)
 }
 

@@ -1,9 +1,8 @@
 //! The ids of each video's comments, whose number is the video's comment count.
 
 use vidlog_events::{CommentEvent, Envelope, Event};
+use vidlog_projection_engine::view::RedisWrites;
 use vidlog_schemas::Keys;
-
-use crate::sink::RedisWrites;
 
 pub(super) fn project(keys: &Keys, envelope: &Envelope, writes: &mut RedisWrites) {
     let Event::Comment(event) = &envelope.event else {

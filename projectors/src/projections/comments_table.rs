@@ -4,9 +4,8 @@
 use futures::{FutureExt, future::BoxFuture};
 use sqlx::{MySqlConnection, QueryBuilder};
 use vidlog_events::{CommentEvent, Event};
+use vidlog_projection_engine::log::Record;
 use vidlog_schemas::rows::CommentRow;
-
-use crate::Record;
 
 pub(super) fn apply<'a>(
     connection: &'a mut MySqlConnection,

@@ -1,9 +1,8 @@
 //! The global feed: published videos by publish time, one ZSET a week.
 
 use vidlog_events::{Envelope, Event, VideoEvent};
+use vidlog_projection_engine::view::RedisWrites;
 use vidlog_schemas::keys::{Keys, feed_week_of};
-
-use crate::sink::RedisWrites;
 
 pub(super) fn project(keys: &Keys, envelope: &Envelope, writes: &mut RedisWrites) {
     let Event::Video(event) = &envelope.event else {

@@ -1,9 +1,8 @@
 //! Follows: whom a user follows, and who follows a user.
 
 use vidlog_events::{Envelope, Event, FollowEvent};
+use vidlog_projection_engine::view::RedisWrites;
 use vidlog_schemas::Keys;
-
-use crate::sink::RedisWrites;
 
 pub(super) fn project(keys: &Keys, envelope: &Envelope, writes: &mut RedisWrites) {
     let Event::Follow(event) = &envelope.event else {

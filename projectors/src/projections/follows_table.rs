@@ -5,7 +5,7 @@ use sqlx::{MySqlConnection, QueryBuilder};
 use vidlog_events::{Event, FollowEvent};
 
 use super::membership::{Net, net};
-use crate::Record;
+use vidlog_projection_engine::log::Record;
 
 /// Follower and followee.
 type Pair = (i64, i64);

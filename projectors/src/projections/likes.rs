@@ -4,9 +4,8 @@
 //! absolute part a video, taken from the size of the video's set after the batch was applied there.
 
 use vidlog_events::{Envelope, Event, LikeEvent};
+use vidlog_projection_engine::view::RedisWrites;
 use vidlog_schemas::Keys;
-
-use crate::sink::RedisWrites;
 
 pub(super) fn project(keys: &Keys, envelope: &Envelope, writes: &mut RedisWrites) {
     let Event::Like(event) = &envelope.event else {

@@ -5,7 +5,7 @@ use sqlx::{MySqlConnection, QueryBuilder};
 use vidlog_events::{Event, LikeEvent};
 
 use super::membership::{Net, net};
-use crate::Record;
+use vidlog_projection_engine::log::Record;
 
 /// Video and user.
 type Pair = (i64, i64);

@@ -8,9 +8,8 @@ use std::collections::{BTreeMap, HashSet};
 use futures::{FutureExt, future::BoxFuture};
 use sqlx::{MySqlConnection, QueryBuilder};
 use vidlog_events::{Event, MessageEvent};
+use vidlog_projection_engine::log::Record;
 use vidlog_schemas::rows::MessageRow;
-
-use crate::Record;
 
 /// The smaller and the larger user id.
 type Conversation = (i64, i64);

@@ -1,9 +1,8 @@
 //! User cards: what is shown of a user wherever one is named.
 
 use vidlog_events::{Envelope, Event, UserEvent};
+use vidlog_projection_engine::view::RedisWrites;
 use vidlog_schemas::Keys;
-
-use crate::sink::RedisWrites;
 
 pub(super) fn project(keys: &Keys, envelope: &Envelope, writes: &mut RedisWrites) {
     let Event::User(event) = &envelope.event else {

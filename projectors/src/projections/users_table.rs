@@ -3,9 +3,8 @@
 use futures::{FutureExt, future::BoxFuture};
 use sqlx::{MySqlConnection, QueryBuilder};
 use vidlog_events::{Event, UserEvent};
+use vidlog_projection_engine::log::Record;
 use vidlog_schemas::rows::UserRow;
-
-use crate::Record;
 
 pub(super) fn apply<'a>(
     connection: &'a mut MySqlConnection,

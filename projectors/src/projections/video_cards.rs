@@ -1,9 +1,8 @@
 //! Video cards: what is shown of a video wherever it is listed.
 
 use vidlog_events::{Envelope, Event, VideoEvent};
+use vidlog_projection_engine::view::RedisWrites;
 use vidlog_schemas::{Keys, rows::VideoState};
-
-use crate::sink::RedisWrites;
 
 pub(super) fn project(keys: &Keys, envelope: &Envelope, writes: &mut RedisWrites) {
     let Event::Video(event) = &envelope.event else {

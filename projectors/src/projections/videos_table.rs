@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use futures::{FutureExt, future::BoxFuture};
 use sqlx::{MySqlConnection, QueryBuilder};
 use vidlog_events::{Event, VideoEvent};
+use vidlog_projection_engine::log::Record;
 use vidlog_schemas::rows::{VideoRow, VideoState};
-
-use crate::Record;
 
 pub(super) fn apply<'a>(
     connection: &'a mut MySqlConnection,

@@ -1,9 +1,8 @@
 //! Each author's works: what everyone sees, and all that was uploaded, for the author's own eyes.
 
 use vidlog_events::{Envelope, Event, VideoEvent};
+use vidlog_projection_engine::view::RedisWrites;
 use vidlog_schemas::Keys;
-
-use crate::sink::RedisWrites;
 
 pub(super) fn project(keys: &Keys, envelope: &Envelope, writes: &mut RedisWrites) {
     let Event::Video(event) = &envelope.event else {

@@ -23,11 +23,12 @@ use vidlog_schemas::{keys::ViewKey, projections::View};
 
 use self::difference::shortened;
 use super::{NEARLY_THERE, Progress, TELL_EVERY};
-use crate::{
-    audit::Difference,
-    projection::Projection,
-    replay::{Log, Places, Tally, replay},
-    sink::{Partition, Position, Sink, Target},
+use crate::audit::Difference;
+use vidlog_projection_engine::{
+    log::{Log, Offsets, Partition},
+    replay::{Tally, replay},
+    store::{Position, Target, sink::Sink},
+    view::Projection,
 };
 
 /// Differences with which a comparison ends: the two are not equal, and whoever looks into it has enough to look at.
@@ -123,7 +124,7 @@ impl Pair {
     }
 
     /// How many records are left to some places.
-    pub(super) async fn left(&self, until: &Places) -> anyhow::Result<i64> {
+    pub(super) async fn left(&self, until: &Offsets) -> anyhow::Result<i64> {
         let partitions: Vec<Partition> = until.keys().copied().collect();
         let positions = self.next_sink().positions(&partitions).await?;
         Ok(positions.iter().zip(until.values()).map(|(at, end)| (end - at.lowest()).max(0)).sum())
@@ -131,7 +132,7 @@ impl Pair {
 
     /// Tells readers how far the next generation is, before it is theirs. Those of a view in MySQL do not tell generations
     /// apart, and the two are at one position.
-    pub(super) async fn publish_progress(&self, places: &Places) -> anyhow::Result<()> {
+    pub(super) async fn publish_progress(&self, places: &Offsets) -> anyhow::Result<()> {
         if let View::Redis(_) = self.projection.catalogued.view {
             for (partition, next) in places {
                 self.next_sink().publish_progress(*partition, *next).await?;
@@ -163,7 +164,7 @@ impl Pair {
     /// nothing is in doubt.
     pub(super) async fn compare_again(&self, log: &Log, comparison: &mut Comparison) -> anyhow::Result<()> {
         // All that the last look can have seen of the live generation.
-        let seen: Places =
+        let seen: Offsets =
             self.live_positions().await?.into_iter().map(|(at, position)| (at, position.highest())).collect();
         let deadline = Instant::now() + SETTLES_IN;
         loop {

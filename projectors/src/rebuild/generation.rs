@@ -12,8 +12,11 @@ use vidlog_schemas::{keys::ViewKey, projections::View};
 use vidlog_service_kit::{config::Stores, failpoint, mysql};
 
 use super::GRACE;
-use crate::{
-    control, hold::Hold, mysql_url::MySqlUrl, projection::Projection, sink::Target, view_lock::ViewLock,
+use crate::mysql_url::MySqlUrl;
+use vidlog_projection_engine::{
+    desired_state::{self, hold::Hold, view_lock::ViewLock},
+    store::Target,
+    view::Projection,
 };
 
 /// Connections for folding into the next generation: partitions take turns on them.
@@ -42,8 +45,9 @@ impl Generations {
         target: Target,
     ) -> anyhow::Result<Self> {
         let lock = ViewLock::take(&target.mysql, projection).await?;
-        let wanted =
-            control::read(&target.mysql).await.context("MySQL does not say which generation is live")?;
+        let wanted = desired_state::read(&target.mysql)
+            .await
+            .context("MySQL does not say which generation is live")?;
         let live = wanted.get(projection.name()).cloned().unwrap_or_default().generation;
         target.keys.set_generation(&projection.catalogued, live);
         Ok(Self { projection, target, mysql_url: stores.mysql_url.reveal().to_owned(), live, lock })
@@ -110,7 +114,7 @@ impl Generations {
         match self.projection.catalogued.view {
             View::Redis(_) => {
                 failpoint::pass("redis-switch-before");
-                if !control::take_over(&self.target.mysql, &self.projection, self.live).await? {
+                if !desired_state::take_over(&self.target.mysql, &self.projection, self.live).await? {
                     return Ok(false);
                 }
                 failpoint::pass("redis-switch-after");
@@ -140,7 +144,7 @@ impl Generations {
                     return Ok(false);
                 }
                 failpoint::pass("mysql-switch-after");
-                control::count_generation(&self.target.mysql, &self.projection, self.live)
+                desired_state::count_generation(&self.target.mysql, &self.projection, self.live)
                     .await
                     .context("the next generation is live, but MySQL did not take its number")?;
             }

@@ -14,11 +14,11 @@ use super::{
     join::{Answer, Known, status},
     oldest, report,
 };
-use crate::{
-    control::{self, AllWanted},
-    projection::Projection,
-    replay::{Log, Places},
-    sink::{Partition, Sink, Target},
+use vidlog_projection_engine::{
+    desired_state::{self, AllWanted},
+    log::{Log, Offsets, Partition},
+    store::{Target, sink::Sink},
+    view::Projection,
 };
 
 /// How long anyone may take to answer.
@@ -29,7 +29,7 @@ pub async fn gather(log: &Log, target: &Target, projections: &[Projection]) -> S
     let streams: Vec<Stream> =
         Stream::ALL.into_iter().filter(|stream| projections.iter().any(|one| folds(one, *stream))).collect();
     let (wanted, reports, ends) = join!(
-        bounded("MySQL", control::read(&target.mysql)),
+        bounded("MySQL", desired_state::read(&target.mysql)),
         bounded("MySQL", report::read(&target.mysql)),
         bounded("Kafka", log.ends(streams)),
     );
@@ -79,7 +79,7 @@ fn folds(projection: &Projection, stream: Stream) -> bool {
 /// The partitions of a projection: those of its topics, or at least those that someone has.
 fn partitions(
     projection: &Projection,
-    ends: &Answer<Places>,
+    ends: &Answer<Offsets>,
     reports: &Answer<Vec<Report>>,
 ) -> Vec<Partition> {
     match (ends, reports) {
@@ -133,7 +133,7 @@ async fn positions(
     target: &Target,
     projection: Projection,
     partitions: &[Partition],
-) -> anyhow::Result<Places> {
+) -> anyhow::Result<Offsets> {
     let stored = Sink::new(projection, target.clone()).positions(partitions).await?;
     let progress: Vec<Option<i64>> = match projection.catalogued.view {
         View::Redis(_) if !partitions.is_empty() => {

@@ -6,11 +6,10 @@ use std::{
 };
 
 use super::{LastError, PartitionStatus, ProjectionStatus, Report, State, Status, oldest::Place};
-use crate::{
-    control::{AllWanted, Wish},
-    projection::Projection,
-    replay::Places,
-    sink::Partition,
+use vidlog_projection_engine::{
+    desired_state::{AllWanted, Wish},
+    log::{Offsets, Partition},
+    view::Projection,
 };
 
 /// What someone says, or why not.
@@ -21,9 +20,9 @@ pub(super) struct Known {
     pub(super) now_ms: i64,
     pub(super) wanted: Answer<AllWanted>,
     pub(super) reports: Answer<Vec<Report>>,
-    pub(super) ends: Answer<Places>,
+    pub(super) ends: Answer<Offsets>,
     /// Of each projection.
-    pub(super) positions: BTreeMap<&'static str, Answer<Places>>,
+    pub(super) positions: BTreeMap<&'static str, Answer<Offsets>>,
     /// Of the records at the positions that are behind.
     pub(super) times: Answer<BTreeMap<Place, i64>>,
 }

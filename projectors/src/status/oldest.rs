@@ -10,8 +10,7 @@ use std::{
 use anyhow::Context;
 use rdkafka::{Message, Offset, TopicPartitionList, consumer::Consumer};
 use tokio::task::spawn_blocking;
-
-use crate::{replay::Log, sink::Partition};
+use vidlog_projection_engine::log::{Log, Partition};
 
 /// How long all of it may take.
 const DEADLINE: Duration = Duration::from_secs(5);

@@ -9,11 +9,12 @@ use vidlog_events::Stream;
 use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 use super::State;
-use crate::{
-    control::Wish,
-    projections,
+use crate::projections;
+use vidlog_projection_engine::{
+    desired_state::Wish,
+    log::Partition,
     runner::{Board, Line, Phase},
-    sink::{Partition, Target},
+    store::Target,
 };
 
 /// Between two reports.

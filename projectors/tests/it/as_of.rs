@@ -6,9 +6,9 @@ use vidlog_events::{Envelope, Event, Stream, Topics};
 use vidlog_projectors::{
     as_of::{Scratch, Until},
     audit::{self, Model},
+    log::Log,
     projections,
-    replay::Log,
-    sink::Target,
+    store::Target,
 };
 use vidlog_schemas::Keys;
 use vidlog_service_kit::{config::Stores, mysql};

@@ -8,14 +8,14 @@ use std::{
 use redis::cmd;
 use vidlog_events::Stream;
 use vidlog_projectors::{
-    Record,
     audit::{Lines, Model, Report, touched},
-    control,
-    operate::Operator,
-    projection::Projection,
+    desired_state,
+    log::{Partition, Record},
+    operator::Operator,
     projections,
     rebuild::Rebuild,
-    sink::{Partition, Sink},
+    store::sink::Sink,
+    view::Projection,
 };
 
 use crate::{
@@ -146,7 +146,7 @@ async fn a_view_that_is_being_rebuilt_is_not_held_for_an_audit() {
         () = audited => {},
         () = load(&world, &rounds) => unreachable!(),
     }
-    let all = control::read(&world.target.mysql).await.unwrap();
+    let all = desired_state::read(&world.target.mysql).await.unwrap();
     assert_eq!(all.get("likes"), None, "nothing was ever asked of it");
     running.stop().await;
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use redis::cmd;
-use vidlog_projectors::{projections, sink::prepare};
+use vidlog_projectors::{projections, store::prepare::prepare};
 use vidlog_schemas::keys::Shard;
 use vidlog_service_kit::shutdown::Shutdown;
 

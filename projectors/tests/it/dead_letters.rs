@@ -16,10 +16,10 @@ use tokio::{
 };
 use vidlog_events::{CommentEvent, CommentPosted, Event, Personal, Stream, Topics, UserId, VideoId};
 use vidlog_projectors::{
-    control,
     dead_letters::Post,
-    replay::Log,
-    sink::{Class, Failure, Partition},
+    desired_state,
+    log::{Log, Partition},
+    store::{Class, Failure},
 };
 
 use crate::{
@@ -217,16 +217,16 @@ async fn a_run_of_failures_stops_the_projection_until_it_is_resumed() {
     }
     let names = ["likes", "likes-table"];
     until("both are stopped", async || {
-        let wanted = control::read(&world.target.mysql).await.unwrap();
+        let wanted = desired_state::read(&world.target.mysql).await.unwrap();
         let wish = |name: &str| wanted.get(name).map(|wanted| wanted.wish.clone());
-        names.iter().all(|name| matches!(wish(name), Some(control::Wish::Stopped(_))))
+        names.iter().all(|name| matches!(wish(name), Some(desired_state::Wish::Stopped(_))))
     })
     .await;
     let is_told =
         async || running.readiness.missing().is_some_and(|missing| missing.contains("one after the other"));
     until("it is told why", is_told).await;
     for projection in names.map(|name| vidlog_projectors::projections::find(name).unwrap()) {
-        control::resume(&world.target.mysql, &projection).await.unwrap();
+        desired_state::resume(&world.target.mysql, &projection).await.unwrap();
     }
     until("all is well", async || running.readiness.missing().is_none()).await;
     world.assert_views_equal_the_log().await;

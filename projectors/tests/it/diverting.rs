@@ -11,11 +11,10 @@ use rdkafka::{
 use tokio::time::timeout;
 use vidlog_events::{DecodeError, Envelope, Stream, Topics};
 use vidlog_projectors::{
-    Delivery, Record,
     dead_letters::{Intake, IntakeError, Outcome, Post, Retry},
+    log::{Delivery, Log, Partition, Record},
     projections,
-    replay::Log,
-    sink::{KeySink, Partition, Sink},
+    store::{key::KeySink, sink::Sink},
 };
 
 use crate::{

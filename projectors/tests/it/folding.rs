@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use vidlog_events::{Envelope, Stream};
 use vidlog_projectors::{
-    Record,
     audit::{self, Model},
+    log::{Partition, Record},
     projections,
-    sink::{Partition, Sink, SinkError},
+    store::{StoreError, sink::Sink},
 };
 
 use crate::support::{World, history};
@@ -64,7 +64,7 @@ async fn a_batch_that_does_not_follow_is_refused() {
             Ok(()) => sink.settle(lost, &mut ahead.clone(), next).await,
             refused => refused,
         };
-        assert!(matches!(refused, Err(SinkError::Behind { stored: 0 })), "{projection:?}: {refused:?}");
+        assert!(matches!(refused, Err(StoreError::Behind { stored: 0 })), "{projection:?}: {refused:?}");
         assert_eq!(sink.positions(&[lost]).await.unwrap().remove(0), empty, "{projection:?}");
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use redis::cmd;
-use vidlog_projectors::control;
+use vidlog_projectors::desired_state;
 use vidlog_schemas::projections::{self, LIKES, Projection, View};
 
 use crate::{
@@ -245,8 +245,8 @@ async fn after_a_switch(first: i64, second: i64) -> World {
     let mut world = World::new().await;
     "127.0.0.1:1".clone_into(&mut world.log.kafka_brokers);
     let likes = vidlog_projectors::projections::find(LIKES.name).unwrap();
-    control::hold(&world.target.mysql, &likes, std::time::Duration::from_secs(5)).await.unwrap();
-    assert!(control::take_over(&world.target.mysql, &likes, 1).await.unwrap());
+    desired_state::hold(&world.target.mysql, &likes, std::time::Duration::from_secs(5)).await.unwrap();
+    assert!(desired_state::take_over(&world.target.mysql, &likes, 1).await.unwrap());
     for (generation, next) in [(1, first), (2, second)] {
         let keys = world.target.keys.of_generation(&LIKES, generation);
         for shard in keys.shards() {
@@ -296,10 +296,10 @@ async fn what_a_part_of_redis_lost_while_nobody_ran_is_noticed_at_the_start() {
     assert_eq!(promised(&world, &LIKES).await, Some(1));
     // Nothing is filled up before that is seen.
     let likes = vidlog_projectors::projections::find("likes").unwrap();
-    control::pause(&world.target.mysql, &likes).await.unwrap();
+    desired_state::pause(&world.target.mysql, &likes).await.unwrap();
     let running = Running::start(&world);
     until("readers are told", async || promised(&world, &LIKES).await.is_none()).await;
-    control::resume(&world.target.mysql, &likes).await.unwrap();
+    desired_state::resume(&world.target.mysql, &likes).await.unwrap();
     until_complete(&world).await;
     world.assert_views_equal_the_log().await;
     running.stop().await;

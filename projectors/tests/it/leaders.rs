@@ -9,10 +9,7 @@ use rdkafka::{
     producer::{FutureProducer, FutureRecord},
 };
 use vidlog_events::{Stream, Topics};
-use vidlog_projectors::{
-    projections,
-    sink::{Partition, Sink},
-};
+use vidlog_projectors::{log::Partition, projections, store::sink::Sink};
 
 use crate::{
     faults::{Running, until},

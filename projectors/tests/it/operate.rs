@@ -14,11 +14,7 @@ use serde_json::Value;
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
 use vidlog_projectors::{
-    Plan,
-    config::Operation,
-    operate::{self, Operator},
-    projections,
-    rebuild::Rebuild,
+    Plan, cli::Operation, operator::Operator, operator_api, projections, rebuild::Rebuild,
 };
 use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
@@ -270,7 +266,7 @@ async fn a_standing_audit_finds_what_goes_wrong() {
     let projections = [projections::find("likes-table").unwrap()];
     let plan = Plan { log: &world.log, stores: &world.stores, projections: &projections, instance: None };
     let shutdown = Shutdown::new();
-    let routes = operate::start(&plan, &operation, &shutdown).unwrap();
+    let routes = operator_api::start(&plan, &operation, &shutdown).unwrap();
     until("it is found", async || {
         let (_, one) = call(&routes, "GET", "/projections/likes-table", "right").await;
         let audit = &one["audits"]["likes-table"];
@@ -286,7 +282,7 @@ fn routes(world: &World, token: Option<&str>) -> Router {
     let operation = Operation { instance: None, ops_token, audit_every: None };
     let plan =
         Plan { log: &world.log, stores: &world.stores, projections: &projections::ALL, instance: None };
-    operate::start(&plan, &operation, &Shutdown::new()).unwrap()
+    operator_api::start(&plan, &operation, &Shutdown::new()).unwrap()
 }
 
 /// What a route answers.

@@ -13,13 +13,13 @@ use tokio::{
 };
 use vidlog_events::{Envelope, Stream, Topics};
 use vidlog_projectors::{
-    Record, control,
     dead_letters::{Outcome as Retried, Post, Retry},
-    projection::Projection,
+    desired_state,
+    log::{Log, Partition, Record},
     projections,
     rebuild::{ENOUGH, IfDifferent, Outcome, Progress, Rebuild},
-    replay::Log,
-    sink::{Partition, Sink},
+    store::sink::Sink,
+    view::Projection,
 };
 use vidlog_schemas::keys::ViewKey;
 
@@ -63,7 +63,7 @@ async fn left_behind(world: &World, name: &str) -> Vec<String> {
     let catalogued = projection(name).catalogued;
     let keys: Vec<String> =
         world.target.redis.query(cmd("KEYS").arg(format!("{}:*", world.stores.namespace))).await.unwrap();
-    let live = control::read(&world.target.mysql).await.unwrap();
+    let live = desired_state::read(&world.target.mysql).await.unwrap();
     let live = live.get(name).map_or(1, |wanted| wanted.generation);
     let is_left = |key: &String| ViewKey::generation_of(key, &catalogued).is_some_and(|found| found != live);
     let databases: Vec<String> =
@@ -331,18 +331,19 @@ async fn a_view_is_rebuilt_by_one_at_a_time() {
 async fn a_hold_is_ended_by_nobody_but_who_asked_for_it() {
     let world = World::new().await;
     let (pool, likes) = (&world.target.mysql, projection("likes"));
-    let is_held = async || control::read(pool).await.unwrap()["likes"].wish == control::Wish::Hold;
+    let is_held =
+        async || desired_state::read(pool).await.unwrap()["likes"].wish == desired_state::Wish::Hold;
     let minutes = Duration::from_mins;
-    let audits = control::hold(pool, &likes, minutes(10)).await.unwrap();
-    let rebuilds = control::hold(pool, &likes, minutes(20)).await.unwrap();
-    control::end_hold(pool, &likes, audits).await.unwrap();
+    let audits = desired_state::hold(pool, &likes, minutes(10)).await.unwrap();
+    let rebuilds = desired_state::hold(pool, &likes, minutes(20)).await.unwrap();
+    desired_state::end_hold(pool, &likes, audits).await.unwrap();
     assert!(is_held().await, "the other's goes on");
-    assert_eq!(control::prolong_hold(pool, &likes, audits, minutes(30)).await.unwrap(), None);
-    let prolonged = control::prolong_hold(pool, &likes, rebuilds, minutes(30)).await.unwrap().unwrap();
+    assert_eq!(desired_state::prolong_hold(pool, &likes, audits, minutes(30)).await.unwrap(), None);
+    let prolonged = desired_state::prolong_hold(pool, &likes, rebuilds, minutes(30)).await.unwrap().unwrap();
     assert!(prolonged > rebuilds);
-    control::end_hold(pool, &likes, prolonged).await.unwrap();
+    desired_state::end_hold(pool, &likes, prolonged).await.unwrap();
     assert!(!is_held().await);
-    assert_eq!(control::prolong_hold(pool, &likes, prolonged, minutes(30)).await.unwrap(), None);
+    assert_eq!(desired_state::prolong_hold(pool, &likes, prolonged, minutes(30)).await.unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -352,14 +353,14 @@ async fn tables_are_renamed_within_a_hold_alone() {
     let minute = Duration::from_mins(1);
     let rename = async |from_ms: i64| {
         let prolonged = (from_ms, from_ms + 1);
-        control::rename_while_held(pool, &likes, prolonged, "likes TO elsewhere").await.unwrap()
+        desired_state::rename_while_held(pool, &likes, prolonged, "likes TO elsewhere").await.unwrap()
     };
     assert!(!rename(0).await, "nothing was ever held");
-    let ended = control::hold(pool, &likes, Duration::ZERO).await.unwrap();
+    let ended = desired_state::hold(pool, &likes, Duration::ZERO).await.unwrap();
     assert!(!rename(ended).await, "the hold has ended");
-    let of_another = control::hold(pool, &projection("likes"), minute).await.unwrap();
+    let of_another = desired_state::hold(pool, &projection("likes"), minute).await.unwrap();
     assert!(!rename(of_another).await, "another projection is held");
-    let held = control::hold(pool, &likes, minute).await.unwrap();
+    let held = desired_state::hold(pool, &likes, minute).await.unwrap();
     assert!(!rename(held - 1).await, "someone else's hold");
     let mut reading = pool.begin().await.unwrap();
     sqlx::query("SELECT * FROM likes").fetch_all(&mut *reading).await.unwrap();

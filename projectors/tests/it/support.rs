@@ -13,7 +13,7 @@ use rdkafka::{
 };
 use uuid::Uuid;
 use vidlog_events::*;
-use vidlog_projectors::{audit, sink::Target};
+use vidlog_projectors::{audit, store::Target};
 use vidlog_redis_shards::Redis;
 use vidlog_schemas::Keys;
 use vidlog_service_kit::{
@@ -96,7 +96,7 @@ impl World {
     /// A new partition has no leader for a moment, and nothing can be asked of it.
     async fn until_there_are_leaders(&self) {
         let (brokers, topics) = (self.log.kafka_brokers.clone(), Topics::new(&self.stores.namespace));
-        let log = vidlog_projectors::replay::Log { brokers, topics };
+        let log = vidlog_projectors::log::Log { brokers, topics };
         let asked = async {
             while log.ends(Stream::ALL.to_vec()).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;

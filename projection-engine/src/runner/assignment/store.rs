@@ -7,7 +7,10 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::{Assignment, lock};
-use crate::sink::{Partition, Position, SinkError};
+use crate::{
+    log::Partition,
+    store::{Position, StoreError},
+};
 
 /// How long the store may take to say where it stands. It is asked on the poller's thread, which has to go on polling.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,7 +29,7 @@ enum Unknown {
     #[error("readers can't be told that the store lost writes")]
     Readers,
     #[error("{0}")]
-    OtherShards(SinkError),
+    OtherShards(StoreError),
 }
 
 impl Assignment {
@@ -99,7 +102,7 @@ impl Assignment {
         let asked = async { timeout(ASK_TIMEOUT, self.sink.positions(partitions)).await };
         match self.runtime.block_on(asked) {
             Ok(Ok(positions)) => Ok(positions),
-            Ok(Err(error @ SinkError::OtherShards { .. })) => Err(Unknown::OtherShards(error)),
+            Ok(Err(error @ StoreError::OtherShards { .. })) => Err(Unknown::OtherShards(error)),
             Ok(Err(error)) => {
                 warn!(projection = self.name, %error, "waiting for the store");
                 Err(Unknown::Store)

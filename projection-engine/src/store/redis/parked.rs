@@ -7,8 +7,9 @@ use vidlog_schemas::keys::Key;
 
 use super::{Stage, View};
 use crate::{
-    projection::Projection,
-    sink::{Parked, ParkedKey, Partition, RecordKey, SinkError, Target},
+    log::{Partition, RecordKey},
+    store::{Parked, ParkedKey, StoreError, Target},
+    view::Projection,
 };
 
 /// Removes a parked key if it is as it is said to be: KEYS the hash; ARGV field, first and last offset.
@@ -39,16 +40,16 @@ const RAISE: &str = "local stored = redis.call('HGET', KEYS[1], ARGV[1])
      return 1";
 
 /// All parked keys of a view.
-pub(in crate::sink) async fn parked(
+pub(crate) async fn parked(
     target: &Target,
     projection: &Projection,
-) -> Result<BTreeMap<Partition, Parked>, SinkError> {
+) -> Result<BTreeMap<Partition, Parked>, StoreError> {
     let command = cmd("HGETALL").arg(target.keys.parked(&projection.catalogued)).take();
     let stored: BTreeMap<String, String> = target.redis.query(&command).await?;
     let mut all: BTreeMap<Partition, Parked> = BTreeMap::new();
     for (field, value) in stored {
         let (partition, key, parked) = read(projection, &field, &value)
-            .ok_or_else(|| SinkError::Retry(format!("a parked key can't be read: {field} = {value}")))?;
+            .ok_or_else(|| StoreError::Retry(format!("a parked key can't be read: {field} = {value}")))?;
         all.entry(partition).or_default().insert(key, parked);
     }
     Ok(all)
@@ -64,12 +65,12 @@ fn read(projection: &Projection, field: &str, value: &str) -> Option<(Partition,
 
 impl View<'_> {
     /// Brings every shard's checkpoint of a parked key, in both stages, to a place, where it is not further.
-    pub(in crate::sink) async fn begin(&self, place: i64) -> Result<(), SinkError> {
+    pub(crate) async fn begin(&self, place: i64) -> Result<(), StoreError> {
         self.at_every_checkpoint(|checkpoint| self.eval(RAISE, checkpoint).arg(place).take()).await
     }
 
     /// Makes a parked key one like others, unless it has changed; whether it did so.
-    pub(in crate::sink) async fn unpark(&self, parked: &ParkedKey) -> Result<bool, SinkError> {
+    pub(crate) async fn unpark(&self, parked: &ParkedKey) -> Result<bool, StoreError> {
         let hash = self.parked_keys();
         let unpark = self.eval(UNPARK, &hash).arg(parked.first).arg(parked.last).take();
         let unparked: bool = self.target.redis.query(&unpark).await?;
@@ -82,11 +83,7 @@ impl View<'_> {
     }
 
     /// Has a parked key begin at a later record; whether it still began where it is said to.
-    pub(in crate::sink) async fn park_from(
-        &self,
-        from: &ParkedKey,
-        to: &ParkedKey,
-    ) -> Result<bool, SinkError> {
+    pub(crate) async fn park_from(&self, from: &ParkedKey, to: &ParkedKey) -> Result<bool, StoreError> {
         let hash = self.parked_keys();
         let command = self
             .eval(PARK_FROM, &hash)
@@ -108,7 +105,7 @@ impl View<'_> {
         cmd("EVAL").arg(source).arg(1).arg(key).arg(&self.field).take()
     }
 
-    async fn at_every_checkpoint(&self, command: impl Fn(&Key) -> Cmd) -> Result<(), SinkError> {
+    async fn at_every_checkpoint(&self, command: impl Fn(&Key) -> Cmd) -> Result<(), StoreError> {
         let mut commands = Vec::new();
         for stage in Stage::ALL {
             for shard in self.target.keys.shards() {

@@ -6,7 +6,7 @@ use redis::{Value, cmd, from_redis_value};
 use vidlog_schemas::keys::ViewKey;
 
 use super::{Lines, digest};
-use crate::sink::Target;
+use vidlog_projection_engine::store::Target;
 
 /// Keys looked for, and read, in one round trip.
 const PAGE: usize = 1000;

@@ -9,7 +9,7 @@ use vidlog_schemas::{
 };
 
 use super::digest;
-use crate::projection::Projection;
+use vidlog_projection_engine::view::Projection;
 
 /// Rows that are read at once.
 const PAGE: usize = 1000;

@@ -6,10 +6,8 @@ use redis::{cmd, from_redis_value};
 use vidlog_schemas::keys::ViewKey;
 
 use super::{Comparison, Pair};
-use crate::{
-    audit::{Difference, Lines, compare, key_lines},
-    replay::Log,
-};
+use crate::audit::{Difference, Lines, compare, key_lines};
+use vidlog_projection_engine::log::Log;
 
 /// Keys looked for in one round trip.
 const PAGE: usize = 1000;

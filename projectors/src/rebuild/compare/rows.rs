@@ -5,10 +5,8 @@ use std::ops::ControlFlow;
 use anyhow::Context;
 
 use super::{Comparison, Pair, merge::merge};
-use crate::{
-    audit::{Difference, Table, open_snapshot},
-    replay::{Log, replay},
-};
+use crate::audit::{Difference, Table, open_snapshot};
+use vidlog_projection_engine::{log::Log, replay::replay};
 
 impl Pair {
     /// Compares all rows: the live ones as a snapshot shows them, at the position that it has, and those of the next

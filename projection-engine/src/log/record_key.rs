@@ -1,0 +1,69 @@
+//! Keys of records, as text that fits into a column and a field.
+
+use std::fmt;
+
+/// Bytes of a key that are kept as they are; what is longer is told apart by a digest.
+const KEY_LENGTH: usize = 100;
+
+/// A record's key as text: it fits into a column and a field, and different keys are different texts. (Keys longer than
+/// 100 bytes may share one, which only makes them wait for each other.)
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RecordKey(String);
+
+impl RecordKey {
+    /// The key of a record; one without a key waits with the others that have none.
+    pub fn of(key: Option<&[u8]>) -> Self {
+        let Some(key) = key else {
+            return Self("%none".to_owned());
+        };
+        if key.is_empty() {
+            return Self("%empty".to_owned());
+        }
+        let kept = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+        let shown = |byte: &u8| {
+            if kept(*byte) { char::from(*byte).to_string() } else { format!("%{byte:02x}") }
+        };
+        let mut text: String = key.iter().map(shown).collect();
+        if text.len() > KEY_LENGTH {
+            // FNV-1a, 64 bits.
+            let digest = key.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+            });
+            text = format!("%long{digest:016x}");
+        }
+        Self(text)
+    }
+
+    /// A key as it was shown, or stored.
+    pub fn from_text(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RecordKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn different_keys_are_different_texts_that_fit() {
+        let keys: [Option<&[u8]>; 7] =
+            [None, Some(b""), Some(b"%none"), Some(b"1"), Some(b"1 2"), Some(b"1%202"), Some(&[255; 4000])];
+        let mut texts: Vec<_> = keys.into_iter().map(RecordKey::of).collect();
+        assert_eq!(texts[3].as_str(), "1");
+        assert!(texts.iter().all(|text| !text.as_str().is_empty() && text.as_str().len() <= KEY_LENGTH));
+        texts.sort();
+        texts.dedup();
+        assert_eq!(texts.len(), keys.len());
+    }
+}

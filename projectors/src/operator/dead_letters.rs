@@ -1,0 +1,157 @@
+//! What operators do with dead letters: see what waits, retry it, discard it.
+
+use std::fmt;
+
+use anyhow::Context;
+use futures::future::join_all;
+use serde_json::{Value, json};
+use vidlog_projection_engine::{
+    dead_letters::{Outcome, Post, Retry},
+    desired_state::{self, view_lock::ViewLock},
+    log::{Partition, RecordKey},
+    store::{Parked, ParkedKey, Target, sink::Sink},
+    view::Projection,
+};
+
+use crate::projections;
+
+/// A key that was retried, and what came of it.
+pub(crate) struct Retried {
+    partition: Partition,
+    key: RecordKey,
+    outcome: Outcome,
+}
+
+/// Folds what waits of a projection, or of one key of it, in order, and tells what comes of each key.
+pub(crate) async fn retry(
+    target: &Target,
+    post: &Post,
+    projection: Projection,
+    key: Option<&RecordKey>,
+    mut tell: impl FnMut(Retried),
+) -> anyhow::Result<()> {
+    let lock = locked(target, projection).await?;
+    let retry = Retry::new(Sink::new(projection, target.clone()), post.clone());
+    for Waiting { partition, key: parked, .. } in waiting(target, projection).await? {
+        if key.is_none_or(|key| *key == parked) {
+            lock.ensure_held().await?;
+            let outcome = retry.key(partition, &parked).await;
+            let outcome = outcome.with_context(|| format!("in {} key {parked}", partition.field()))?;
+            tell(Retried { partition, key: parked, outcome });
+        }
+    }
+    Ok(())
+}
+
+/// Passes over the first record that waits of a key, and folds the rest.
+pub(crate) async fn discard(
+    target: &Target,
+    post: &Post,
+    projection: Projection,
+    (partition, offset): (Partition, i64),
+) -> anyhow::Result<Retried> {
+    let _lock = locked(target, projection).await?;
+    let retry = Retry::new(Sink::new(projection, target.clone()), post.clone());
+    let (key, outcome) = retry.discard(partition, offset).await?;
+    Ok(Retried { partition, key, outcome })
+}
+
+/// Keeps rebuilds away: what is folded here moves no position, by which a rebuild would know of it.
+async fn locked(target: &Target, projection: Projection) -> anyhow::Result<ViewLock> {
+    let lock = ViewLock::take(&target.mysql, projection).await?;
+    follow_generations(target).await?;
+    Ok(lock)
+}
+
+async fn follow_generations(target: &Target) -> anyhow::Result<()> {
+    let wanted =
+        desired_state::read(&target.mysql).await.context("failed to ask which generations are live")?;
+    for projection in projections::ALL {
+        let generation = wanted.get(projection.name()).cloned().unwrap_or_default().generation;
+        target.keys.set_generation(&projection.catalogued, generation);
+    }
+    Ok(())
+}
+
+/// A key that waits.
+pub(crate) struct Waiting {
+    pub(crate) projection: &'static str,
+    pub(crate) partition: Partition,
+    pub(crate) key: RecordKey,
+    pub(crate) parked: ParkedKey,
+}
+
+/// What waits of a projection.
+pub(crate) async fn waiting(target: &Target, projection: Projection) -> anyhow::Result<Vec<Waiting>> {
+    let (waiting, unknown) = waiting_where_known(target, &[projection]).await?;
+    unknown.into_iter().next().map_or(Ok(waiting), Err)
+}
+
+/// What waits of some projections, and why that is not known of the others, as one of the stores is away.
+pub(crate) async fn waiting_where_known(
+    target: &Target,
+    projections: &[Projection],
+) -> anyhow::Result<(Vec<Waiting>, Vec<anyhow::Error>)> {
+    follow_generations(target).await?;
+    let asked = join_all(projections.iter().map(async |projection| {
+        let (sink, projection) = (Sink::new(*projection, target.clone()), projection.name());
+        let parked = sink.parked().await.with_context(|| format!("what waits of {projection}"))?;
+        let of_partition = |(partition, keys): (Partition, Parked)| {
+            keys.into_iter().map(move |(key, parked)| Waiting { projection, partition, key, parked })
+        };
+        anyhow::Ok(parked.into_iter().flat_map(of_partition).collect::<Vec<_>>())
+    }));
+    let (mut all, mut unknown) = (Vec::new(), Vec::new());
+    for answer in asked.await {
+        match answer {
+            Ok(waiting) => all.extend(waiting),
+            Err(why) => unknown.push(why),
+        }
+    }
+    Ok((all, unknown))
+}
+
+/// As programs read it.
+pub(crate) fn as_json(waiting: &[Waiting]) -> Value {
+    let value = |Waiting { projection, partition, key, parked }: &Waiting| {
+        json!({
+            "projection": projection,
+            "partition": partition.field(),
+            "key": key.as_str(),
+            "first_offset": parked.first,
+            "last_offset": parked.last,
+            "waiting": parked.waiting,
+            "class": parked.failure.class.name(),
+            "message": parked.failure.message,
+        })
+    };
+    Value::Array(waiting.iter().map(value).collect())
+}
+
+impl Retried {
+    /// Whether nothing of the key waits any more.
+    pub(crate) const fn is_folded(&self) -> bool {
+        matches!(self.outcome, Outcome::Folded)
+    }
+}
+
+impl fmt::Display for Retried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { partition, key, outcome } = self;
+        match outcome {
+            Outcome::Folded => write!(f, "{} key {key}: all is folded", partition.field()),
+            Outcome::Waits(ParkedKey { first, waiting, failure, .. }) => write!(
+                f,
+                "{} key {key}: {waiting} still wait, from offset {first} on, which is {}: {}",
+                partition.field(),
+                failure.class,
+                failure.message
+            ),
+            Outcome::Lost { parked: ParkedKey { waiting, .. }, found } => write!(
+                f,
+                "{} key {key}: {waiting} wait, but the dead letters have {found}: was the topic cut? Fold the view anew",
+                partition.field()
+            ),
+        }
+    }
+}

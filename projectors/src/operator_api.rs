@@ -1,0 +1,25 @@
+//! The operator's API: operates the projections of a process over HTTP, on the ops port.
+
+mod audits;
+mod rebuilds;
+mod routes;
+
+use std::time::Duration;
+
+use axum::Router;
+use vidlog_service_kit::shutdown::Shutdown;
+
+use self::{audits::Audits, rebuilds::Rebuilds, routes::Desk};
+use crate::{cli::Operation, operator::Operator, run::Plan};
+
+/// Starts what operates the projections of a process from within: standing audits, if they are wished, and the routes of
+/// the ops port, which are returned.
+pub fn start(plan: &Plan<'_>, operation: &Operation, shutdown: &Shutdown) -> anyhow::Result<Router> {
+    let audits = Audits::new(Operator::open(plan.log, plan.stores)?);
+    if let Some(seconds) = operation.audit_every {
+        let every = Duration::from_secs(seconds);
+        tokio::spawn(audits.clone().stand(every, plan.projections.to_vec(), shutdown.clone()));
+    }
+    let rebuilds = Rebuilds::new(plan.log, plan.stores);
+    Ok(routes::router(Desk { audits, rebuilds }, operation.ops_token.clone()))
+}

@@ -27,6 +27,11 @@ VIDLOG_LISTEN=${VIDLOG_LISTEN:-127.0.0.1:8080}
 VIDLOG_OPS_LISTEN=${VIDLOG_OPS_LISTEN:-127.0.0.1:18081}
 export VIDLOG_LISTEN VIDLOG_OPS_LISTEN
 
+# Which build of the programs runs: release, or debug, as tests do.
+VIDLOG_BUILD=${VIDLOG_BUILD:-release}
+export VIDLOG_BUILD
+programs=$repository/target/$VIDLOG_BUILD
+
 # Where rustup puts cargo, and Debian puts database servers: neither is always on the path.
 export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin:/usr/sbin
 

@@ -8,7 +8,7 @@ use thiserror::Error;
 use vidlog_events::Envelope;
 use vidlog_service_kit::failpoint;
 
-use crate::{mysql::bounded, outbox, stored::StoredError};
+use crate::{envelope_json::StoredError, mysql::bounded, outbox};
 
 /// An account as it is looked up.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]

@@ -13,8 +13,8 @@ use crate::{
     append::append,
     idempotency::{Attempt, Begun, Request, Reserved},
     metrics::{COMMAND_SECONDS, COMMANDS},
-    origin::Origin,
     reply::Reply,
+    request_context::Origin,
     state::CommandState,
 };
 

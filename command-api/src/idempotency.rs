@@ -16,7 +16,7 @@ use vidlog_events::Envelope;
 use vidlog_read_models::ReadError;
 use vidlog_schemas::keys::Key;
 
-use crate::{origin::Stamp, reply::Reply, state::CommandState, stored};
+use crate::{envelope_json, reply::Reply, request_context::Stamp, state::CommandState};
 
 /// Names an attempt at a command, so that it can be repeated.
 pub const IDEMPOTENCY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
@@ -117,13 +117,13 @@ impl Attempt {
         let Some(key) = &self.key else {
             return Ok(envelope);
         };
-        let text = stored::to_text(&envelope).map_err(|error| unreadable(&error))?;
+        let text = envelope_json::to_text(&envelope).map_err(|error| unreadable(&error))?;
         let commands =
             [cmd("HSETNX").arg(key).arg(EVENT).arg(text).take(), cmd("HGET").arg(key).arg(EVENT).take()];
         let mut answers = state.read_models.views.all(&commands).await.map_err(away)?;
         answers.take::<i64>()?;
         let kept: String = answers.take()?;
-        stored::from_text(&kept).map_err(|error| unreadable(&error))
+        envelope_json::from_text(&kept).map_err(|error| unreadable(&error))
     }
 
     /// Keeps the answer for retries. If that fails a retry appends the same event again, which changes nothing.
@@ -166,7 +166,7 @@ async fn reserve(state: &CommandState, key: Key, mine: Reserved) -> Result<Begun
         return Ok(Begun::Answered(reply));
     }
     let event = event
-        .map(|text| stored::from_text(&text).map(Box::new))
+        .map(|text| envelope_json::from_text(&text).map(Box::new))
         .transpose()
         .map_err(|error| unreadable(&error))?;
     Ok(Begun::Open(Attempt { reserved, key: Some(key), event }))

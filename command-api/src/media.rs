@@ -5,11 +5,11 @@
 //! it is. So an upload can be worked on again after any crash, or by two workers at once, and there is one outcome.
 
 mod ffmpeg;
-mod folder;
-mod job;
 mod offsets;
 pub mod outcomes;
 mod probe;
+mod processor;
+mod temp_dir;
 mod transcode;
 mod worker;
 
@@ -123,8 +123,8 @@ pub fn run(
     readiness.not_ready(worker::PART, "not started yet");
     async move {
         ffmpeg::check_tools().await?;
-        spawn_blocking(folder::remove_abandoned).await?;
-        let settler = job::Settler::new(media, config.concurrency());
+        spawn_blocking(temp_dir::remove_abandoned).await?;
+        let settler = processor::Settler::new(media, config.concurrency());
         worker::Worker::new(uploads, settler, readiness, shutdown)?.run().await
     }
 }

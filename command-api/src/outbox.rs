@@ -23,11 +23,11 @@ use vidlog_service_kit::{failpoint, shutdown::Shutdown};
 
 use crate::{
     append::{Acknowledged, append, note_unmarked, scopes},
+    envelope_json::{StoredError, from_text, to_text},
     metrics::RELAYED_EVENTS,
     mysql::bounded,
     publisher::AppendError,
     state::CommandState,
-    stored::{StoredError, from_text, to_text},
 };
 
 /// An entry's id, in the order of writing.

@@ -16,7 +16,7 @@ use vidlog_contract::{ApiError, error::wrong_method};
 
 use crate::{
     metrics::PANICS,
-    origin,
+    request_context,
     routes::{comment, favorite, login, message, publish, register, relation},
     state::CommandState,
 };
@@ -38,7 +38,7 @@ pub fn routes(state: CommandState) -> Router {
         .merge(both("/douyin/message/action", post(message::action)))
         .method_not_allowed_fallback(async || wrong_method())
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn_with_state(state.clone(), origin::identify))
+        .layer(from_fn_with_state(state.clone(), request_context::identify))
         .with_state(state)
 }
 

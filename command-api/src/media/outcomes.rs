@@ -6,8 +6,8 @@ use uuid::Uuid;
 use vidlog_events::{Envelope, Event, VideoEvent, VideoId, VideoPublished, VideoRejected, VideoUploaded};
 
 use crate::{
-    origin::Stamp,
-    stored::{StoredError, from_text, to_text},
+    envelope_json::{StoredError, from_text, to_text},
+    request_context::Stamp,
 };
 
 /// `ce_source` of outcomes.

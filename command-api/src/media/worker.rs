@@ -23,9 +23,9 @@ use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 use super::{
     Uploads,
-    job::{Settled, Settler},
     offsets::Offsets,
     outcomes::Upload,
+    processor::{Settled, Settler},
 };
 use crate::{metrics::MEDIA_UNREADABLE_RECORDS, publisher::Logging};
 

@@ -17,8 +17,8 @@ use crate::{
     execute::{begin, begin_with_id, execute, nothing, watched},
     facts::Facts,
     idempotency::{Request, Reserved},
-    origin::Origin,
     reply::Reply,
+    request_context::Origin,
     state::CommandState,
 };
 

@@ -13,8 +13,8 @@ use crate::{
     execute::{begin, execute, nothing, watched},
     facts::Facts,
     idempotency::Request,
-    origin::Origin,
     reply::Reply,
+    request_context::Origin,
     state::CommandState,
 };
 

@@ -13,8 +13,8 @@ use crate::{
     execute::{begin_with_id, execute, nothing, watched},
     facts::Facts,
     idempotency::{Request, Reserved},
-    origin::Origin,
     reply::Reply,
+    request_context::Origin,
     state::CommandState,
 };
 

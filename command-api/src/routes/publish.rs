@@ -26,9 +26,9 @@ use crate::{
     error::checked,
     execute::{counted, within_time},
     idempotency::{self, Attempt, Begun, IDEMPOTENCY_HEADER},
-    origin::Origin,
     publisher::AppendError,
     reply::Reply,
+    request_context::Origin,
     state::CommandState,
     storage::{self, ObjectWriter},
 };

@@ -16,9 +16,9 @@ use crate::{
     execute::{begin_with_id, watched},
     idempotency::{Begun, Request, Reserved},
     mysql::api_error,
-    origin::Origin,
     outbox,
     reply::Reply,
+    request_context::Origin,
     state::CommandState,
 };
 

@@ -108,7 +108,7 @@ async fn a_retry_after_an_unknown_outcome_appends_the_same_event() {
     let first = api.call_as(BOB, delete(301).key("k")).await;
     first.ok();
     let events = world.log.read(Stream::Comments).await;
-    forget_answer(&world, &vidlog_command_api::stored::to_text(&events[0].envelope).unwrap()).await;
+    forget_answer(&world, &vidlog_command_api::envelope_json::to_text(&events[0].envelope).unwrap()).await;
 
     // It happened: a new decision would be that there is no such comment.
     let update = sqlx::query("UPDATE comments SET deleted = TRUE");
@@ -140,7 +140,7 @@ async fn a_retry_after_the_log_was_away_appends_what_was_decided_then() {
     cut_off.call_as(BOB, comment("nice").key("k")).await.fails(Code::Unavailable);
     let key = world.keys.idempotency(BOB, "k");
     let decided: String = world.redis.query(cmd("HGET").arg(&key).arg("event")).await.unwrap();
-    let decided = vidlog_command_api::stored::from_text(&decided).unwrap();
+    let decided = vidlog_command_api::envelope_json::from_text(&decided).unwrap();
 
     let answer = api.call_as(BOB, comment("nice").key("k")).await;
     answer.ok();

@@ -17,9 +17,9 @@ use vidlog_events::{VideoId, VideoUploaded};
 use super::{
     Limits, Media,
     ffmpeg::{ORIGINAL, ToolError},
-    folder,
     outcomes::{Outcome, OutcomeError, Outcomes, Upload, Verdict},
     probe::Reason,
+    temp_dir,
     transcode::{self, Rendition, Unmade},
 };
 use crate::{
@@ -166,7 +166,7 @@ impl Settler {
             return Err(Fault::Away("the worker is closed".to_owned()));
         };
         let started = Instant::now();
-        let folder = folder::make()?;
+        let folder = temp_dir::make()?;
         self.fetch(video, &folder.path().join(ORIGINAL)).await?;
         let verdict = match transcode::render(folder.path(), self.media.limits).await {
             Ok(rendition) => self.store(video, &rendition).await?,

@@ -1,7 +1,7 @@
-//! The command side: takes the write requests, decides them, and appends their events to the log.
+//! The command side: validates write requests and appends their events to the log.
 //!
-//! A handler extracts what is asked for, reads facts, lets a pure function decide, appends the event, and answers
-//! once the broker has acknowledged it. What a command changes is seen in the read models, where others fold it.
+//! A handler extracts the parameters, reads facts, calls a pure `decide` function, appends the event, and responds
+//! once the broker has acknowledged it. The projectors fold the event into the read models.
 
 pub mod accounts;
 pub mod append;

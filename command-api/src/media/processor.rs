@@ -1,4 +1,4 @@
-//! Brings one upload to its outcome, and the outcome into the log.
+//! Processes one upload: transcodes it, stores the outcome, and appends it.
 
 use std::{path::Path as FilePath, sync::Arc, time::Duration};
 
@@ -15,12 +15,12 @@ use tracing::{info, warn};
 use vidlog_events::{VideoId, VideoUploaded};
 
 use super::{
-    Limits, Media,
+    config::{Limits, MediaContext},
     ffmpeg::{ORIGINAL, ToolError},
-    outcomes::{Outcome, OutcomeError, Outcomes, Upload, Verdict},
-    probe::Reason,
+    outcomes::{Outcome, OutcomeError, OutcomeStore, Upload, Verdict},
+    probe::RejectReason,
     temp_dir,
-    transcode::{self, Rendition, Unmade},
+    transcode::{self, RenderError, Rendition},
 };
 use crate::{
     append::append,
@@ -30,255 +30,269 @@ use crate::{
     storage::{CopyError, fetch_file, store_file},
 };
 
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How long a question to MySQL may take.
-const STORE_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Timeout of a statement on `media_outcomes`.
+const MYSQL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Settles uploads. Clones share what it works with, and the bound on how many are worked on at once.
+/// Processes uploads. Clones share the dependencies and the bound on concurrency.
 #[derive(Clone)]
-pub(super) struct Settler {
-    media: Media,
-    outcomes: Outcomes,
-    slots: Arc<Semaphore>,
+pub(super) struct UploadProcessor {
+    context: MediaContext,
+    outcomes: OutcomeStore,
+    permits: Arc<Semaphore>,
 }
 
-/// Whether an upload came to its end.
+/// Result of processing an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Settled {
-    /// Its outcome is acknowledged by the log.
-    Yes,
-    /// Asked to stop before that.
+pub(super) enum Processed {
+    /// The broker has acknowledged the outcome.
+    Finalized,
+    /// Stopped before that; another worker processes the upload again.
     Stopped,
 }
 
-/// Why an attempt at an upload failed.
+/// Error of an attempt to process an upload.
 #[derive(Debug, Error)]
-enum Fault {
-    /// Something that is needed is away. It is tried again for as long as it takes.
+enum AttemptError {
+    /// A dependency is unavailable. Retried without limit.
     #[error("{0}")]
-    Away(String),
-    /// It may be the upload's own fault. It is tried again a few times, then rejected.
-    #[error("{what}")]
-    Suspect {
-        /// What happened.
-        what: String,
-        /// How often it may.
-        tries: u32,
-        /// What the author is told in the end.
-        reason: Reason,
+    Unavailable(String),
+    /// The upload may be the cause. Retried a few times, then the upload is rejected.
+    #[error("{cause}")]
+    PossiblyBadInput {
+        cause: String,
+        /// Number of such errors after which the upload is rejected.
+        max_attempts: u32,
+        /// Reason of the rejection.
+        reason: RejectReason,
     },
 }
 
-impl From<OutcomeError> for Fault {
+impl From<OutcomeError> for AttemptError {
     fn from(error: OutcomeError) -> Self {
-        Self::Away(error.to_string())
+        Self::Unavailable(error.to_string())
     }
 }
 
-impl From<AppendError> for Fault {
+impl From<AppendError> for AttemptError {
     fn from(error: AppendError) -> Self {
-        Self::Away(error.to_string())
+        Self::Unavailable(error.to_string())
     }
 }
 
-impl From<CopyError> for Fault {
+impl From<CopyError> for AttemptError {
     fn from(error: CopyError) -> Self {
-        Self::Away(error.to_string())
+        Self::Unavailable(error.to_string())
     }
 }
 
-impl From<std::io::Error> for Fault {
+impl From<std::io::Error> for AttemptError {
     fn from(error: std::io::Error) -> Self {
-        Self::Away(format!("the folder for temporary files failed: {error}"))
+        Self::Unavailable(format!("the temporary directory failed: {error}"))
     }
 }
 
-impl Settler {
-    /// A settler that works on a number of uploads at once.
-    pub(super) fn new(media: Media, concurrency: usize) -> Self {
-        let outcomes = Outcomes::new(media.mysql.clone());
-        Self { media, outcomes, slots: Arc::new(Semaphore::new(concurrency)) }
+impl UploadProcessor {
+    /// A processor that transcodes up to `concurrency` uploads at a time.
+    pub(super) fn new(context: MediaContext, concurrency: usize) -> Self {
+        let outcomes = OutcomeStore::new(context.mysql.clone());
+        Self { context, outcomes, permits: Arc::new(Semaphore::new(concurrency)) }
     }
 
-    /// Works on an upload until its outcome is in the log; tries again what fails.
-    pub(super) async fn settle(&self, upload: &Upload, stop: &CancellationToken) -> Settled {
+    /// Processes an upload, with retries, until its outcome is in the log.
+    pub(super) async fn finalize(&self, upload: &Upload, stop: &CancellationToken) -> Processed {
         let video_id = upload.video.video_id;
-        let (mut failures, mut pause) = (Vec::new(), self.media.limits.first_pause);
+        let (mut failures, mut backoff) = (Vec::new(), self.context.limits.initial_backoff);
         loop {
-            let fault = match self.attempt(upload, &failures, stop).await {
-                Ok(settled) => return settled,
-                Err(fault) => fault,
+            let error = match self.attempt(upload, &failures, stop).await {
+                Ok(processed) => return processed,
+                Err(error) => error,
             };
-            // Only what may be the upload's fault counts against it.
-            if let Fault::Suspect { reason, .. } = fault {
+            if let AttemptError::PossiblyBadInput { reason, .. } = error {
                 failures.push(reason);
             }
             counter!(MEDIA_FAULTS).increment(1);
-            warn!(%video_id, error = %fault, failures = failures.len(), pause_s = pause.as_secs(), "failed to process an upload; trying again");
-            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-                return Settled::Stopped;
+            warn!(%video_id, %error, failures = failures.len(), backoff_s = backoff.as_secs(), "failed to process upload; retrying");
+            if stop.run_until_cancelled(tokio::time::sleep(backoff)).await.is_none() {
+                return Processed::Stopped;
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }
 
     async fn attempt(
         &self,
         upload: &Upload,
-        failures: &[Reason],
+        failures: &[RejectReason],
         stop: &CancellationToken,
-    ) -> Result<Settled, Fault> {
-        let known = bounded(self.outcomes.find(upload.video.video_id)).await?;
-        let outcome = if let Some(outcome) = known {
+    ) -> Result<Processed, AttemptError> {
+        let stored = with_timeout(self.outcomes.find(upload.video.video_id)).await?;
+        let outcome = if let Some(outcome) = stored {
             outcome
         } else {
-            // Everything up to the decision can be left at any point, and done again.
-            let judging = Box::pin(self.judge(&upload.video));
-            let Some(judged) = stop.run_until_cancelled(judging).await else {
-                return Ok(Settled::Stopped);
+            // Cancellation is safe at any point before the decision: the work is repeatable.
+            let transcoding = Box::pin(self.transcode(&upload.video));
+            let Some(verdict) = stop.run_until_cancelled(transcoding).await else {
+                return Ok(Processed::Stopped);
             };
-            let verdict = give_up_after(failures, judged)?;
-            bounded(self.outcomes.decide(upload, verdict, self.media.clock.now_ms())).await?
+            let verdict = reject_after_max_attempts(failures, verdict)?;
+            with_timeout(self.outcomes.decide(upload, verdict, self.context.clock.now_ms())).await?
         };
-        self.announce(upload.video.video_id, &outcome).await?;
-        Ok(Settled::Yes)
+        self.append_outcome(upload.video.video_id, &outcome).await?;
+        Ok(Processed::Finalized)
     }
 
-    /// Appends an outcome, unless the log is known to have it.
-    async fn announce(&self, video_id: VideoId, outcome: &Outcome) -> Result<(), Fault> {
+    /// Appends an outcome, unless it is marked as appended.
+    async fn append_outcome(&self, video_id: VideoId, outcome: &Outcome) -> Result<(), AttemptError> {
         if outcome.appended {
             return Ok(());
         }
         let name = outcome.envelope.event.type_name();
-        append(self.media.log.as_ref(), &self.media.freshness, &outcome.envelope).await?;
+        append(self.context.log.as_ref(), &self.context.freshness, &outcome.envelope).await?;
         counter!(MEDIA_OUTCOMES, "outcome" => name).increment(1);
-        info!(%video_id, outcome = name, "settled an upload");
-        if let Err(error) = bounded(self.outcomes.mark_appended(video_id)).await {
-            // Then it is appended again if the upload is ever seen again, which changes nothing.
-            warn!(%video_id, %error, "failed to note that an outcome is in the log");
+        info!(%video_id, outcome = name, "upload finalized");
+        if let Err(error) = with_timeout(self.outcomes.mark_appended(video_id)).await {
+            // Best effort: otherwise the outcome may be appended again, which folds ignore.
+            warn!(%video_id, %error, "failed to mark outcome as appended");
         }
         Ok(())
     }
 
-    /// Finds out what becomes of an upload, and stores what is published of it.
-    async fn judge(&self, video: &VideoUploaded) -> Result<Verdict, Fault> {
-        let Ok(_slot) = self.slots.acquire().await else {
-            return Err(Fault::Away("the worker is closed".to_owned()));
+    /// Transcodes an upload and stores the published files; returns the verdict.
+    async fn transcode(&self, video: &VideoUploaded) -> Result<Verdict, AttemptError> {
+        let Ok(_permit) = self.permits.acquire().await else {
+            return Err(AttemptError::Unavailable("the worker is closed".to_owned()));
         };
         let started = Instant::now();
-        let folder = temp_dir::make()?;
-        self.fetch(video, &folder.path().join(ORIGINAL)).await?;
-        let verdict = match transcode::render(folder.path(), self.media.limits).await {
-            Ok(rendition) => self.store(video, &rendition).await?,
-            Err(unmade) => Verdict::Reject { reason: rejected(unmade, self.media.limits)?.for_author() },
+        let directory = temp_dir::create()?;
+        self.fetch_original(video, &directory.path().join(ORIGINAL)).await?;
+        let verdict = match transcode::render(directory.path(), self.context.limits).await {
+            Ok(rendition) => self.store_rendition(video, &rendition).await?,
+            Err(error) => Verdict::Reject { reason: reject_reason(error, self.context.limits)?.for_author() },
         };
         histogram!(MEDIA_SECONDS).record(started.elapsed());
         Ok(verdict)
     }
 
-    async fn fetch(&self, video: &VideoUploaded, file: &FilePath) -> Result<(), Fault> {
-        let objects = self.media.objects.as_ref();
-        let key = key(&video.original_key)?;
+    async fn fetch_original(&self, video: &VideoUploaded, file: &FilePath) -> Result<(), AttemptError> {
+        let objects = self.context.objects.as_ref();
+        let key = object_path(&video.original_key)?;
         match fetch_file(objects, &key, file).await {
             Err(CopyError::Store(object_store::Error::NotFound { .. })) => {
-                Err(lost(objects, self.media.limits).await)
+                Err(missing_original(objects, self.context.limits).await)
             }
             fetched => Ok(fetched?),
         }
     }
 
-    async fn store(&self, video: &VideoUploaded, rendition: &Rendition) -> Result<Verdict, Fault> {
-        let objects = self.media.objects.as_ref();
+    async fn store_rendition(
+        &self,
+        video: &VideoUploaded,
+        rendition: &Rendition,
+    ) -> Result<Verdict, AttemptError> {
+        let objects = self.context.objects.as_ref();
         let (play_key, cover_key) = (play_key(video), cover_key(video));
-        store_file(objects, &key(&play_key)?, &rendition.video).await?;
-        store_file(objects, &key(&cover_key)?, &rendition.cover).await?;
+        store_file(objects, &object_path(&play_key)?, &rendition.video).await?;
+        store_file(objects, &object_path(&cover_key)?, &rendition.cover).await?;
         Ok(Verdict::Publish { play_key, cover_key })
     }
 }
 
-/// An original that is not there is lost, unless none is: then this is not the store that uploads go to, and nothing
-/// may be concluded from it.
-async fn lost(objects: &dyn ObjectStore, limits: Limits) -> Fault {
+/// Classifies a missing original: lost, unless the store has no originals at all. Then the store is misconfigured or
+/// unavailable, and no upload may be rejected.
+async fn missing_original(objects: &dyn ObjectStore, limits: Limits) -> AttemptError {
     match objects.list(Some(&Path::from(ORIGINALS))).next().await {
-        Some(Ok(_)) => Fault::Suspect {
-            what: "the original is not in the object store".to_owned(),
-            tries: limits.searches,
-            reason: Reason::Lost,
+        Some(Ok(_)) => AttemptError::PossiblyBadInput {
+            cause: "the original is not in the object store".to_owned(),
+            max_attempts: limits.max_missing,
+            reason: RejectReason::Lost,
         },
-        Some(Err(error)) => Fault::Away(error.to_string()),
-        None => Fault::Away(
+        Some(Err(error)) => AttemptError::Unavailable(error.to_string()),
+        None => AttemptError::Unavailable(
             "the object store has no originals at all; is it the one that the command API writes to?"
                 .to_owned(),
         ),
     }
 }
 
-/// The reason of a rejection; an error if it can't be known yet.
-fn rejected(unmade: Unmade, limits: Limits) -> Result<Reason, Fault> {
-    match unmade {
-        Unmade::Rejected(reason) => Ok(reason),
-        Unmade::Failed(error @ ToolError::Crashed { .. }) => {
-            Err(Fault::Suspect { what: error.to_string(), tries: limits.crashes, reason: Reason::Unworkable })
-        }
-        Unmade::Failed(error) => Err(Fault::Away(error.to_string())),
+/// Returns the reason of a rejection, or the error if the upload can't be rejected yet.
+fn reject_reason(error: RenderError, limits: Limits) -> Result<RejectReason, AttemptError> {
+    match error {
+        RenderError::Rejected(reason) => Ok(reason),
+        RenderError::Failed(error @ ToolError::Crashed { .. }) => Err(AttemptError::PossiblyBadInput {
+            cause: error.to_string(),
+            max_attempts: limits.max_crashes,
+            reason: RejectReason::Unprocessable,
+        }),
+        RenderError::Failed(error) => Err(AttemptError::Unavailable(error.to_string())),
     }
 }
 
-/// Rejects what failed too often already for the same reason.
-fn give_up_after(failures: &[Reason], judged: Result<Verdict, Fault>) -> Result<Verdict, Fault> {
-    match judged {
-        Err(Fault::Suspect { what, tries, reason }) if times(failures, reason) + 1 >= tries => {
-            warn!(error = what, failures = failures.len(), "gave up on an upload");
+/// Turns an error into a rejection once it has occurred too often for the same reason.
+fn reject_after_max_attempts(
+    failures: &[RejectReason],
+    result: Result<Verdict, AttemptError>,
+) -> Result<Verdict, AttemptError> {
+    match result {
+        Err(AttemptError::PossiblyBadInput { cause, max_attempts, reason })
+            if count(failures, reason) + 1 >= max_attempts =>
+        {
+            warn!(error = cause, failures = failures.len(), "upload rejected after repeated failures");
             Ok(Verdict::Reject { reason: reason.for_author() })
         }
-        judged => judged,
+        result => result,
     }
 }
 
-fn times(failures: &[Reason], reason: Reason) -> u32 {
+fn count(failures: &[RejectReason], reason: RejectReason) -> u32 {
     failures.iter().filter(|failure| **failure == reason).map(|_| 1).sum()
 }
 
-async fn bounded<T>(question: impl Future<Output = Result<T, OutcomeError>>) -> Result<T, Fault> {
-    match timeout(STORE_TIMEOUT, question).await {
-        Ok(answer) => Ok(answer?),
-        Err(_) => Err(Fault::Away("MySQL did not answer in time".to_owned())),
+async fn with_timeout<T>(work: impl Future<Output = Result<T, OutcomeError>>) -> Result<T, AttemptError> {
+    match timeout(MYSQL_TIMEOUT, work).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(AttemptError::Unavailable("MySQL timed out".to_owned())),
     }
 }
 
-fn key(text: &str) -> Result<Path, Fault> {
-    Path::parse(text).map_err(|error| Fault::Away(format!("{text:?} is no object key: {error}")))
+fn object_path(key: &str) -> Result<Path, AttemptError> {
+    Path::parse(key)
+        .map_err(|error| AttemptError::Unavailable(format!("invalid object key {key:?}: {error}")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn crash() -> Result<Verdict, Fault> {
-        let error = ToolError::Crashed { tool: "ffmpeg", what: "was killed by signal 9".to_owned() };
-        Err(rejected(Unmade::Failed(error), Limits::default()).unwrap_err())
+    fn crash() -> Result<Verdict, AttemptError> {
+        let error = ToolError::Crashed { tool: "ffmpeg", cause: "was killed by signal 9".to_owned() };
+        Err(reject_reason(RenderError::Failed(error), Limits::default()).unwrap_err())
     }
 
-    fn is_suspect(judged: &Result<Verdict, Fault>) -> bool {
-        matches!(judged, Err(Fault::Suspect { .. }))
+    fn is_retried(result: &Result<Verdict, AttemptError>) -> bool {
+        matches!(result, Err(AttemptError::PossiblyBadInput { .. }))
     }
 
     #[test]
-    fn what_brings_the_tools_down_is_tried_a_few_times_and_then_rejected() {
-        assert!(is_suspect(&give_up_after(&[], crash())));
-        assert!(is_suspect(&give_up_after(&[Reason::Unworkable], crash())));
+    fn crashing_upload_is_rejected_after_max_crashes() {
+        assert!(is_retried(&reject_after_max_attempts(&[], crash())));
+        assert!(is_retried(&reject_after_max_attempts(&[RejectReason::Unprocessable], crash())));
         assert!(
-            is_suspect(&give_up_after(&[Reason::Lost; 9], crash())),
-            "another kind of failure does not count"
+            is_retried(&reject_after_max_attempts(&[RejectReason::Lost; 9], crash())),
+            "failures for another reason do not count"
         );
-        let verdict = give_up_after(&[Reason::Unworkable; 2], crash()).unwrap();
-        assert_eq!(verdict, Verdict::Reject { reason: Reason::Unworkable.for_author() });
+        let verdict = reject_after_max_attempts(&[RejectReason::Unprocessable; 2], crash()).unwrap();
+        assert_eq!(verdict, Verdict::Reject { reason: RejectReason::Unprocessable.for_author() });
     }
 
     #[test]
-    fn what_the_machine_lacks_is_never_held_against_an_upload() {
-        let error = ToolError::Hindered { tool: "ffmpeg", what: "no space left on device".to_owned() };
-        let fault = rejected(Unmade::Failed(error), Limits::default()).unwrap_err();
-        assert!(matches!(give_up_after(&[Reason::Unworkable; 99], Err(fault)), Err(Fault::Away(_))));
+    fn unavailable_tool_never_rejects_an_upload() {
+        let error = ToolError::Unavailable { tool: "ffmpeg", cause: "no space left on device".to_owned() };
+        let error = reject_reason(RenderError::Failed(error), Limits::default()).unwrap_err();
+        let failures = [RejectReason::Unprocessable; 99];
+        assert!(matches!(
+            reject_after_max_attempts(&failures, Err(error)),
+            Err(AttemptError::Unavailable(_))
+        ));
     }
 }

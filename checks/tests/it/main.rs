@@ -1,5 +1,7 @@
-//! The checks, run on crates that are written for the test.
+//! The checks, run on this repository and on sources that are written for the test.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod documents;
 mod module_cycles;
+mod sources;

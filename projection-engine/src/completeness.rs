@@ -212,6 +212,8 @@ impl Keeper {
         let mut config = ClientConfig::new();
         let mut consumer: BaseConsumer = config
             .set("bootstrap.servers", &self.log.brokers)
+            // The end is the last stable offset: runners cannot fold what an open transaction holds back.
+            .set("isolation.level", "read_committed")
             // A connection on which nothing moves any more would else be given up after a minute.
             .set("socket.timeout.ms", "6000")
             .create()?;

@@ -2,10 +2,11 @@
 
 pub mod identity;
 mod partition;
+mod range;
 mod record;
 mod record_key;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, ops::ControlFlow, time::Duration};
 
 use anyhow::{Context, ensure};
 use rdkafka::{
@@ -19,6 +20,7 @@ use vidlog_events::{Stream, Topics};
 
 pub use self::{
     partition::Partition,
+    range::{Item, Ranges, Source},
     record::{Delivery, Record, decode_message},
     record_key::RecordKey,
 };
@@ -29,9 +31,20 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 const LEADER_RETRY: Duration = Duration::from_millis(100);
 /// Attempts to find a partition's leader, a [`LEADER_RETRY`] apart.
 const LEADER_ATTEMPTS: u32 = 30;
+/// The growth of the range in which the last record before an offset is looked for.
+const LOOK_BACK: i64 = 100;
 
 /// Offsets in the log: the next offset of partitions.
 pub type Offsets = BTreeMap<Partition, i64>;
+
+/// The offsets that a partition's log has for consumers, from the first up to the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The log start offset: 0, unless earlier records were deleted.
+    pub start: i64,
+    /// The last stable offset. What an open transaction holds back comes after it.
+    pub end: i64,
+}
 
 /// The log of a namespace.
 #[derive(Clone)]
@@ -43,10 +56,17 @@ pub struct Log {
 }
 
 impl Log {
-    /// Where the log ends now, in the partitions of some streams.
+    /// Where the log ends now for consumers, in the partitions of some streams: the last stable offsets.
     pub async fn ends(&self, streams: Vec<Stream>) -> anyhow::Result<Offsets> {
+        let extents = self.extents(streams).await?;
+        Ok(extents.into_iter().map(|(partition, extent)| (partition, extent.end)).collect())
+    }
+
+    /// Where the log begins and ends now for consumers, in the partitions of some streams.
+    pub async fn extents(&self, streams: Vec<Stream>) -> anyhow::Result<BTreeMap<Partition, Extent>> {
         self.places(streams, |consumer, topic, number| {
-            Ok(consumer.fetch_watermarks(topic, number, BROKER_TIMEOUT)?.1)
+            let (start, end) = consumer.fetch_watermarks(topic, number, BROKER_TIMEOUT)?;
+            Ok(Extent { start, end })
         })
         .await
     }
@@ -65,29 +85,54 @@ impl Log {
         .await
     }
 
-    /// The time of a record, in ms since 1970.
-    pub async fn time_of(&self, partition: Partition, offset: i64) -> anyhow::Result<i64> {
+    /// The time of the last record before an offset, in ms since 1970; `None` if the log has none there.
+    pub async fn time_before(&self, partition: Partition, offset: i64) -> anyhow::Result<Option<i64>> {
         let log = self.clone();
         let asked = spawn_blocking(move || {
-            let (consumer, topic) = (log.consumer()?, log.topics.name(partition.stream));
-            let mut list = TopicPartitionList::new();
-            list.add_partition_offset(&topic, partition.number, Offset::Offset(offset))?;
-            consumer.assign(&list)?;
-            let message = consumer.poll(BROKER_TIMEOUT).context("the broker does not send it")??;
-            message.timestamp().to_millis().context("it has no time")
+            let topic = log.topics.name(partition.stream);
+            let (start, _) = log.consumer()?.fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT)?;
+            // What is right before may be no record: further and further back until there is one.
+            let mut size = 1;
+            loop {
+                let range = start.max(offset.saturating_sub(size))..offset;
+                let is_all = range.start == start;
+                let mut time = None;
+                log.read(
+                    Source::Events,
+                    &Ranges::from([(partition, range)]),
+                    || false,
+                    |_, item| {
+                        if let Item::Record(message) = item {
+                            time = message.timestamp().to_millis();
+                        }
+                        Ok(ControlFlow::Continue(()))
+                    },
+                )?;
+                if time.is_some() || is_all {
+                    return Ok(time);
+                }
+                size *= LOOK_BACK;
+            }
         });
-        let time = asked.await.context("reading the log panicked")?;
-        time.with_context(|| format!("failed to read the time of {} at offset {offset}", partition.field()))
+        let time: anyhow::Result<_> = asked.await.context("reading the log panicked")?;
+        time.with_context(|| {
+            format!("failed to read the time of the last record of {} before {offset}", partition.field())
+        })
     }
 
-    async fn places<Ask>(&self, streams: Vec<Stream>, ask: Ask) -> anyhow::Result<Offsets>
+    async fn places<Place, Ask>(
+        &self,
+        streams: Vec<Stream>,
+        ask: Ask,
+    ) -> anyhow::Result<BTreeMap<Partition, Place>>
     where
-        Ask: Fn(&BaseConsumer, &str, i32) -> anyhow::Result<i64> + Send + 'static,
+        Place: Send + 'static,
+        Ask: Fn(&BaseConsumer, &str, i32) -> anyhow::Result<Place> + Send + 'static,
     {
         let log = self.clone();
         let asked = spawn_blocking(move || {
             let consumer = log.consumer()?;
-            let mut places = Offsets::new();
+            let mut places = BTreeMap::new();
             for stream in streams {
                 let topic = log.topics.name(stream);
                 let metadata = consumer
@@ -119,6 +164,9 @@ impl Log {
             .set("group.id", "vidlog-replay")
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "error")
+            // Records of aborted transactions are no events. Watermarks end at the last stable offset as well.
+            .set("isolation.level", "read_committed")
+            .set("enable.partition.eof", "true")
             // A connection on which nothing moves any more would else be given up after a minute.
             .set("socket.timeout.ms", "6000")
             .set("queued.max.messages.kbytes", "16384")

@@ -4,25 +4,27 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
-use rdkafka::{Message, Offset, TopicPartitionList, consumer::Consumer};
 use tokio::{
     sync::mpsc::{self, Receiver, Sender},
     task::{JoinSet, spawn_blocking},
     time::sleep,
 };
+use tokio_util::sync::CancellationToken;
+use vidlog_events::Stream;
 use vidlog_schemas::keys::Key;
 
 use crate::{
     dead_letters::{Intake, IntakeError, Post},
-    log::{Delivery, Log, Offsets, Partition},
+    log::{Delivery, Item, Log, Offsets, Partition, Ranges, Source},
     store::{Position, StoreError, sink::Sink},
 };
 
@@ -30,10 +32,6 @@ use crate::{
 const BATCH: usize = 500;
 /// Records that wait for a partition's task.
 const QUEUE: usize = 2 * BATCH;
-/// How long the broker may take to answer, or to send the next record.
-const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest that the reading thread does not look whether it is still wanted.
-const POLL: Duration = Duration::from_millis(100);
 /// Attempts to write a batch, with a pause that grows between them: half a minute of a store that is away.
 const ATTEMPTS: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(50);
@@ -47,92 +45,93 @@ pub struct Tally {
     pub touched: Option<Mutex<BTreeSet<Key>>>,
 }
 
-/// Folds what a sink does not have yet before some places, and settles it there.
+/// Folds what a sink does not have yet before some offsets, and settles it there, or at the log start offset if that is
+/// higher. A sink without a position begins at the log start offset.
 pub async fn replay(log: &Log, sink: &Sink, until: &Offsets, tally: &Arc<Tally>) -> anyhow::Result<()> {
     let partitions: Vec<Partition> = until.keys().copied().collect();
     let positions = sink.positions(&partitions).await.context("the store does not say where it stands")?;
+    let behind: BTreeMap<Partition, (Position, i64)> = partitions
+        .into_iter()
+        .zip(positions)
+        .filter_map(|(partition, position)| {
+            let end = until.get(&partition).copied().filter(|end| position.lowest() < *end)?;
+            Some((partition, (position, end)))
+        })
+        .collect();
+    let starts = log_starts(log, &behind).await?;
     let post = Post::new(log.clone());
-    let mut queues = BTreeMap::new();
-    let mut from = Offsets::new();
+    let (mut queues, mut ranges) = (BTreeMap::new(), Ranges::new());
     let mut tasks = JoinSet::new();
-    for (partition, position) in partitions.into_iter().zip(positions) {
-        let end = until.get(&partition).copied().unwrap_or_default();
-        if position.lowest() >= end {
-            continue;
-        }
-        from.insert(partition, position.lowest());
+    for (partition, (position, end)) in behind {
+        let start = starts.get(&partition).copied().unwrap_or_default();
+        let from = position.read_from(start).with_context(|| {
+            let field = partition.field();
+            format!("{field} begins at {start}, after a position of the view: drop it, and fold it anew")
+        })?;
+        let end = end.max(from);
+        ranges.insert(partition, from..end);
         let (queue, records) = mpsc::channel(QUEUE);
         queues.insert(partition, queue);
         let (sink, post, tally) = (sink.clone(), post.clone(), tally.clone());
-        let folding = Folding { sink, post, partition, position, end, tally };
+        let folding = Folding { sink, post, partition, position, from, end, tally };
         tasks.spawn(folding.run(records));
     }
-    let (log, until) = (log.clone(), until.clone());
+    let log = log.clone();
+    let cancelled = CancellationToken::new();
+    let is_cancelled = cancelled.clone();
     // Dropped when this future is, which ends the reading.
-    let wanted = Wanted(Arc::new(AtomicBool::new(true)));
-    let still_wanted = wanted.0.clone();
-    let reading = spawn_blocking(move || read(&log, from, &until, &queues, &still_wanted));
-    while let Some(folded) = tasks.join_next().await {
-        folded.context("folding a partition panicked")??;
+    let guard = cancelled.drop_guard();
+    let reading = spawn_blocking(move || read(&log, &ranges, &queues, &is_cancelled));
+    let mut folded = Ok(());
+    while folded.is_ok()
+        && let Some(ended) = tasks.join_next().await
+    {
+        folded = ended.context("folding a partition panicked").flatten();
     }
-    reading.await.context("reading the log panicked")?
+    tasks.abort_all();
+    drop(guard);
+    // If the reading failed, the tasks did as well, for lack of records.
+    reading.await.context("reading the log panicked")??;
+    folded
 }
 
-struct Wanted(Arc<AtomicBool>);
-
-impl Drop for Wanted {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
+/// The log start offsets of partitions of which a view has nothing.
+async fn log_starts(log: &Log, behind: &BTreeMap<Partition, (Position, i64)>) -> anyhow::Result<Offsets> {
+    let is_empty = |(partition, (position, _)): (&Partition, &(Position, i64))| {
+        (position.lowest() == 0).then_some(partition.stream)
+    };
+    let streams: BTreeSet<Stream> = behind.iter().filter_map(is_empty).collect();
+    if streams.is_empty() {
+        return Ok(Offsets::new());
     }
+    let extents = log.extents(streams.into_iter().collect()).await?;
+    Ok(extents.into_iter().map(|(partition, extent)| (partition, extent.start)).collect())
 }
 
-/// Reads partitions from some places until others, and hands over what comes. It blocks.
+/// A record, or `None` once there is no more before the end.
+type Received = Option<Delivery>;
+
+/// Reads ranges of the log and hands over what comes. It blocks.
 fn read(
     log: &Log,
-    mut from: Offsets,
-    until: &Offsets,
-    queues: &BTreeMap<Partition, Sender<Delivery>>,
-    wanted: &AtomicBool,
+    ranges: &Ranges,
+    queues: &BTreeMap<Partition, Sender<Received>>,
+    cancelled: &CancellationToken,
 ) -> anyhow::Result<()> {
-    if from.is_empty() {
-        return Ok(());
-    }
-    let consumer = log.consumer()?;
-    let mut list = TopicPartitionList::new();
-    for (partition, offset) in &from {
-        let topic = log.topics.name(partition.stream);
-        list.add_partition_offset(&topic, partition.number, Offset::Offset(*offset))?;
-    }
-    consumer.assign(&list).context("failed to read the log")?;
-    let mut heard = Instant::now();
-    while !from.is_empty() && wanted.load(Ordering::Relaxed) {
-        let Some(message) = consumer.poll(POLL) else {
-            if heard.elapsed() > BROKER_TIMEOUT {
-                bail!("the log could not be read on: nothing came for {} s", BROKER_TIMEOUT.as_secs());
-            }
-            continue;
-        };
-        let message = message.context("failed to read the log")?;
-        heard = Instant::now();
-        let Some(stream) = log.topics.stream(message.topic()) else {
-            continue;
-        };
-        let partition = Partition { stream, number: message.partition() };
-        let end = until.get(&partition).copied().unwrap_or_default();
-        if !from.contains_key(&partition) || message.offset() >= end {
-            continue;
-        }
-        let delivery = Delivery::read(stream, &message);
-        if queues.get(&partition).is_none_or(|queue| queue.blocking_send(delivery).is_err()) {
-            // The task has ended with an error, which is the one to tell.
-            return Ok(());
-        }
-        if message.offset() + 1 == end {
-            from.remove(&partition);
-        }
-        heard = Instant::now();
-    }
-    Ok(())
+    log.read(
+        Source::Events,
+        ranges,
+        || cancelled.is_cancelled(),
+        |partition, item| {
+            let received = match item {
+                Item::Record(message) => Some(Delivery::read(partition.stream, message)),
+                Item::End => None,
+            };
+            // If the task has ended, it was with an error, which is the one to report.
+            let is_taken = queues.get(&partition).is_some_and(|queue| queue.blocking_send(received).is_ok());
+            Ok(if is_taken { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        },
+    )
 }
 
 /// Folds one partition.
@@ -141,31 +140,42 @@ struct Folding {
     post: Post,
     partition: Partition,
     position: Position,
+    /// The offset from which records come.
+    from: i64,
     end: i64,
     tally: Arc<Tally>,
 }
 
 impl Folding {
-    async fn run(self, mut deliveries: Receiver<Delivery>) -> anyhow::Result<()> {
-        let mut next = self.position.lowest();
+    async fn run(self, mut records: Receiver<Received>) -> anyhow::Result<()> {
         let (sink, post) = (self.sink.clone(), self.post.clone());
         let opened = Intake::open(sink, post, self.partition, self.position.clone()).await;
         let mut intake = opened.with_context(|| format!("in {}", self.partition.field()))?;
-        while next < self.end {
-            let mut batch = Vec::with_capacity(BATCH);
-            if deliveries.recv_many(&mut batch, BATCH).await == 0 {
+        let (mut next, mut is_read) = (self.from, false);
+        while !is_read {
+            let mut received = Vec::with_capacity(BATCH);
+            if records.recv_many(&mut received, BATCH).await == 0 {
                 bail!("{} was read to {next} only, not to {}", self.partition.field(), self.end);
             }
+            is_read = received.last().is_some_and(Option::is_none);
+            let batch: Vec<Delivery> = received.into_iter().flatten().collect();
             next = batch.last().map_or(next, |delivery| delivery.offset() + 1);
-            if let Some(touched) = &self.tally.touched {
-                let records: Vec<_> = batch.iter().filter_map(Delivery::record).collect();
-                let keys = self.sink.keys_written(&records);
-                touched.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
+            if !batch.is_empty() {
+                self.fold(&mut intake, &batch, next).await?;
             }
-            self.write(&mut intake, &batch, next).await?;
-            self.tally.folded.fetch_add(i64::try_from(batch.len()).unwrap_or_default(), Ordering::Relaxed);
         }
-        self.write(&mut intake, &[], next).await
+        self.write(&mut intake, &[], self.end).await
+    }
+
+    async fn fold(&self, intake: &mut Intake, batch: &[Delivery], next: i64) -> anyhow::Result<()> {
+        if let Some(touched) = &self.tally.touched {
+            let records: Vec<_> = batch.iter().filter_map(Delivery::record).collect();
+            let keys = self.sink.keys_written(&records);
+            touched.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
+        }
+        self.write(intake, batch, next).await?;
+        self.tally.folded.fetch_add(i64::try_from(batch.len()).unwrap_or_default(), Ordering::Relaxed);
+        Ok(())
     }
 
     /// Writes a batch, or settles if there is none.

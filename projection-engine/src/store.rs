@@ -46,6 +46,13 @@ impl Position {
         self.parts.iter().copied().max().unwrap_or(0)
     }
 
+    /// The offset to read from in a log with a log start offset. A part without a position has nothing and begins with
+    /// what is left. `None` if a part has a position before the start: the records that it needs next are gone.
+    pub fn read_from(&self, log_start: i64) -> Option<i64> {
+        let has_missed = |part: &i64| (1..log_start).contains(part);
+        (!self.parts.iter().any(has_missed)).then(|| self.lowest().max(log_start))
+    }
+
     /// Whether a part has nothing of what another one has come past: all are brought to one place once a second, so the
     /// store lost what was there, but for the first second of a partition.
     pub fn lacks_parts(&self) -> bool {
@@ -130,6 +137,18 @@ impl From<RedisError> for StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn view_begins_with_a_cut_log_only_without_a_position() {
+        let from = |parts: &[i64], first| Position { parts: parts.to_vec() }.read_from(first);
+        assert_eq!(from(&[7, 9], 0), Some(7));
+        assert_eq!(from(&[7, 9], 7), Some(7));
+        assert_eq!(from(&[0, 0], 7), Some(7));
+        // One shard was lost.
+        assert_eq!(from(&[0, 9], 7), Some(7));
+        assert_eq!(from(&[6, 9], 7), None);
+        assert_eq!(from(&[0, 6], 7), None);
+    }
 
     #[test]
     fn a_loss_that_was_told_is_none_any_more_and_a_further_one_is() {

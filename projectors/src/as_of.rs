@@ -140,7 +140,7 @@ impl Scratch {
                 "{} has been folded beyond that already; drop it first",
                 self.namespace
             );
-            replay(&self.log, &sink, &own, &tally).await
+            Box::pin(replay(&self.log, &sink, &own, &tally)).await
         });
         stream::iter(folding).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
         self.declare_complete(&target).await?;
@@ -185,7 +185,11 @@ impl Scratch {
                     if ends.get(partition).is_none_or(|end| next > end) {
                         bail!("the log has no {}:{next}", partition.field());
                     }
-                    latest_ms = latest_ms.max(self.log.time_of(*partition, next - 1).await?);
+                    let time_ms = self.log.time_before(*partition, *next).await?;
+                    let field = partition.field();
+                    latest_ms = latest_ms.max(
+                        time_ms.with_context(|| format!("the log has no record before {field}:{next}"))?,
+                    );
                 }
                 let mut places = self.log.at_time(streams, latest_ms + 1).await?;
                 places.extend(positions.iter().copied().collect::<BTreeMap<_, _>>());

@@ -38,7 +38,7 @@ use self::{
 use crate::audit::Difference;
 use vidlog_projection_engine::{
     desired_state::hold::{BETWEEN_HOLDS, HOLDS, Hold, LOOK},
-    log::{Log, Offsets, Partition, identity::FirstRecords},
+    log::{Extent, Log, Offsets, Partition, identity::FirstRecords},
     replay::{Tally, replay},
     store::{Parked, Position, Target, sink::Sink},
     view::Projection,
@@ -153,16 +153,18 @@ impl Rebuild {
 
     /// Makes sure that this is the log that the live view was folded from.
     async fn ensure_same_log(&self, partitions: &[Partition]) -> anyhow::Result<()> {
-        let ends = self.log.ends(self.projection.streams().collect()).await?;
-        let with_first = |partition: &&Partition| ends.get(partition).is_some_and(|end| *end > 0);
-        let asked: Vec<Partition> = partitions.iter().filter(with_first).copied().collect();
-        let (records, partitions) = (FirstRecords::new(self.log.clone()), asked.clone());
-        let firsts = spawn_blocking(move || records.of(&partitions))
+        let extents = self.log.extents(self.projection.streams().collect()).await?;
+        // A log whose first records were deleted has no identity.
+        let begins = |(partition, extent): (Partition, Extent)| {
+            (extent.start == 0 && partitions.contains(&partition)).then_some((partition, extent.end))
+        };
+        let ends: Offsets = extents.into_iter().filter_map(begins).collect();
+        let records = FirstRecords::new(self.log.clone());
+        let firsts = spawn_blocking(move || records.read(&ends))
             .await
             .context("reading the log panicked")?
             .context("the log's first records can't be read")?;
-        let known: Vec<_> =
-            asked.into_iter().zip(firsts).filter_map(|(at, first)| Some((at, first?))).collect();
+        let known: Vec<_> = firsts.into_iter().filter_map(|(at, first)| Some((at, first?))).collect();
         let remembered = Sink::new(self.projection, self.live.clone()).logs(&known).await?;
         let is_other = known.iter().zip(&remembered).any(|((_, first), remembered)| first != remembered);
         ensure!(!is_other, "this is another log than the one that the live view was folded from");

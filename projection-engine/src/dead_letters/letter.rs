@@ -2,12 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use rdkafka::{
-    Message, Offset, TopicPartitionList,
+    Message,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
     message::{Header, Headers, OwnedHeaders, OwnedMessage},
@@ -15,7 +16,7 @@ use rdkafka::{
 };
 
 use crate::{
-    log::{Log, Partition, RecordKey, decode_message},
+    log::{Item, Log, Partition, Ranges, RecordKey, Source, decode_message},
     store::{Class, Failure},
 };
 
@@ -116,32 +117,22 @@ pub fn read(
     let Some((begin, end)) = extent(&consumer, log, partition)? else {
         return Ok(());
     };
-    let topic = log.topics.dead_letters(partition.stream);
-    let mut next = begin;
-    let mut list = TopicPartitionList::new();
-    list.add_partition_offset(&topic, partition.number, Offset::Offset(begin))?;
-    consumer.assign(&list).with_context(|| format!("failed to read {topic}"))?;
-    let mut heard = Instant::now();
-    while next < end {
-        let Some(message) = consumer.poll(POLL) else {
-            if heard.elapsed() > BROKER_TIMEOUT {
-                bail!(
-                    "{topic} could not be read to its end: nothing came for {} s",
-                    BROKER_TIMEOUT.as_secs()
-                );
+    let ranges = Ranges::from([(partition, begin..end)]);
+    log.read(
+        Source::DeadLetters,
+        &ranges,
+        || false,
+        |_, item| {
+            if let Item::Record(message) = item
+                && let Some(letter) = Letter::read(message.detach())
+                && letter.projection == projection
+            {
+                take(letter);
             }
-            continue;
-        };
-        let message = message.with_context(|| format!("failed to read {topic}"))?;
-        heard = Instant::now();
-        next = message.offset() + 1;
-        if let Some(letter) = Letter::read(message.detach())
-            && letter.projection == projection
-        {
-            take(letter);
-        }
-    }
-    Ok(())
+            Ok(ControlFlow::Continue(()))
+        },
+    )
+    .with_context(|| format!("failed to read {}", log.topics.dead_letters(partition.stream)))
 }
 
 /// What became of records of a partition before. It blocks.

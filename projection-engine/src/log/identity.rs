@@ -1,29 +1,25 @@
-//! Which log it is: a partition is known by its first record, whose id no other log has.
+//! Which log it is: a partition is known by the first record that consumers receive, whose id no other log has. A log
+//! whose first records were deleted has no identity.
 //!
 //! A store remembers it beside its views. So a view is not folded on from another cluster, nor from a topic that was made
 //! again under the same name, even where that is long enough.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
+    ops::ControlFlow,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use rdkafka::{
-    ClientConfig, Message, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
-    error::KafkaResult,
-    message::Headers,
-};
+use rdkafka::{Message, message::Headers};
 
-use crate::log::{Log, Partition};
+use super::{Item, Log, Offsets, Partition, Ranges, Source};
 
 /// How long what was read stays true: projections that start one after the other ask once. A topic that is made again
 /// while a process runs makes its consumers start anew, later than this.
 const KEPT: Duration = Duration::from_secs(2);
 /// How long the broker may take to send the first records.
 const TIMEOUT: Duration = Duration::from_secs(2);
-const POLL: Duration = Duration::from_millis(50);
 /// The header with the event's id.
 const ID: &str = "ce_id";
 
@@ -39,58 +35,43 @@ impl FirstRecords {
         Self { log, known: Mutex::default() }
     }
 
-    /// What identifies each of some partitions, which have a record at offset 0; nothing of those that do not answer in
-    /// time. It blocks.
-    pub fn of(&self, partitions: &[Partition]) -> KafkaResult<Vec<Option<String>>> {
+    /// The identity of each of some partitions that begin at offset 0, up to their ends; `None` of those that have no
+    /// record yet. Partitions for which the broker does not answer in time are left out. Blocks.
+    pub fn read(&self, ends: &Offsets) -> anyhow::Result<BTreeMap<Partition, Option<String>>> {
         self.known().retain(|_, (at, _)| at.elapsed() < KEPT);
-        let mut known = self.known().clone();
-        let unknown: Vec<_> =
-            partitions.iter().filter(|partition| !known.contains_key(partition)).copied().collect();
-        if !unknown.is_empty() {
-            let now = Instant::now();
-            // Unlocked: the broker may answer other projections faster than this one.
-            known.extend(self.read(&unknown)?.into_iter().map(|(partition, id)| (partition, (now, id))));
-            self.known().extend(known.clone());
-        }
-        let identity = |partition| known.get(partition).map(|(_, identity): &(_, String)| identity.clone());
-        Ok(partitions.iter().map(identity).collect())
+        let known = self.known().clone();
+        let mut found: BTreeMap<_, _> = ends
+            .keys()
+            .filter_map(|partition| Some((*partition, Some(known.get(partition)?.1.clone()))))
+            .collect();
+        let unknown = ends.iter().filter(|(partition, _)| !known.contains_key(partition));
+        let unknown: Ranges = unknown.map(|(partition, end)| (*partition, 0..*end)).collect();
+        let begun = Instant::now();
+        // Unlocked: the broker may answer other projections faster than this one.
+        self.log.read(
+            Source::Events,
+            &unknown,
+            || begun.elapsed() > TIMEOUT,
+            |partition, item| {
+                let first = match item {
+                    Item::Record(message) => Some(identity(message)),
+                    Item::End => None,
+                };
+                found.insert(partition, first);
+                Ok(ControlFlow::Break(()))
+            },
+        )?;
+        let now = Instant::now();
+        let read = unknown.keys().filter_map(|partition| {
+            let first = found.get(partition)?.clone()?;
+            Some((*partition, (now, first)))
+        });
+        self.known().extend(read);
+        Ok(found)
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<Partition, (Instant, String)>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn read(&self, partitions: &[Partition]) -> KafkaResult<HashMap<Partition, String>> {
-        let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", &self.log.brokers)
-            // A group is needed by the client library; nothing is committed and nobody joins.
-            .set("group.id", "vidlog-first-records")
-            .set("enable.auto.commit", "false")
-            .set("auto.offset.reset", "error")
-            .set("socket.timeout.ms", "6000")
-            // One batch of each is all that is wanted.
-            .set("queued.min.messages", "1")
-            .create()?;
-        let mut list = TopicPartitionList::new();
-        for partition in partitions {
-            let topic = self.log.topics.name(partition.stream);
-            list.add_partition_offset(&topic, partition.number, Offset::Offset(0))?;
-        }
-        consumer.assign(&list)?;
-        let mut found = HashMap::new();
-        let begun = Instant::now();
-        while found.len() < partitions.len() && begun.elapsed() < TIMEOUT {
-            let Some(Ok(message)) = consumer.poll(POLL) else {
-                continue;
-            };
-            if let Some(stream) = self.log.topics.stream(message.topic())
-                && message.offset() == 0
-            {
-                let partition = Partition { stream, number: message.partition() };
-                found.insert(partition, identity(&message));
-            }
-        }
-        Ok(found)
     }
 }
 

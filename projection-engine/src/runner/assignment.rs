@@ -87,6 +87,8 @@ struct Active {
     queue: queue::Sender,
     /// What did not fit into the queue. While there is any the partition is paused.
     held: VecDeque<Queued>,
+    /// The offset after the last record that was handed over.
+    next: i64,
     confirmed: Confirmed,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -201,10 +203,10 @@ impl Assignment {
         due.into_iter().map(|(_, partition)| partition).collect()
     }
 
-    /// Starts a partition's task, of which the records from the position's lowest part on will come.
-    pub(super) fn start(&self, partition: Partition, position: Position) {
-        self.place(partition).run(position.lowest());
-        let active = self.spawn(partition, position);
+    /// Starts a partition's task, of which the records from an offset on will come.
+    pub(super) fn start(&self, partition: Partition, position: Position, from: i64) {
+        self.place(partition).run(from);
+        let active = self.spawn(partition, position, from);
         self.partitions().insert(partition, State::Running(active));
         self.readiness.ready(&self.part(partition));
     }
@@ -278,6 +280,7 @@ impl Assignment {
         let Some(State::Running(active)) = partitions.get_mut(&partition) else {
             return Routed::Done;
         };
+        active.next = record.next;
         if !active.held.is_empty() {
             active.held.push_back(record);
             return Routed::Held;
@@ -288,6 +291,16 @@ impl Assignment {
                 active.held.push_back(record);
                 Routed::Held
             }
+        }
+    }
+
+    /// Has a partition's task pass to an offset, before which there are no more records than those that it was handed.
+    pub(super) fn pass_to(&self, partition: Partition, next: i64) -> Routed {
+        let is_beyond = |state: &State| matches!(state, State::Running(active) if active.next < next);
+        if self.partitions().get(&partition).is_some_and(is_beyond) {
+            self.route(partition, Queued::gap(next))
+        } else {
+            Routed::Done
         }
     }
 
@@ -336,7 +349,7 @@ impl Assignment {
         });
     }
 
-    fn spawn(&self, partition: Partition, position: Position) -> Active {
+    fn spawn(&self, partition: Partition, position: Position, from: i64) -> Active {
         let (queue, records) = queue();
         let confirmed = Arc::new(Mutex::new(position.clone()));
         let stop = CancellationToken::new();
@@ -347,6 +360,7 @@ impl Assignment {
             sink: self.sink.clone(),
             post: self.post.clone(),
             position,
+            from,
             confirmed: confirmed.clone(),
             records,
             requests: self.requests.clone(),
@@ -368,7 +382,7 @@ impl Assignment {
                 _ = requests.send(Request::Restart(partition));
             }
         });
-        Active { queue, held: VecDeque::new(), confirmed, stop, task }
+        Active { queue, held: VecDeque::new(), next: from, confirmed, stop, task }
     }
 }
 

@@ -51,9 +51,10 @@ impl ConsumerContext for Context {
         let named = named(&self.topics, partitions);
         let done = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             self.assignment.take(&named);
-            // Every partition is taken and paused; the poller seeks to where the store stands, and resumes.
+            // Every partition is taken and paused; the poller seeks to where the store stands, and resumes. No offset that may
+            // be gone: the client would stop fetching the partition.
             partitions
-                .set_all_offsets(Offset::Offset(0))
+                .set_all_offsets(Offset::Beginning)
                 .and_then(|()| consumer.incremental_assign(partitions))
                 .and_then(|()| consumer.pause(partitions))
         } else {
@@ -84,7 +85,10 @@ pub(super) fn connect(
         .set("client.id", format!("vidlog-projector-{projection}"))
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("auto.offset.reset", "error")
+        // Records of aborted transactions are no events.
         .set("isolation.level", "read_committed")
+        // The position at the end of a partition is past what is not passed on, such as transaction markers.
+        .set("enable.partition.eof", "true")
         // What was applied is stored by the task; committing it is only a hint.
         .set("enable.auto.offset.store", "false")
         .set("enable.auto.commit", "true")

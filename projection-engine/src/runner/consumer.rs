@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     desired_state::{Wanted, Wish},
-    log::{Delivery, Partition},
+    log::{Delivery, Offsets, Partition},
     store::{Position, sink::Sink},
     view::Projection,
 };
@@ -95,6 +95,7 @@ impl Poller {
         while !self.shutdown.is_given() {
             match self.consumer.poll(POLL) {
                 Some(Ok(message)) => self.route(&message),
+                Some(Err(KafkaError::PartitionEOF(number))) => self.pass_to_position(number),
                 Some(Err(error)) => self.endure(&error)?,
                 None => {}
             }
@@ -221,8 +222,8 @@ impl Poller {
         for start in starts {
             let is_ours = others.get(&start.partition).map_or(Ok(()), |why| Err(why.clone()));
             match is_ours.and_then(|()| self.seek(&start)) {
-                Ok(()) => {
-                    self.assignment().start(start.partition, start.position);
+                Ok(from) => {
+                    self.assignment().start(start.partition, start.position, from);
                     if let Err(error) = self.consumer.resume(&self.list(start.partition)) {
                         error!(projection = self.projection.name(), %error, "failed to resume a partition");
                         self.restart(start.partition);
@@ -261,35 +262,40 @@ impl Poller {
 
     /// Why some partitions are not those that the view was folded from, or not known to be.
     fn other_logs(&self, starts: &[Start]) -> BTreeMap<Partition, String> {
-        // What has no first record can be any log's: its task remembers the first that it folds.
-        let has_first = |start: &&Start| matches!(start.extent, (0, end) if end > 0);
-        let with_first: Vec<_> = starts.iter().filter(has_first).map(|start| start.partition).collect();
-        let firsts = self.settings.first_records.of(&with_first).unwrap_or_default();
+        // A log that has no first record yet can be any: its task remembers the first that it folds. One whose start is cut
+        // has lost it.
+        let has_first = |start: &&Start| start.extent.0 == 0 && start.extent.1 > 0;
+        let ends: Offsets =
+            starts.iter().filter(has_first).map(|start| (start.partition, start.extent.1)).collect();
+        let firsts = self.settings.first_records.read(&ends).unwrap_or_default();
         let mut whys = BTreeMap::new();
-        let mut known = Vec::with_capacity(with_first.len());
-        for (index, partition) in with_first.into_iter().enumerate() {
-            if let Some(first) = firsts.get(index).cloned().flatten() {
-                known.push((partition, first));
-            } else {
-                whys.insert(partition, "the broker does not send the log's first record".to_owned());
+        let mut known = Vec::with_capacity(ends.len());
+        for partition in ends.into_keys() {
+            match firsts.get(&partition) {
+                Some(Some(first)) => known.push((partition, first.clone())),
+                Some(None) => {}
+                None => {
+                    whys.insert(partition, "the broker does not send the log's first record".to_owned());
+                }
             }
         }
         whys.extend(self.assignment().folded_from_others(&known));
         whys
     }
 
-    /// Has the consumer read a partition from where the store stands; says why if it can't.
-    fn seek(&self, start: &Start) -> Result<(), String> {
-        let Start { partition, position, extent: (low, end) } = start;
+    /// Has the consumer read a partition from where the store stands, or from the log's start if the view has nothing;
+    /// returns that offset, or why it can't.
+    fn seek(&self, start: &Start) -> Result<i64, String> {
+        let Start { partition, position, extent: (log_start, end) } = start;
         let topic = &self.settings.log.topics.name(partition.stream);
-        if position.lowest() < *low {
+        let Some(from) = position.read_from(*log_start) else {
             return Err(format!(
-                "{topic}[{}] begins at {low}, but the view stands at {}: what lies between is gone from the log. \
-                 The view stays as it is until the log or the view is restored",
+                "{topic}[{}] begins at {log_start}, after the view's position {}: the records between are gone from the \
+                 log. Restore the log, or rebuild the view from what is left of it",
                 partition.number,
                 position.lowest()
             ));
-        }
+        };
         // Any part that is further than the log was folded from another log, and would ignore what comes next.
         if position.highest() > *end {
             return Err(format!(
@@ -299,9 +305,49 @@ impl Poller {
                 position.highest()
             ));
         }
-        self.consumer
-            .seek(topic, partition.number, Offset::Offset(position.lowest()), BROKER_TIMEOUT)
-            .map_err(|error| format!("{topic}[{}] can't be read yet: {error}", partition.number))
+        if let Err(error) = self.consumer.seek(topic, partition.number, Offset::Offset(from), BROKER_TIMEOUT)
+        {
+            self.assign_again(*partition);
+            return Err(format!("{topic}[{}] can't be read yet: {error}", partition.number));
+        }
+        if position.lowest() < from {
+            warn!(
+                projection = self.projection.name(),
+                partition = partition.field(),
+                log_start,
+                "log start offset above 0; folding the remaining records"
+            );
+        }
+        Ok(from)
+    }
+
+    /// Assigns a partition again, paused. The client neither fetches nor seeks one whose next offset was gone from the log.
+    fn assign_again(&self, partition: Partition) {
+        let mut list = self.list(partition);
+        let assigned = list
+            .set_all_offsets(Offset::Beginning)
+            .and_then(|()| self.consumer.incremental_unassign(&list))
+            .and_then(|()| self.consumer.incremental_assign(&list))
+            .and_then(|()| self.consumer.pause(&list));
+        if let Err(error) = assigned {
+            // It may have gone to another instance. If not, the next seek fails as well.
+            debug!(projection = self.projection.name(), %error, "failed to assign a partition again");
+        }
+    }
+
+    /// Has a partition's task pass to the consumer's position: all records before that are with the task, and offsets
+    /// between the last of them and the position hold none for consumers.
+    fn pass_to_position(&self, number: i32) {
+        let Ok(positions) = self.consumer.position() else {
+            return;
+        };
+        for stream in self.projection.streams() {
+            let found = positions.find_partition(&self.settings.log.topics.name(stream), number);
+            if let Some(Offset::Offset(next)) = found.map(|found| found.offset()) {
+                let partition = Partition { stream, number };
+                self.pause_if_held(partition, &self.assignment().pass_to(partition, next));
+            }
+        }
     }
 
     /// Hands a record to its partition's task. If the task's queue is full the record is held and the partition paused.
@@ -310,7 +356,11 @@ impl Poller {
             return;
         };
         let partition = Partition { stream, number: message.partition() };
-        if let Routed::Held = self.assignment().route(partition, read(stream, message))
+        self.pause_if_held(partition, &self.assignment().route(partition, read(stream, message)));
+    }
+
+    fn pause_if_held(&self, partition: Partition, routed: &Routed) {
+        if let Routed::Held = routed
             && let Err(error) = self.consumer.pause(&self.list(partition))
         {
             error!(projection = self.projection.name(), %error, "failed to pause a partition; its records are held");
@@ -352,5 +402,5 @@ fn read(stream: Stream, message: &BorrowedMessage<'_>) -> Queued {
     });
     // The message is kept beside what is decoded, which is about as large, and a structure around it.
     let bytes = 2 * (message.payload_len() + message.key_len() + headers) + size_of::<Queued>();
-    Queued { delivery: Delivery::read(stream, message), bytes }
+    Queued { delivery: Some(Delivery::read(stream, message)), next: message.offset() + 1, bytes }
 }

@@ -61,6 +61,8 @@ pub(super) struct Worker {
     pub(super) sink: Sink,
     pub(super) post: Post,
     pub(super) position: Position,
+    /// The offset from which records come: the position's, or the log's first if the view has nothing.
+    pub(super) from: i64,
     pub(super) confirmed: Confirmed,
     pub(super) records: Receiver,
     pub(super) requests: std::sync::mpsc::Sender<Request>,
@@ -86,21 +88,35 @@ impl Worker {
     }
 
     async fn fold_all(&mut self) -> Ended {
-        let mut next = self.position.lowest();
+        let mut next = self.from;
         let mut intake = match self.open().await {
             Ok(intake) => intake,
             Err(ended) => return ended,
         };
         let mut publish_at = Some(Instant::now());
-        let (mut unsettled, mut settled_at) = (0, Instant::now());
+        let mut settled_at = Instant::now();
+        let mut unsettled = u32::from(self.position.lowest() < next);
+        // Of a log that begins at 0, the first record tells which log it is.
+        let mut is_start = next == 0;
         loop {
             if publish_at.is_some_and(|at| at <= Instant::now()) && self.publish(next).await.is_ok() {
                 publish_at = self.publish_again();
             }
             let mut deliveries = Vec::with_capacity(BATCH_RECORDS);
             match timeout(IDLE, self.take(&mut deliveries)).await {
-                Ok(true) => {}
-                Ok(false) => return self.finish(&mut intake, next).await,
+                Ok(Some(passed)) => {
+                    if let Err(ended) = self.fold(&mut intake, &deliveries).await {
+                        return ended;
+                    }
+                    if let Some(first) = deliveries.first().filter(|_| std::mem::take(&mut is_start))
+                        && let Err(ended) = self.remember_log(first).await
+                    {
+                        return ended;
+                    }
+                    next = passed;
+                    (self.hint)(next);
+                }
+                Ok(None) => return self.finish(&mut intake, next).await,
                 Err(_idle) => {
                     if unsettled > 0
                         && let Err(ended) = self.settle(&mut intake, next).await
@@ -112,10 +128,6 @@ impl Worker {
                     continue;
                 }
             }
-            if let Err(ended) = self.fold(&mut intake, &deliveries).await {
-                return ended;
-            }
-            next = deliveries.last().map_or(next, |last| last.offset() + 1);
             publish_at = Some(Instant::now());
             unsettled += 1;
             if unsettled >= SETTLE_EVERY || settled_at.elapsed() >= SETTLE_AFTER {
@@ -146,20 +158,23 @@ impl Worker {
         }
     }
 
-    /// Takes what is there, at least one; false once there will be no more.
-    async fn take(&mut self, deliveries: &mut Vec<Delivery>) -> bool {
+    /// Takes what is there, at least one; returns the offset after it, or `None` once there will be no more.
+    async fn take(&mut self, deliveries: &mut Vec<Delivery>) -> Option<i64> {
         let taken = tokio::select! {
             biased;
-            () = self.stop.cancelled() => 0,
+            () = self.stop.cancelled() => None,
             taken = self.records.take(deliveries) => taken,
         };
-        if taken > 0 && self.records.is_empty() {
+        if taken.is_some() && self.records.is_empty() {
             _ = self.requests.send(Request::Resume(self.partition));
         }
-        taken > 0
+        taken
     }
 
     async fn fold(&self, intake: &mut Intake, deliveries: &[Delivery]) -> Result<(), Ended> {
+        if deliveries.is_empty() {
+            return Ok(());
+        }
         let begun = Instant::now();
         let mut pause = RETRY.0;
         loop {
@@ -169,12 +184,6 @@ impl Worker {
             }
         }
         self.confirm(intake);
-        if let Some(last) = deliveries.last() {
-            (self.hint)(last.offset() + 1);
-        }
-        if let Some(first) = deliveries.first().filter(|first| first.offset() == 0) {
-            self.remember_log(first).await?;
-        }
         histogram!(BATCH_SECONDS, "projection" => self.name).record(begun.elapsed());
         counter!(RECORDS, "projection" => self.name).increment(deliveries.len() as u64);
         Ok(())

@@ -27,10 +27,19 @@ pub(super) const BATCH_RECORDS: usize = 500;
 /// Bytes in a batch, which is one script a shard or one transaction. The record that goes beyond still goes in.
 const BATCH_BYTES: usize = 512 * 1024;
 
-/// A record with its weight.
+/// A record with its weight, or the end of offsets that hold none.
 pub(super) struct Queued {
-    pub(super) delivery: Delivery,
+    pub(super) delivery: Option<Delivery>,
+    /// The offset after it.
+    pub(super) next: i64,
     pub(super) bytes: usize,
+}
+
+impl Queued {
+    /// Offsets up to `next` that hold no record.
+    pub(super) const fn gap(next: i64) -> Self {
+        Self { delivery: None, next, bytes: size_of::<Self>() }
+    }
 }
 
 /// The poller's end.
@@ -75,22 +84,26 @@ impl Sender {
 }
 
 impl Receiver {
-    /// Waits for a record, and takes it with those that are behind it, up to the size of a batch; nothing once there will
-    /// be no more. It never waits for a batch to become larger. Cut off, it has taken nothing.
-    pub(super) async fn take(&mut self, batch: &mut Vec<Delivery>) -> usize {
-        let mut next = self.records.recv().await;
-        let mut bytes = 0;
-        let mut taken = 0;
-        while let Some(queued) = next.take() {
+    /// Waits for a record, and takes it with those that are behind it, up to the size of a batch. Returns the offset after
+    /// what was taken, or `None` once there will be no more. It never waits for a batch to become larger. Cut off, it has
+    /// taken nothing.
+    pub(super) async fn take(&mut self, batch: &mut Vec<Delivery>) -> Option<i64> {
+        let mut queued = self.records.recv().await?;
+        let (mut bytes, mut taken) = (0, 0);
+        let next = loop {
             bytes += queued.bytes;
             taken += 1;
-            batch.push(queued.delivery);
-            if taken < BATCH_RECORDS && bytes < BATCH_BYTES {
-                next = self.records.try_recv().ok();
+            batch.extend(queued.delivery);
+            if taken >= BATCH_RECORDS || bytes >= BATCH_BYTES {
+                break queued.next;
             }
-        }
+            match self.records.try_recv() {
+                Ok(more) => queued = more,
+                Err(_) => break queued.next,
+            }
+        };
         self.waiting.fetch_sub(bytes, Ordering::AcqRel);
-        taken
+        Some(next)
     }
 
     /// Whether nothing waits.
@@ -109,11 +122,23 @@ mod tests {
     fn queued(bytes: usize) -> Queued {
         let error = DecodeError::MissingHeader("ce_id");
         let message = OwnedMessage::new(None, None, String::new(), Timestamp::NotAvailable, 0, 0, None);
-        Queued { delivery: Delivery { message, decoded: Err(error) }, bytes }
+        Queued { delivery: Some(Delivery { message, decoded: Err(error) }), next: 1, bytes }
     }
 
     async fn take(receiver: &mut Receiver) -> usize {
-        receiver.take(&mut Vec::new()).await
+        let mut batch = Vec::new();
+        receiver.take(&mut batch).await;
+        batch.len()
+    }
+
+    #[tokio::test]
+    async fn gap_behind_records_moves_the_next_offset() {
+        let (sender, mut receiver) = queue();
+        assert!(sender.offer(queued(1)).is_none());
+        assert!(sender.offer(Queued::gap(7)).is_none());
+        let mut batch = Vec::new();
+        assert_eq!(receiver.take(&mut batch).await, Some(7));
+        assert_eq!(batch.len(), 1);
     }
 
     #[tokio::test]

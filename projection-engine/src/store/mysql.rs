@@ -142,6 +142,23 @@ impl View<'_> {
         Ok(())
     }
 
+    /// Moves the position to `next`: no record that a consumer receives is between.
+    pub(super) async fn settle(&self, parts: &mut [i64], next: i64) -> Result<(), StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        let stored = self.lock(&mut transaction).await?.unwrap_or(0);
+        if stored < parts.first().copied().unwrap_or(0) {
+            return Err(StoreError::Behind { stored });
+        }
+        if stored < next {
+            self.advance(&mut transaction, next).await?;
+        }
+        failpoint::pass("mysql-commit-before");
+        transaction.commit().await?;
+        failpoint::pass("mysql-commit-after");
+        parts.fill(stored.max(next));
+        Ok(())
+    }
+
     /// Where the parked key's own checkpoint stands, which is created at a place if there is none.
     pub(super) async fn begin(&self, place: i64) -> Result<i64, StoreError> {
         let table = self.projection.catalogued.checkpoint_table();

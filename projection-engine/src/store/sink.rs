@@ -108,7 +108,7 @@ impl Sink {
     }
 
     /// Brings every part of the store to `next`, of which it is known that it has all that is its own before that: a
-    /// batch moves only the parts that it writes to.
+    /// batch moves only the parts that it writes to, and no batch moves past offsets that hold no record.
     pub async fn settle(
         &self,
         partition: Partition,
@@ -120,8 +120,7 @@ impl Sink {
         }
         match self.projection.fold {
             Fold::Redis(_) => self.redis_view(partition).settle(&mut position.parts, next).await,
-            // A transaction moves all there is.
-            Fold::MySql(_) => Ok(()),
+            Fold::MySql(_) => self.mysql_view(partition).settle(&mut position.parts, next).await,
         }
     }
 

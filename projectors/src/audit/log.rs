@@ -1,20 +1,12 @@
 //! Folds the log into the audit's models: from its start, and on from where that ended.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Range,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, ops::ControlFlow};
 
 use anyhow::{Context, bail, ensure};
-use rdkafka::{
-    Message, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
-    message::BorrowedMessage,
-};
+use rdkafka::{Message, message::BorrowedMessage};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
-use vidlog_events::{DecodeError, Envelope};
+use vidlog_events::{DecodeError, Envelope, Stream};
 use vidlog_schemas::{
     Keys,
     keys::{FIRST_GENERATION, ViewKey},
@@ -23,13 +15,9 @@ use vidlog_schemas::{
 
 use super::{Lines, Model, excluded::Excluded, touched};
 use vidlog_projection_engine::{
-    log::{Log, Offsets, Partition, RecordKey, decode_message},
+    log::{Item, Log, Offsets, Partition, Ranges, RecordKey, Source, decode_message},
     view::Projection,
 };
-
-/// How long the broker may take to answer, or to send the next record.
-const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(100);
 
 /// What the log says about one projection.
 pub(super) struct Folding {
@@ -111,73 +99,63 @@ pub(super) async fn fold_on(log: &Log, steps: Vec<Step>) -> anyhow::Result<Vec<F
         let is_back = folding.at.iter().any(|(partition, at)| until.get(partition) < Some(at));
         ensure!(!is_back, "{} lost what it had, or was replaced; run it again", folding.projection.name());
     }
-    let log = log.clone();
+    let (log, ranges) = (log.clone(), ranges(log, &steps).await?);
     // Dropped when this future is, which ends the reading.
     let wanted = CancellationToken::new();
     let ended = wanted.child_token();
     let _guard = wanted.drop_guard();
-    spawn_blocking(move || read_on(&log, steps, &ended)).await.context("reading the log panicked")?
+    spawn_blocking(move || read_on(&log, steps, &ranges, &ended)).await.context("reading the log panicked")?
 }
 
 /// It blocks.
-fn read_on(log: &Log, mut steps: Vec<Step>, ended: &CancellationToken) -> anyhow::Result<Vec<Folding>> {
-    let mut left = stretches(&steps);
-    let consumer = reader(log, &left)?;
-    let mut heard = Instant::now();
-    while !left.is_empty() {
-        ensure!(!ended.is_cancelled(), "the audit was ended");
-        let Some(message) = consumer.poll(POLL) else {
-            if heard.elapsed() > BROKER_TIMEOUT {
-                bail!("the log could not be read on: nothing came for {} s", BROKER_TIMEOUT.as_secs());
+fn read_on(
+    log: &Log,
+    mut steps: Vec<Step>,
+    ranges: &Ranges,
+    ended: &CancellationToken,
+) -> anyhow::Result<Vec<Folding>> {
+    log.read(
+        Source::Events,
+        ranges,
+        || ended.is_cancelled(),
+        |partition, item| {
+            if let Item::Record(message) = item {
+                let offset = message.offset();
+                let decoded = decode_message(partition.stream, message);
+                for (folding, until) in &mut steps {
+                    let is_next = folding.at.get(&partition).is_some_and(|at| *at <= offset);
+                    if is_next && until.get(&partition).is_some_and(|until| offset < *until) {
+                        folding.take(partition, message, &decoded)?;
+                    }
+                }
             }
-            continue;
-        };
-        let message = message.context("failed to read the log")?;
-        heard = Instant::now();
-        let Some(stream) = log.topics.stream(message.topic()) else {
-            continue;
-        };
-        let partition = Partition { stream, number: message.partition() };
-        let offset = message.offset();
-        let Some(end) = left.get(&partition).map(|stretch| stretch.end).filter(|end| offset < *end) else {
-            continue;
-        };
-        let decoded = decode_message(stream, &message);
-        for (folding, until) in &mut steps {
-            let is_next = folding.at.get(&partition).is_some_and(|at| *at <= offset);
-            if is_next && until.get(&partition).is_some_and(|until| offset < *until) {
-                folding.take(partition, &message, &decoded)?;
-            }
-        }
-        if offset + 1 == end {
-            left.remove(&partition);
-        }
-    }
+            Ok(ControlFlow::Continue(()))
+        },
+    )?;
+    ensure!(!ended.is_cancelled(), "the audit was ended");
     Ok(steps.into_iter().map(|(folding, at)| Folding { at, ..folding }).collect())
 }
 
-/// What is to be read of each partition: all that any of the foldings lacks.
-fn stretches(steps: &[Step]) -> BTreeMap<Partition, Range<i64>> {
-    let mut stretches: BTreeMap<Partition, Range<i64>> = BTreeMap::new();
+/// What is to be read of each partition: all that any of the foldings lacks and the log has.
+async fn ranges(log: &Log, steps: &[Step]) -> anyhow::Result<Ranges> {
+    let mut ranges = Ranges::new();
     for (folding, until) in steps {
         for (partition, at) in &folding.at {
             let end = until.get(partition).copied().unwrap_or_default();
             if *at < end {
-                let stretch = stretches.entry(*partition).or_insert(*at..end);
-                *stretch = stretch.start.min(*at)..stretch.end.max(end);
+                let range = ranges.entry(*partition).or_insert(*at..end);
+                *range = range.start.min(*at)..range.end.max(end);
             }
         }
     }
-    stretches
-}
-
-fn reader(log: &Log, stretches: &BTreeMap<Partition, Range<i64>>) -> anyhow::Result<BaseConsumer> {
-    let consumer = log.consumer()?;
-    let mut list = TopicPartitionList::new();
-    for (partition, stretch) in stretches {
-        let from = if stretch.start == 0 { Offset::Beginning } else { Offset::Offset(stretch.start) };
-        list.add_partition_offset(&log.topics.name(partition.stream), partition.number, from)?;
+    let from_start = ranges.iter().filter(|(_, range)| range.start == 0);
+    let streams: BTreeSet<Stream> = from_start.map(|(partition, _)| partition.stream).collect();
+    if !streams.is_empty() {
+        let extents = log.extents(streams.into_iter().collect()).await?;
+        for (partition, range) in &mut ranges {
+            let start = extents.get(partition).filter(|_| range.start == 0).map(|extent| extent.start);
+            range.start = start.unwrap_or(range.start);
+        }
     }
-    consumer.assign(&list).context("failed to read the log")?;
-    Ok(consumer)
+    Ok(ranges)
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use vidlog_projection_engine::{
     desired_state::{self, AllWanted},
-    log::{Log, Offsets, Partition},
+    log::{Extent, Log, Offsets, Partition},
     store::{Target, sink::Sink},
     view::Projection,
 };
@@ -28,14 +28,14 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 pub async fn gather(log: &Log, target: &Target, projections: &[Projection]) -> Status {
     let streams: Vec<Stream> =
         Stream::ALL.into_iter().filter(|stream| projections.iter().any(|one| folds(one, *stream))).collect();
-    let (wanted, reports, ends) = join!(
+    let (wanted, reports, extents) = join!(
         bounded("MySQL", desired_state::read(&target.mysql)),
         bounded("MySQL", report::read(&target.mysql)),
-        bounded("Kafka", log.ends(streams)),
+        bounded("Kafka", log.extents(streams)),
     );
     let generations = generations(target, projections, &wanted).await;
     let positions = join_all(projections.iter().map(async |projection| {
-        let partitions = partitions(projection, &ends, &reports);
+        let partitions = partitions(projection, &extents, &reports);
         let found = match generations.get(projection.name()) {
             Some(Ok(())) => bounded("the view", positions(target, *projection, &partitions)).await,
             Some(Err(why)) => Err(why.clone()),
@@ -50,7 +50,7 @@ pub async fn gather(log: &Log, target: &Target, projections: &[Projection]) -> S
         now_ms: Clock::system().now_ms(),
         wanted,
         reports,
-        ends,
+        extents,
         positions,
         times: Ok(BTreeMap::new()),
     };
@@ -79,12 +79,12 @@ fn folds(projection: &Projection, stream: Stream) -> bool {
 /// The partitions of a projection: those of its topics, or at least those that someone has.
 fn partitions(
     projection: &Projection,
-    ends: &Answer<Offsets>,
+    extents: &Answer<BTreeMap<Partition, Extent>>,
     reports: &Answer<Vec<Report>>,
 ) -> Vec<Partition> {
-    match (ends, reports) {
-        (Ok(ends), _) => {
-            ends.keys().copied().filter(|partition| folds(projection, partition.stream)).collect()
+    match (extents, reports) {
+        (Ok(extents), _) => {
+            extents.keys().copied().filter(|partition| folds(projection, partition.stream)).collect()
         }
         (Err(_), Ok(reports)) => {
             let of = |report: &&Report| report.projection == projection.name();

@@ -5,10 +5,13 @@ use std::{
     time::Duration,
 };
 
-use super::{LastError, PartitionStatus, ProjectionStatus, Report, State, Status, oldest::Place};
+use super::{
+    LastError, PartitionStatus, ProjectionStatus, Report, State, Status,
+    oldest::{Place, Times},
+};
 use vidlog_projection_engine::{
     desired_state::{AllWanted, Wish},
-    log::{Offsets, Partition},
+    log::{Extent, Offsets, Partition},
     view::Projection,
 };
 
@@ -20,23 +23,28 @@ pub(super) struct Known {
     pub(super) now_ms: i64,
     pub(super) wanted: Answer<AllWanted>,
     pub(super) reports: Answer<Vec<Report>>,
-    pub(super) ends: Answer<Offsets>,
+    pub(super) extents: Answer<BTreeMap<Partition, Extent>>,
     /// Of each projection.
     pub(super) positions: BTreeMap<&'static str, Answer<Offsets>>,
     /// Of the records at the positions that are behind.
-    pub(super) times: Answer<BTreeMap<Place, i64>>,
+    pub(super) times: Answer<Times>,
 }
 
 impl Known {
-    /// The positions after which the log goes on.
-    pub(super) fn behind(&self) -> BTreeSet<Place> {
-        let ends = self.ends.iter().flatten();
-        let ends: BTreeMap<&Partition, &i64> = ends.collect();
+    /// The places after which the log goes on, with its end.
+    pub(super) fn behind(&self) -> BTreeMap<Place, i64> {
         let positions = self.positions.values().flatten().flatten();
-        let is_behind = |(partition, position): &(&Partition, &i64)| {
-            ends.get(partition).is_some_and(|end| position < end)
-        };
-        positions.filter(is_behind).map(|(partition, position)| (*partition, *position)).collect()
+        let behind = positions.filter_map(|(partition, position)| {
+            let extent = self.extent(*partition)?;
+            // What was before the log start offset is gone.
+            let place = (*partition, extent.start.max(*position));
+            (place.1 < extent.end).then_some((place, extent.end))
+        });
+        behind.collect()
+    }
+
+    fn extent(&self, partition: Partition) -> Option<Extent> {
+        self.extents.as_ref().ok()?.get(&partition).copied()
     }
 }
 
@@ -46,7 +54,7 @@ pub(super) fn status(known: &Known, projections: &[Projection]) -> Status {
     let answers = [
         known.wanted.as_ref().err(),
         known.reports.as_ref().err(),
-        known.ends.as_ref().err(),
+        known.extents.as_ref().err(),
         known.times.as_ref().err(),
     ];
     for why in answers.into_iter().flatten() {
@@ -70,7 +78,7 @@ fn of_projection(known: &Known, projection: &Projection) -> ProjectionStatus {
         .map(|report| (report.partition, report))
         .collect();
     let folds = |partition: &Partition| projection.streams().any(|stream| stream == partition.stream);
-    let ends = known.ends.iter().flatten().map(|(partition, _)| *partition).filter(folds);
+    let ends = known.extents.iter().flatten().map(|(partition, _)| *partition).filter(folds);
     let partitions: BTreeSet<Partition> = ends.chain(reports.keys().copied()).collect();
     let of_partition = |partition: Partition| {
         let position = positions.and_then(|answer| answer.as_ref().ok()?.get(&partition).copied());
@@ -80,7 +88,7 @@ fn of_projection(known: &Known, projection: &Projection) -> ProjectionStatus {
         PartitionStatus {
             partition: partition.field(),
             position,
-            end: known.ends.iter().find_map(|ends| ends.get(&partition).copied()),
+            end: known.extent(partition).map(|extent| extent.end),
             lag,
             lag_seconds,
             state,
@@ -101,19 +109,21 @@ fn of_projection(known: &Known, projection: &Projection) -> ProjectionStatus {
     }
 }
 
-/// How far a partition is behind, in records and in time.
+/// How far a partition is behind, in offsets and in time. A view that lacks no record that the log has is not behind,
+/// whatever the offsets before the end hold. What a view with a position missed before the log start offset counts.
 fn lag(known: &Known, partition: Partition, position: Option<i64>) -> (Option<i64>, Option<f64>) {
-    let end = known.ends.iter().find_map(|ends| ends.get(&partition));
-    let Some((end, position)) = end.zip(position) else {
+    let Some((Extent { start, end }, position)) = known.extent(partition).zip(position) else {
         return (None, None);
     };
+    let next = start.max(position);
+    let has_missed = 0 < position && position < start;
+    let time = known.times.iter().find_map(|times| times.get(&(partition, next)).copied());
     // The view may have gone on since the log was asked.
-    let lag = (end - position).max(0);
-    if lag == 0 {
+    if (next >= end || time == Some(None)) && !has_missed {
         return (Some(0), Some(0.0));
     }
-    let time = known.times.iter().find_map(|times| times.get(&(partition, position)));
-    (Some(lag), time.map(|time| seconds(known.now_ms - time)))
+    let lag = end - if has_missed { position } else { next };
+    (Some(lag), time.flatten().map(|time| seconds(known.now_ms - time)))
 }
 
 /// How a partition is: what its process says, unless that is past or there is none.
@@ -134,4 +144,39 @@ fn state(known: &Known, wish: Option<&Wish>, report: Option<&Report>) -> (State,
 
 fn seconds(ms: i64) -> f64 {
     Duration::from_millis(u64::try_from(ms).unwrap_or_default()).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use vidlog_events::Stream;
+
+    use super::*;
+
+    const PARTITION: Partition = Partition { stream: Stream::Likes, number: 0 };
+
+    fn lag_at(position: i64, extent: (i64, i64), times: &[(i64, Option<i64>)]) -> (Option<i64>, Option<f64>) {
+        let extent = Extent { start: extent.0, end: extent.1 };
+        let known = Known {
+            now_ms: 10_000,
+            wanted: Ok(BTreeMap::new()),
+            reports: Ok(Vec::new()),
+            extents: Ok([(PARTITION, extent)].into()),
+            positions: BTreeMap::new(),
+            times: Ok(times.iter().map(|(offset, time)| ((PARTITION, *offset), *time)).collect()),
+        };
+        lag(&known, PARTITION, Some(position))
+    }
+
+    #[test]
+    fn lag_counts_what_the_log_still_has() {
+        assert_eq!(lag_at(40, (0, 40), &[]), (Some(0), Some(0.0)));
+        assert_eq!(lag_at(42, (0, 40), &[]), (Some(0), Some(0.0)));
+        assert_eq!(lag_at(30, (0, 40), &[(30, Some(9_000))]), (Some(10), Some(1.0)));
+        assert_eq!(lag_at(30, (0, 40), &[]), (Some(10), None), "the broker did not send it in time");
+        assert_eq!(lag_at(30, (0, 40), &[(30, None)]), (Some(0), Some(0.0)), "only markers are left");
+        assert_eq!(lag_at(0, (30, 40), &[(30, Some(9_000))]), (Some(10), Some(1.0)), "it begins at 30");
+        assert_eq!(lag_at(0, (40, 40), &[]), (Some(0), Some(0.0)), "all is deleted");
+        assert_eq!(lag_at(20, (30, 40), &[(30, Some(9_000))]), (Some(20), Some(1.0)), "it missed ten");
+        assert_eq!(lag_at(20, (40, 40), &[]), (Some(20), None), "it missed all");
+    }
 }

@@ -81,7 +81,7 @@ async fn a_position_is_the_state_that_a_command_answered_with() {
 
     let scratch = Scratch::new(&world.log, &world.stores, &"position".parse().unwrap()).unwrap();
     scratch.fold(&position.parse().unwrap()).await.unwrap();
-    let time_ms = log.time_of(partition, end - 3).await.unwrap();
+    let time_ms = log.time_before(partition, end - 2).await.unwrap().unwrap();
     let until: Vec<_> = events.iter().filter(|envelope| envelope.time_ms <= time_ms).cloned().collect();
     assert!(until.len() < events.len() && matches!(until[0].event, Event::Like(_)));
     assert_is(&world, "position", &until).await;

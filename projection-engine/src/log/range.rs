@@ -1,0 +1,178 @@
+//! Reads ranges of the log: the records of partitions from an offset up to an end.
+//!
+//! The last offset before the end need not hold a record that a consumer receives: it may hold a transaction marker or a
+//! record of an aborted transaction, or have been removed by `DeleteRecords`, retention or compaction. So a partition is
+//! read when the *consumer's position* has reached the end, not when the record before the end arrives. The consumer
+//! moves its position past what it does not pass on, and reports the end of a partition, which is when the position is
+//! looked at.
+
+use std::{
+    collections::BTreeMap,
+    ops::{ControlFlow, Range},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, RDKafkaErrorCode},
+    message::BorrowedMessage,
+};
+use vidlog_events::Stream;
+
+use super::{BROKER_TIMEOUT, Log, Partition};
+
+/// The longest that the reader does not check whether it is cancelled.
+const POLL: Duration = Duration::from_millis(100);
+
+/// The offsets to read, by partition.
+pub type Ranges = BTreeMap<Partition, Range<i64>>;
+
+/// The topics to read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The streams' own.
+    Events,
+    /// Those of their dead letters.
+    DeadLetters,
+}
+
+/// What a reader finds next in a partition.
+pub enum Item<'a> {
+    /// A record.
+    Record(&'a BorrowedMessage<'a>),
+    /// The end of its range: nothing more before it is for consumers.
+    End,
+}
+
+impl Log {
+    /// Reads ranges to their ends, and visits each record and each end. A visit that breaks skips the rest of its
+    /// partition. Blocks; returns early, without an error, once `is_cancelled` holds. Fails if the broker sends nothing for
+    /// 10 s.
+    pub fn read(
+        &self,
+        source: Source,
+        ranges: &Ranges,
+        is_cancelled: impl Fn() -> bool,
+        mut visit: impl FnMut(Partition, Item<'_>) -> anyhow::Result<ControlFlow<()>>,
+    ) -> anyhow::Result<()> {
+        let (empty, left): (Vec<_>, Vec<_>) = ranges.iter().partition(|(_, range)| range.is_empty());
+        for (partition, _) in empty {
+            _ = visit(*partition, Item::End)?;
+        }
+        if left.is_empty() {
+            return Ok(());
+        }
+        let left = left.into_iter().map(|(partition, range)| (*partition, range.clone())).collect();
+        let consumer = self.consumer()?;
+        let mut reader = Reader::assign(&consumer, self, source, left)?;
+        while !reader.left.is_empty() && !is_cancelled() {
+            match consumer.poll(POLL) {
+                Some(Ok(message)) => {
+                    let Some((partition, end)) = reader.find(&message) else {
+                        continue;
+                    };
+                    let offset = message.offset();
+                    let is_done = offset < end && visit(partition, Item::Record(&message))?.is_break();
+                    if is_done {
+                        reader.left.remove(&partition);
+                    } else if offset + 1 >= end {
+                        reader.left.remove(&partition);
+                        _ = visit(partition, Item::End)?;
+                    }
+                    // The visit may have taken long.
+                    reader.last_progress = Instant::now();
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) | None => {
+                    for partition in reader.take_passed(&consumer)? {
+                        _ = visit(partition, Item::End)?;
+                    }
+                    reader.check_silence()?;
+                }
+                Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset))) => bail!(
+                    "the log no longer has the offsets to read on from: were records deleted meanwhile? Run this again"
+                ),
+                Some(Err(error)) => return Err(error).context("failed to read the log"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The partitions that are not read to their ends yet.
+struct Reader {
+    /// The streams by their topics' names.
+    streams: BTreeMap<String, Stream>,
+    left: Ranges,
+    positions: TopicPartitionList,
+    last_progress: Instant,
+}
+
+impl Reader {
+    fn assign(consumer: &BaseConsumer, log: &Log, source: Source, left: Ranges) -> anyhow::Result<Self> {
+        let topic = |stream| match source {
+            Source::Events => log.topics.name(stream),
+            Source::DeadLetters => log.topics.dead_letters(stream),
+        };
+        let mut list = TopicPartitionList::new();
+        for (partition, range) in &left {
+            list.add_partition_offset(
+                &topic(partition.stream),
+                partition.number,
+                Offset::Offset(range.start),
+            )?;
+        }
+        consumer.assign(&list).context("failed to read the log")?;
+        let streams = left.keys().map(|partition| (topic(partition.stream), partition.stream)).collect();
+        let (positions, last_progress) = (TopicPartitionList::new(), Instant::now());
+        Ok(Self { streams, left, positions, last_progress })
+    }
+
+    /// The partition of a message, with the end of its range, unless it is read already.
+    fn find(&self, message: &BorrowedMessage<'_>) -> Option<(Partition, i64)> {
+        let partition =
+            Partition { stream: *self.streams.get(message.topic())?, number: message.partition() };
+        Some((partition, self.left.get(&partition)?.end))
+    }
+
+    /// Removes the partitions of which the consumer has passed the end.
+    fn take_passed(&mut self, consumer: &BaseConsumer) -> anyhow::Result<Vec<Partition>> {
+        let positions = consumer.position().context("failed to read the log")?;
+        if positions != self.positions {
+            // Markers and aborted records move it, and are not passed on.
+            self.last_progress = Instant::now();
+        }
+        let mut passed = Vec::new();
+        for (topic, stream) in &self.streams {
+            for found in positions.elements_for_topic(topic) {
+                let partition = Partition { stream: *stream, number: found.partition() };
+                if let (Some(range), Offset::Offset(next)) = (self.left.get(&partition), found.offset())
+                    && next >= range.end
+                {
+                    self.left.remove(&partition);
+                    passed.push(partition);
+                }
+            }
+        }
+        self.positions = positions;
+        Ok(passed)
+    }
+
+    /// Fails if nothing came for too long.
+    fn check_silence(&self) -> anyhow::Result<()> {
+        let Some((partition, range)) = self.left.iter().next() else {
+            return Ok(());
+        };
+        if self.last_progress.elapsed() > BROKER_TIMEOUT {
+            bail!(
+                "the broker sent nothing for {} s; partitions that are not read to their ends: {}, among them {} to {}",
+                BROKER_TIMEOUT.as_secs(),
+                self.left.len(),
+                partition.field(),
+                range.end
+            );
+        }
+        Ok(())
+    }
+}

@@ -6,49 +6,49 @@ use vidlog_service_kit::config::{Log, Stores, Telemetry};
 
 use crate::topics::Layout;
 
-/// Serves the write requests of vidlog: validates them and appends their events to the log.
+/// Takes the write requests of vidlog: decides them, and appends their events to the log.
 #[derive(Debug, Parser)]
 #[command(name = "command-api", version)]
 pub struct Cli {
-    /// Listen address of the API.
+    /// Where the client finds it.
     #[arg(long, env = "VIDLOG_LISTEN", default_value = "127.0.0.1:18080")]
     pub listen: String,
-    /// Listen address of `/livez`, `/readyz` and `/metrics`. Keep it private.
+    /// Address of `/livez`, `/readyz` and `/metrics`. Not for the public.
     #[arg(long, env = "VIDLOG_OPS_LISTEN", default_value = "127.0.0.1:18082")]
     pub ops_listen: String,
-    /// Settings of the command side alone.
+    /// What it has to itself.
     #[command(flatten)]
     pub command: CommandConfig,
-    /// Settings shared by both APIs.
+    /// What it shares with its neighbours.
     #[command(flatten)]
     pub api: ApiConfig,
-    /// Connection settings of the log.
+    /// Where the log is.
     #[command(flatten)]
     pub log: Log,
-    /// Connection settings of the stores.
+    /// Where the stores are.
     #[command(flatten)]
     pub stores: Stores,
-    /// Log settings.
+    /// What is logged.
     #[command(flatten)]
     pub telemetry: Telemetry,
 }
 
-/// Settings of the command side.
+/// Settings that the command side has to itself.
 #[derive(Args, Clone, Debug)]
 pub struct CommandConfig {
-    /// Partitions per topic. Fixed once a namespace has topics.
+    /// Partitions of every topic; fixed when a namespace is created.
     #[arg(long, env = "VIDLOG_PARTITIONS", default_value_t = vidlog_events::PARTITIONS)]
     pub partitions: i32,
-    /// Replicas per partition: 1 on a single broker, 3 in production.
+    /// Copies of every partition: 1 on one broker, 3 in production.
     #[arg(long, env = "VIDLOG_REPLICATION", default_value_t = 1)]
     pub replication: i32,
-    /// Maximum number of MySQL connections.
+    /// Connections to MySQL.
     #[arg(long, env = "VIDLOG_COMMAND_MYSQL_CONNECTIONS", default_value_t = 32)]
     pub command_mysql_connections: u32,
-    /// Maximum size of an upload, in bytes.
+    /// The largest upload, in bytes.
     #[arg(long, env = "VIDLOG_MAX_UPLOAD_BYTES", default_value_t = limits::UPLOAD_BYTES)]
     pub max_upload_bytes: u64,
-    /// Maximum number of concurrent uploads. Each takes up to 15 MB of memory.
+    /// Uploads that are received at once; each takes up to 15 MB of memory.
     #[arg(long, env = "VIDLOG_MAX_UPLOADS", default_value_t = 64)]
     pub max_uploads: usize,
 }

@@ -1,12 +1,11 @@
 //! Entity ids: 41 bits of milliseconds since 2025, 6 bits of node, 6 bits of sequence.
 //!
-//! So ids are positive, below 2^53 (clients hold them in doubles), in time order, and unique without coordination: an
-//! instance holds its node number exclusively while its [`Lease`] lasts, and generates no id at or after the lease's
-//! last millisecond. The next holder starts at that millisecond, regardless of its clock.
+//! So they are positive, below 2^53 (clients hold them in doubles), in time order, and unique without asking
+//! anyone: an instance has its node number to itself for as long as its [`Lease`] lasts, and makes no id of a
+//! millisecond at or beyond its end. Whoever has the number next starts at that end, whatever its clock says.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use parking_lot::Mutex;
 use thiserror::Error;
 use vidlog_service_kit::clock::Clock;
 
@@ -18,102 +17,110 @@ const NODE_BITS: u32 = 6;
 const SEQUENCE_BITS: u32 = 6;
 const MAX_SEQUENCE: i64 = (1 << SEQUENCE_BITS) - 1;
 
-/// Maximum number of instances that generate ids concurrently.
+/// How many instances can make ids at the same time.
 pub const NODES: i32 = 1 << NODE_BITS;
 
-/// Exclusive use of a node number for a time.
+/// The right to make ids with a node number, for a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// The node number, below [`NODES`].
     pub node: i32,
-    /// First millisecond that the previous holder can't have used.
+    /// The first millisecond that the previous holder can't have used.
     pub from_ms: i64,
-    /// First millisecond that this holder must not use.
+    /// The first millisecond that this holder must not use.
     pub expires_ms: i64,
 }
 
-/// Why no id is available. The command can be retried later.
+/// There is no id now. A command that needs one must be tried again later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum IdError {
+pub enum NoId {
     /// The instance holds no node number.
     #[error("no node number is leased")]
     NoLease,
-    /// The lease was not renewed in time, or its ids are used up.
+    /// The lease was not renewed in time, or all its ids are used up.
     #[error("the lease of the node number has expired")]
     Expired,
-    /// The clock is before 2025 or after 2094.
-    #[error("the clock is out of range")]
-    ClockOutOfRange,
+    /// The clock tells a time before 2025 or after 2094.
+    #[error("the clock tells an impossible time")]
+    ImpossibleTime,
 }
 
-/// Generates entity ids. Clones share the lease and the sequence.
+/// Makes ids. Clones share the lease and the sequence.
 #[derive(Clone, Debug)]
 pub struct IdGenerator {
     clock: Clock,
-    state: Arc<Mutex<State>>,
+    made: Arc<Mutex<Made>>,
 }
 
+/// How far ids have come.
 #[derive(Clone, Copy, Debug)]
-struct State {
-    /// Millisecond of the latest id. Never decreases, so it is ahead of a clock that was set back.
+struct Made {
+    /// The millisecond of the latest id: never goes back, and runs ahead of a clock that does.
     last_ms: i64,
     sequence: i64,
     lease: Option<Lease>,
 }
 
 impl IdGenerator {
-    /// A generator without a lease.
+    /// A generator that has no lease yet.
     pub fn new(clock: Clock) -> Self {
-        let state = State { last_ms: 0, sequence: MAX_SEQUENCE, lease: None };
-        Self { clock, state: Arc::new(Mutex::new(state)) }
+        let made = Made { last_ms: 0, sequence: MAX_SEQUENCE, lease: None };
+        Self { clock, made: Arc::new(Mutex::new(made)) }
     }
 
-    /// Generates an id above all earlier ids of this generator.
-    pub fn next(&self) -> Result<i64, IdError> {
+    /// The next id, above all before it from this generator.
+    pub fn next(&self) -> Result<i64, NoId> {
         let now_ms = self.clock.now_ms();
-        self.state.lock().next(now_ms)
+        self.with(|made| made.next(now_ms))
     }
 
-    /// Starts a lease.
-    pub fn start_lease(&self, lease: Lease) {
-        let mut state = self.state.lock();
-        // Skips the rest of the last millisecond: a lower node number would yield lower ids in it.
-        *state = State {
-            last_ms: state.last_ms.max(lease.from_ms - 1),
-            sequence: MAX_SEQUENCE,
-            lease: Some(lease),
-        };
+    /// Begins a lease.
+    pub fn begin(&self, lease: Lease) {
+        self.with(|made| {
+            // The rest of the last millisecond is left out: ids of another node number would not rise in it.
+            *made = Made {
+                last_ms: made.last_ms.max(lease.from_ms - 1),
+                sequence: MAX_SEQUENCE,
+                lease: Some(lease),
+            };
+        });
     }
 
-    /// Extends the lease.
-    pub fn extend_lease(&self, expires_ms: i64) {
-        if let Some(lease) = &mut self.state.lock().lease {
-            lease.expires_ms = lease.expires_ms.max(expires_ms);
-        }
+    /// Makes the lease longer.
+    pub fn extend(&self, expires_ms: i64) {
+        self.with(|made| {
+            if let Some(lease) = &mut made.lease {
+                lease.expires_ms = lease.expires_ms.max(expires_ms);
+            }
+        });
     }
 
-    /// Ends the lease; returns the first millisecond that the next holder may use.
-    pub fn end_lease(&self) -> Option<i64> {
-        let mut state = self.state.lock();
-        state.lease.take().map(|_| state.last_ms + 1)
+    /// Ends the lease, with the first millisecond that its next holder may use. There are no ids afterwards.
+    pub fn end(&self) -> Option<i64> {
+        self.with(|made| made.lease.take().map(|_| made.last_ms + 1))
     }
 
-    /// The clock's time, or that of the latest id if it is ahead of the clock.
+    /// The time as ids have it: the clock's, unless ids are ahead of it.
     pub(crate) fn now_ms(&self) -> i64 {
         let now_ms = self.clock.now_ms();
-        self.state.lock().last_ms.max(now_ms)
+        self.with(|made| made.last_ms.max(now_ms))
     }
 
-    /// Whether an id is available now.
+    /// Whether there would be an id now.
     pub(crate) fn is_ready(&self) -> bool {
         let now_ms = self.now_ms();
-        self.state.lock().lease.is_some_and(|lease| now_ms < lease.expires_ms)
+        self.with(|made| made.lease.is_some_and(|lease| now_ms < lease.expires_ms))
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Made) -> T) -> T {
+        // What is behind the lock is whole after any panic: each change is one assignment.
+        change(&mut self.made.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl State {
-    fn next(&mut self, now_ms: i64) -> Result<i64, IdError> {
-        let lease = self.lease.ok_or(IdError::NoLease)?;
+impl Made {
+    fn next(&mut self, now_ms: i64) -> Result<i64, NoId> {
+        let lease = self.lease.ok_or(NoId::NoLease)?;
         let (ms, sequence) = if now_ms > self.last_ms {
             (now_ms, 0)
         } else if self.sequence < MAX_SEQUENCE {
@@ -122,10 +129,10 @@ impl State {
             (self.last_ms + 1, 0)
         };
         if ms >= lease.expires_ms {
-            return Err(IdError::Expired);
+            return Err(NoId::Expired);
         }
         if !(EPOCH_MS + 1..END_MS).contains(&ms) {
-            return Err(IdError::ClockOutOfRange);
+            return Err(NoId::ImpossibleTime);
         }
         (self.last_ms, self.sequence) = (ms, sequence);
         let node = i64::from(lease.node);
@@ -145,7 +152,7 @@ mod tests {
 
     fn generator(clock: &Clock, lease: Lease) -> IdGenerator {
         let ids = IdGenerator::new(clock.clone());
-        ids.start_lease(lease);
+        ids.begin(lease);
         ids
     }
 
@@ -154,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_ascend_and_fit_into_a_double() {
+    fn ids_are_positive_rise_and_are_exact_in_a_double() {
         let clock = Clock::fixed(NOW);
         let ids = generator(&clock, lease(NODES - 1, 0, i64::MAX));
         let mut taken = take(&ids, 200);
@@ -162,11 +169,11 @@ mod tests {
         taken.extend(take(&ids, 64));
         assert!(taken.is_sorted_by(|one, next| one < next));
         assert!(taken.iter().all(|id| (1..1 << 53).contains(id)));
-        assert_eq!(ids.next(), Err(IdError::ClockOutOfRange));
+        assert_eq!(ids.next(), Err(NoId::ImpossibleTime));
     }
 
     #[test]
-    fn stalled_or_reset_clock_repeats_no_id() {
+    fn a_clock_that_stands_still_or_steps_back_repeats_nothing() {
         let clock = Clock::fixed(NOW);
         let ids = generator(&clock, lease(0, 0, NOW + 1000));
         let mut taken = take(&ids, 64 * 3);
@@ -177,52 +184,52 @@ mod tests {
     }
 
     #[test]
-    fn expired_lease_yields_no_ids() {
+    fn there_are_no_ids_beyond_the_lease() {
         let clock = Clock::fixed(NOW);
         let ids = generator(&clock, lease(0, 0, NOW + 2));
         take(&ids, 128);
-        assert_eq!(ids.next(), Err(IdError::Expired));
-        ids.extend_lease(NOW + 3);
+        assert_eq!(ids.next(), Err(NoId::Expired));
+        ids.extend(NOW + 3);
         take(&ids, 64);
-        assert_eq!(ids.next(), Err(IdError::Expired));
+        assert_eq!(ids.next(), Err(NoId::Expired));
         assert!(ids.is_ready());
         clock.set(NOW + 3);
         assert!(!ids.is_ready());
     }
 
     #[test]
-    fn next_holder_starts_at_the_previous_expiry() {
+    fn the_next_holder_starts_where_the_previous_had_to_end() {
         let before = generator(&Clock::fixed(NOW), lease(5, 0, NOW + 10));
-        // The next holder's clock is far behind, so its own time would repeat ids.
+        // Its clock is far behind, so that its own time would repeat ids.
         let after = generator(&Clock::fixed(NOW - 900_000), lease(5, NOW + 10, NOW + 20));
         let last = take(&before, 640).pop();
-        assert_eq!(before.next(), Err(IdError::Expired));
+        assert_eq!(before.next(), Err(NoId::Expired));
         assert!(last < take(&after, 1).pop());
     }
 
     #[test]
-    fn ended_lease_yields_no_ids() {
+    fn an_ended_lease_gives_none() {
         let ids = generator(&Clock::fixed(NOW), lease(0, 0, NOW + 10));
         take(&ids, 65);
-        assert_eq!(ids.end_lease(), Some(NOW + 2));
-        assert_eq!(ids.next(), Err(IdError::NoLease));
-        assert_eq!(ids.end_lease(), None);
+        assert_eq!(ids.end(), Some(NOW + 2));
+        assert_eq!(ids.next(), Err(NoId::NoLease));
+        assert_eq!(ids.end(), None);
     }
 
     #[test]
-    fn ids_ascend_across_leases() {
+    fn ids_rise_from_lease_to_lease() {
         let clock = Clock::fixed(NOW);
         let ids = generator(&clock, lease(9, 0, NOW + 10));
         let before = take(&ids, 100).pop();
-        ids.end_lease();
+        ids.end();
         clock.set(NOW - 5);
-        ids.start_lease(lease(1, 0, NOW + 10));
+        ids.begin(lease(1, 0, NOW + 10));
         assert!(before < take(&ids, 1).pop());
     }
 
     #[test]
-    fn clock_before_the_epoch_is_out_of_range() {
+    fn the_time_must_be_possible() {
         let ids = generator(&Clock::fixed(EPOCH_MS), lease(0, 0, i64::MAX));
-        assert_eq!(ids.next(), Err(IdError::ClockOutOfRange));
+        assert_eq!(ids.next(), Err(NoId::ImpossibleTime));
     }
 }

@@ -16,7 +16,7 @@ use crate::routes::{comment, favorite, login, message, publish, register, relati
 ))]
 struct Document;
 
-/// The `OpenAPI` description of the command side's endpoints.
+/// The endpoints of the command side, as `OpenAPI` describes them.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     Document::openapi()
 }

@@ -1,4 +1,4 @@
-//! Starts the command side: opens its connections and spawns its background tasks.
+//! Starts the command side: what it works with, and what it does in the background.
 
 use std::{num::NonZero, sync::Arc, thread::available_parallelism, time::Duration};
 
@@ -36,53 +36,53 @@ use crate::{
     topics::{Layout, create_topics},
 };
 
-/// Delay between attempts to migrate the tables and to create the topics.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How long background tasks may take to stop.
+/// Between two attempts at what must be there before commands can be carried out.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long background tasks may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Names in the readiness report.
+/// Parts of the readiness.
 const TABLES: &str = "tables";
 const TOPICS: &str = "topics";
 
-/// Settings of the command side.
+/// What the command side is started with.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Settings of the command side alone.
+    /// What it has to itself.
     pub command: CommandConfig,
-    /// Settings shared by both APIs.
+    /// What both APIs have alike.
     pub api: ApiConfig,
-    /// Connection settings of the log.
+    /// Where the log is.
     pub log: Log,
-    /// Connection settings of the stores.
+    /// Where the stores are.
     pub stores: Stores,
-    /// Base of media URLs.
+    /// What addresses of media begin with.
     pub media_base: String,
-    /// The clock.
+    /// The time.
     pub clock: Clock,
 }
 
-/// A running command side.
+/// The command side, running.
 pub struct CommandApi {
-    /// The state of its handlers.
+    /// What its handlers work with.
     pub state: CommandState,
     log: KafkaLog,
     background: JoinSet<()>,
     stop: Shutdown,
 }
 
-/// Starts the command side. Connects to Kafka and the stores in the background, and reports missing ones in
-/// `readiness`. Fails only on an invalid setting.
+/// Starts the command side. Nothing has to be there yet: what it needs it waits for in the background, and says in
+/// `readiness` what that is. It fails only if a setting can't be used.
 pub async fn start(settings: &Settings, readiness: &Readiness) -> anyhow::Result<CommandApi> {
     let topics = Topics::new(&settings.stores.namespace);
     let log = KafkaLog::open(&settings.log.kafka_brokers, topics.clone())
-        .context("failed to create the Kafka producer")?;
+        .context("failed to set the Kafka producer up")?;
     let state = open(settings, &log).await?;
     let stop = Shutdown::new();
-    readiness.not_ready(TABLES, "not checked yet");
-    readiness.not_ready(TOPICS, "not checked yet");
+    readiness.not_ready(TABLES, "not looked at yet");
+    readiness.not_ready(TOPICS, "not looked at yet");
 
     let mut background = JoinSet::new();
-    background.spawn(run_mysql_tasks(state.clone(), readiness.clone(), stop.clone()));
+    background.spawn(serve_tables(state.clone(), readiness.clone(), stop.clone()));
     background.spawn(ensure_topics(
         settings.log.kafka_brokers.clone(),
         topics,
@@ -94,23 +94,22 @@ pub async fn start(settings: &Settings, readiness: &Readiness) -> anyhow::Result
 }
 
 impl CommandApi {
-    /// Routes of the command side, with an error response for every other path.
+    /// The command side by itself: its routes, and an answer to every other path.
     pub fn router(&self) -> Router {
         router::router(self.state.clone())
     }
 
-    /// Routes of the command side without a fallback, for merging with other routes.
+    /// Its routes alone, to be merged with others.
     pub fn routes(&self) -> Router {
         router::routes(self.state.clone())
     }
 
-    /// Stops the background tasks, releases the node number, and flushes pending appends. Call it after the last
-    /// request.
+    /// Stops, once nothing is asked of it any more: gives its node number back, and waits for the log.
     pub async fn stop(mut self) {
         self.stop.give();
         let ended = timeout(STOP_TIMEOUT, async { while self.background.join_next().await.is_some() {} });
         if ended.await.is_err() {
-            warn!("background tasks did not stop in time");
+            warn!("background tasks did not end in time");
         }
         self.log.flush().await;
     }
@@ -118,9 +117,9 @@ impl CommandApi {
 
 async fn open(settings: &Settings, log: &KafkaLog) -> anyhow::Result<CommandState> {
     let Settings { command, api, stores, media_base, clock, log: _ } = settings;
-    let redis = Redis::open(stores.redis_url.reveal()).context("failed to parse the Redis URL")?;
+    let redis = Redis::open(stores.redis_url.reveal()).context("failed to read the address of Redis")?;
     let mysql = mysql::open(stores.mysql_url.reveal(), command.command_mysql_connections)
-        .context("failed to parse the MySQL URL")?;
+        .context("failed to read the address of MySQL")?;
     let keys = Keys::new(&stores.namespace, stores.shards);
     let now = clock.clone();
     let passwords = spawn_blocking(|| Passwords::new(available_parallelism().map_or(1, NonZero::get)));
@@ -128,7 +127,7 @@ async fn open(settings: &Settings, log: &KafkaLog) -> anyhow::Result<CommandStat
         log: Arc::new(log.clone()),
         ids: IdGenerator::new(clock.clone()),
         tokens: Tokens::parse(api.jwt_keys.reveal(), move || now.now_ms())
-            .context("failed to parse the token keys")?,
+            .context("failed to read the keys of tokens")?,
         passwords: passwords.await?.context("failed to hash a password")?,
         read_models: ReadModels::new(keys, redis, mysql.clone(), MediaUrls::new(media_base)),
         clock: clock.clone(),
@@ -139,8 +138,8 @@ async fn open(settings: &Settings, log: &KafkaLog) -> anyhow::Result<CommandStat
     })
 }
 
-/// Migrates the tables; then keeps a node number leased and relays the outbox until shutdown.
-async fn run_mysql_tasks(state: CommandState, readiness: Readiness, stop: Shutdown) {
+/// Brings the tables up to date; then leases a node number and relays the outbox, until it is stopped.
+async fn serve_tables(state: CommandState, readiness: Readiness, stop: Shutdown) {
     let migrated = migrate(&state.mysql, &readiness);
     if stop.token().run_until_cancelled(migrated).await.is_none() {
         return;
@@ -151,9 +150,9 @@ async fn run_mysql_tasks(state: CommandState, readiness: Readiness, stop: Shutdo
 
 async fn migrate(pool: &MySqlPool, readiness: &Readiness) {
     while let Err(error) = mysql::migrate(pool, &MIGRATOR).await {
-        warn!(%error, "failed to migrate the tables; retrying");
+        warn!(%error, "the tables are not up to date yet; trying again");
         readiness.not_ready(TABLES, error.to_string());
-        sleep(RETRY_INTERVAL).await;
+        sleep(RETRY).await;
     }
     readiness.ready(TABLES);
 }
@@ -167,12 +166,12 @@ async fn ensure_topics(
 ) {
     let ensured = async {
         while let Err(error) = create_topics(&brokers, &topics, layout).await {
-            warn!(%error, "failed to create the topics; retrying");
+            warn!(%error, "the topics are not there yet; trying again");
             readiness.not_ready(TOPICS, error.to_string());
-            sleep(RETRY_INTERVAL).await;
+            sleep(RETRY).await;
         }
         readiness.ready(TOPICS);
     };
-    // Cancellation before the topics exist needs no cleanup.
+    // Being stopped while it waits is as good as being done.
     stop.token().run_until_cancelled(ensured).await;
 }

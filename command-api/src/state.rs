@@ -1,4 +1,4 @@
-//! The state shared by all handlers.
+//! What every handler works with.
 
 use std::sync::Arc;
 
@@ -12,28 +12,28 @@ use vidlog_service_kit::clock::Clock;
 
 use crate::{ids::IdGenerator, passwords::Passwords, publisher::EventLog};
 
-/// The state shared by all handlers. Clones share its contents.
+/// What every handler works with. Clones share all of it.
 #[derive(Clone)]
 pub struct CommandState {
     /// The log.
     pub log: Arc<dyn EventLog>,
-    /// Generates entity ids.
+    /// Makes entity ids.
     pub ids: IdGenerator,
     /// Signs and verifies tokens.
     pub tokens: Tokens,
     /// Hashes and verifies passwords.
     pub passwords: Passwords,
-    /// Reads the facts that decisions depend on.
+    /// Facts, and who appears in an answer.
     pub read_models: ReadModels,
-    /// The clock.
+    /// The time.
     pub clock: Clock,
     /// The command side's own tables.
     pub mysql: MySqlPool,
-    /// Stores originals and published media.
+    /// Media, as they were uploaded and as they are served.
     pub objects: Arc<dyn ObjectStore>,
-    /// Maximum size of an upload, in bytes.
+    /// The largest upload, in bytes.
     pub max_upload_bytes: u64,
-    /// One permit per concurrent upload; bounds their memory.
+    /// A slot for each upload that is received at once: each takes some memory.
     pub upload_slots: Arc<Semaphore>,
 }
 

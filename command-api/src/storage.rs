@@ -1,4 +1,4 @@
-//! Streams objects into the object store and into local files, in bounded memory.
+//! Writes objects as they come in, and takes them into local files: in bounded memory, whatever their size.
 
 use std::path::Path as FilePath;
 
@@ -12,52 +12,53 @@ use tokio::{
 };
 use tracing::warn;
 
-/// Size of a part: the minimum that S3 accepts for all but the last.
+/// Bytes of a part. S3 takes no smaller one, but for the last.
 const PART_BYTES: usize = 5 * 1024 * 1024;
-/// Parts in flight per object; these and the part that is being filled bound the memory of an upload.
-const MAX_PARTS_IN_FLIGHT: usize = 2;
-/// Size of the read buffer for a file.
+/// Parts of an object that are on their way to the store at once; with the one that is being filled they bound the
+/// memory of an upload.
+const PARTS_ON_THEIR_WAY: usize = 2;
+/// Bytes of a file that are read at once.
 const READ_BYTES: usize = 256 * 1024;
 
-/// Error of copying between a file and the object store.
+/// Why an object was not copied.
 #[derive(Debug, Error)]
 pub(crate) enum CopyError {
-    /// The object store failed.
+    /// The object store would not.
     #[error(transparent)]
     Store(#[from] object_store::Error),
-    /// The local file failed.
+    /// The local file would not.
     #[error("the local file failed: {0}")]
     File(#[from] std::io::Error),
 }
 
-/// Writes one object, which exists once [`ObjectWriter::finish`] has succeeded.
+/// Writes one object. It is there once [`ObjectWriter::finish`] has succeeded, and not before.
 pub(crate) struct ObjectWriter {
     parts: WriteMultipart,
 }
 
 impl ObjectWriter {
-    /// Starts an object.
+    /// Begins an object.
     pub(crate) async fn begin(objects: &dyn ObjectStore, key: &Path) -> object_store::Result<Self> {
         let upload = objects.put_multipart(key).await?;
         Ok(Self { parts: WriteMultipart::new_with_chunk_size(upload, PART_BYTES) })
     }
 
-    /// Adds bytes; waits while too many parts are in flight.
+    /// Adds bytes; waits while too much is on its way already.
     pub(crate) async fn write(&mut self, bytes: &Bytes) -> object_store::Result<()> {
-        self.parts.wait_for_capacity(MAX_PARTS_IN_FLIGHT).await?;
+        self.parts.wait_for_capacity(PARTS_ON_THEIR_WAY).await?;
         self.parts.write(bytes);
         Ok(())
     }
 
-    /// Completes the object, or leaves nothing behind if that fails.
+    /// Completes the object. If that fails, nothing is left of it.
     pub(crate) async fn finish(self) -> object_store::Result<()> {
         self.parts.finish().await.map(drop)
     }
 
-    /// Discards the object and its parts.
+    /// Gives the object up: nothing is left of it.
     pub(crate) async fn abort(self) {
         if let Err(error) = self.parts.abort().await {
-            warn!(%error, "failed to abort object upload");
+            warn!(%error, "failed to clean up an object that was given up");
         }
     }
 }
@@ -88,7 +89,7 @@ async fn copy(file: &mut File, writer: &mut ObjectWriter) -> Result<(), CopyErro
     Ok(())
 }
 
-/// Copies an object to a local file.
+/// Takes an object into a local file.
 pub(crate) async fn fetch_file(
     objects: &dyn ObjectStore,
     key: &Path,
@@ -102,11 +103,11 @@ pub(crate) async fn fetch_file(
     Ok(file.flush().await?)
 }
 
-/// Deletes an orphaned object. Best effort: a failure leaves the orphan behind.
-pub(crate) async fn delete_orphan(objects: &dyn ObjectStore, key: &Path) {
+/// Removes an object that nothing names. If that fails it stays as waste, which is no error of the caller's.
+pub(crate) async fn remove(objects: &dyn ObjectStore, key: &Path) {
     match objects.delete(key).await {
         Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-        Err(error) => warn!(%key, %error, "failed to delete orphaned object"),
+        Err(error) => warn!(%key, %error, "failed to remove an object that nothing names"),
     }
 }
 
@@ -117,7 +118,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn file_round_trips() {
+    async fn a_file_is_the_same_after_a_round_trip() {
         let folder = tempfile::tempdir().unwrap();
         let (before, after) = (folder.path().join("before"), folder.path().join("after"));
         let content: Vec<u8> =
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn aborted_object_leaves_nothing_behind() {
+    async fn nothing_is_left_of_an_object_that_was_given_up() {
         let folder = tempfile::tempdir().unwrap();
         let objects = LocalFileSystem::new_with_prefix(folder.path()).unwrap();
         let mut writer = ObjectWriter::begin(&objects, &Path::from("a")).await.unwrap();
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn deleting_a_missing_object_succeeds() {
-        delete_orphan(&InMemory::new(), &Path::from("a")).await;
+    async fn removing_what_is_not_there_is_fine() {
+        remove(&InMemory::new(), &Path::from("a")).await;
     }
 }

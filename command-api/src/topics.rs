@@ -1,4 +1,4 @@
-//! Creates the topics: one per stream, with explicit partitions and settings.
+//! Creates the topics: one a stream, with explicit partitions and settings.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,37 +12,38 @@ use tokio::time::{Instant, sleep};
 use tracing::info;
 use vidlog_events::{Stream, Topics};
 
-use crate::publisher::KafkaLogContext;
+use crate::publisher::Logging;
 
-/// Timeout of a request to the broker.
+/// How long one question to the broker may take.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a created topic may take to appear in the metadata.
+/// How long a topic may take to be known after the broker said that it is created.
 const PROPAGATION_TIMEOUT: Duration = Duration::from_secs(10);
-const PROPAGATION_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Between two looks for it.
+const PROPAGATION_POLL: Duration = Duration::from_millis(50);
 
-/// Partitions and replication of the topics.
+/// How topics are laid out on the brokers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// Partitions per topic. Must not change for a topic with data.
+    /// Partitions of every topic. It can't change for a topic that has data.
     pub partitions: i32,
-    /// Replicas per partition.
+    /// Copies of every partition.
     pub replication: i32,
 }
 
 impl Layout {
-    /// A majority of the replicas must have a record before it is acknowledged.
+    /// A write is acknowledged once a majority of the copies has it.
     const fn min_insync_replicas(self) -> i32 {
         self.replication / 2 + 1
     }
 }
 
-/// Error of creating or checking the topics.
+/// Why the topics are not there as they must be.
 #[derive(Debug, Error)]
 pub enum TopicsError {
-    /// A request to the broker failed. Retry.
-    #[error("request to the broker failed: {0}")]
+    /// The broker can't be reached or would not do it. Try again.
+    #[error("the broker did not answer: {0}")]
     Kafka(#[from] KafkaError),
-    /// The broker refused to create a topic.
+    /// The broker refused one topic.
     #[error("failed to create topic {topic}: {code}")]
     Refused {
         /// The topic.
@@ -50,8 +51,7 @@ pub enum TopicsError {
         /// The broker's reason.
         code: RDKafkaErrorCode,
     },
-    /// A topic's number of partitions differs from the configuration. Changing it would move keys and lose their
-    /// order.
+    /// A topic has another number of partitions than is configured: keys would move, and their order be lost.
     #[error(
         "topic {topic} has {found} partitions, but {configured} are configured; partitions of a topic \
          with data can't be changed: set the configuration to {found}, or use another namespace"
@@ -59,25 +59,25 @@ pub enum TopicsError {
     Partitions {
         /// The topic.
         topic: String,
-        /// Its number of partitions.
+        /// How many it has.
         found: usize,
-        /// The configured number.
+        /// How many it should have.
         configured: i32,
     },
-    /// A created topic did not appear in the metadata in time.
-    #[error("topic {0} was created but is not in the broker's metadata yet")]
-    NotVisibleYet(String),
-    /// The blocking task of a request was cancelled.
-    #[error("the request to the broker was cancelled")]
+    /// A topic that was created is still not known.
+    #[error("topic {0} was created but is not known to the broker yet")]
+    NotThereYet(String),
+    /// The task that asks the broker was cancelled.
+    #[error("asking the broker was cancelled")]
     Cancelled,
 }
 
-/// Creates missing topics and checks all of them. Idempotent; several processes may run it concurrently.
+/// Makes sure that the topic of every stream is there. Doing it again, or several processes at once, is harmless.
 pub async fn create_topics(brokers: &str, topics: &Topics, layout: Layout) -> Result<(), TopicsError> {
-    let admin: AdminClient<KafkaLogContext> = ClientConfig::new()
+    let admin: AdminClient<Logging> = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("client.id", "vidlog-topics")
-        .create_with_context(KafkaLogContext)?;
+        .create_with_context(Logging)?;
     let admin = Arc::new(admin);
     let names = Stream::ALL.map(|stream| topics.name(stream));
     create(&admin, &names, layout).await?;
@@ -87,11 +87,7 @@ pub async fn create_topics(brokers: &str, topics: &Topics, layout: Layout) -> Re
     Ok(())
 }
 
-async fn create(
-    admin: &AdminClient<KafkaLogContext>,
-    names: &[String],
-    layout: Layout,
-) -> Result<(), TopicsError> {
+async fn create(admin: &AdminClient<Logging>, names: &[String], layout: Layout) -> Result<(), TopicsError> {
     let min_insync = layout.min_insync_replicas().to_string();
     let new: Vec<_> = names
         .iter()
@@ -107,7 +103,7 @@ async fn create(
         AdminOptions::new().request_timeout(Some(BROKER_TIMEOUT)).operation_timeout(Some(BROKER_TIMEOUT));
     for result in admin.create_topics(&new, &options).await? {
         match result {
-            Ok(topic) => info!(topic, partitions = layout.partitions, "topic created"),
+            Ok(topic) => info!(topic, partitions = layout.partitions, "created a topic"),
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
             Err((topic, code)) => return Err(TopicsError::Refused { topic, code }),
         }
@@ -116,13 +112,13 @@ async fn create(
 }
 
 async fn verify(
-    admin: &Arc<AdminClient<KafkaLogContext>>,
+    admin: &Arc<AdminClient<Logging>>,
     topic: String,
     configured: i32,
 ) -> Result<(), TopicsError> {
     let deadline = Instant::now() + PROPAGATION_TIMEOUT;
     loop {
-        let found = partition_count(Arc::clone(admin), topic.clone()).await?;
+        let found = partitions_of(Arc::clone(admin), topic.clone()).await?;
         if usize::try_from(configured) == Ok(found) {
             return Ok(());
         }
@@ -130,17 +126,14 @@ async fn verify(
             return Err(TopicsError::Partitions { topic, found, configured });
         }
         if Instant::now() >= deadline {
-            return Err(TopicsError::NotVisibleYet(topic));
+            return Err(TopicsError::NotThereYet(topic));
         }
-        sleep(PROPAGATION_POLL_INTERVAL).await;
+        sleep(PROPAGATION_POLL).await;
     }
 }
 
-/// Number of a topic's partitions; 0 while it is not in the metadata.
-async fn partition_count(
-    admin: Arc<AdminClient<KafkaLogContext>>,
-    topic: String,
-) -> Result<usize, TopicsError> {
+/// The topic's partitions; 0 while the broker does not know it.
+async fn partitions_of(admin: Arc<AdminClient<Logging>>, topic: String) -> Result<usize, TopicsError> {
     let metadata =
         tokio::task::spawn_blocking(move || admin.inner().fetch_metadata(Some(&topic), BROKER_TIMEOUT))
             .await

@@ -1,36 +1,36 @@
-//! Follows and unfollows users.
+//! Following a user, and taking that back.
 
 use vidlog_contract::Action;
 use vidlog_events::{Event, FollowEvent, UserFollowed, UserId, UserUnfollowed};
 use vidlog_read_models::Fresh;
 
-use super::{Rejection, require_existing};
+use super::{Rejection, known};
 
-/// Command: follow or unfollow a user.
+/// A user's wish about another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Follow {
-    /// The caller.
+    /// Who.
     pub follower_id: UserId,
-    /// The user to follow or unfollow.
+    /// Whom.
     pub followee_id: UserId,
-    /// Follow or unfollow.
+    /// To follow, or to follow no longer.
     pub action: Action,
 }
 
 impl Follow {
-    /// Checks the command without facts.
-    pub fn validate(&self) -> Result<(), Rejection> {
+    /// What can be said against it before any fact is known.
+    pub fn check(&self) -> Result<(), Rejection> {
         if self.follower_id == self.followee_id {
-            return Err(Rejection::Invalid("users cannot follow themselves"));
+            return Err(Rejection::Invalid("nobody can follow themselves"));
         }
         Ok(())
     }
 }
 
-/// Decides on a follow or unfollow. Returns an event even if the facts say that it changes nothing.
+/// Decides it. One that is so already is an event nevertheless.
 pub fn decide(follow: Follow, followee: Fresh<Option<()>>) -> Result<Event, Rejection> {
-    follow.validate()?;
-    require_existing(followee, "user")?;
+    follow.check()?;
+    known(followee, "user")?;
     let Follow { follower_id, followee_id, action } = follow;
     Ok(Event::Follow(match action {
         Action::Do => FollowEvent::UserFollowed(UserFollowed { follower_id, followee_id }),
@@ -41,7 +41,7 @@ pub fn decide(follow: Follow, followee: Fresh<Option<()>>) -> Result<Event, Reje
 #[cfg(test)]
 mod tests {
     use super::{
-        super::fixtures::{fresh, stale, user},
+        super::given::{fresh, stale, user},
         *,
     };
 
@@ -76,8 +76,8 @@ mod tests {
 
     #[test]
     fn given_no_user_when_followed_then_it_is_rejected() {
-        let command = follow(1, 2, Action::Do);
-        assert_eq!(decide(command, fresh(None)), Err(Rejection::NotFound("user")));
-        assert_eq!(decide(command, stale(None)), Err(Rejection::Uncertain));
+        let wish = follow(1, 2, Action::Do);
+        assert_eq!(decide(wish, fresh(None)), Err(Rejection::NotFound("user")));
+        assert_eq!(decide(wish, stale(None)), Err(Rejection::Uncertain));
     }
 }

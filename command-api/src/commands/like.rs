@@ -1,25 +1,25 @@
-//! Likes and unlikes videos.
+//! Liking a video, and taking that back.
 
 use vidlog_contract::Action;
 use vidlog_events::{Event, LikeEvent, UserId, VideoId, VideoLiked, VideoUnliked};
 use vidlog_read_models::{Fresh, VideoFact};
 
-use super::{Rejection, require_published};
+use super::{Rejection, published};
 
-/// Command: like or unlike a video.
+/// A user's wish about a video.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Like {
-    /// The caller.
+    /// Who.
     pub user_id: UserId,
     /// The video.
     pub video_id: VideoId,
-    /// Like or unlike.
+    /// To like it, or to like it no longer.
     pub action: Action,
 }
 
-/// Decides on a like or unlike. Returns an event even if the facts say that it changes nothing.
+/// Decides it. One that is so already is an event nevertheless.
 pub fn decide(like: Like, video: Fresh<Option<VideoFact>>) -> Result<Event, Rejection> {
-    let author_id = require_published(video)?.author_id;
+    let author_id = published(video)?.author_id;
     let author_id = UserId::new(author_id).ok_or(Rejection::NotFound("author"))?;
     let Like { user_id, video_id, action } = like;
     Ok(Event::Like(match action {
@@ -33,7 +33,7 @@ mod tests {
     use vidlog_schemas::rows::VideoState;
 
     use super::{
-        super::fixtures::{fresh, stale, user, video, video_of},
+        super::given::{fresh, stale, user, video, video_of},
         *,
     };
 
@@ -66,8 +66,8 @@ mod tests {
 
     #[test]
     fn given_no_video_when_liked_then_it_is_rejected() {
-        let command = like(user(1), video(9), Action::Do);
-        assert_eq!(decide(command, fresh(None)), Err(Rejection::NotFound("video")));
-        assert_eq!(decide(command, stale(None)), Err(Rejection::Uncertain));
+        let wish = like(user(1), video(9), Action::Do);
+        assert_eq!(decide(wish, fresh(None)), Err(Rejection::NotFound("video")));
+        assert_eq!(decide(wish, stale(None)), Err(Rejection::Uncertain));
     }
 }

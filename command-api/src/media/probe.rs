@@ -1,42 +1,43 @@
-//! Probes a media file, and decides whether it can be published as it is, must be encoded, or is rejected.
+//! What a file is, by its content, and what has to be done to publish it.
 
 use std::{ops::RangeInclusive, path::Path, time::Duration};
 
 use serde::Deserialize;
 
-use super::ffmpeg::{self, INPUT_OPTIONS, ToolError};
+use super::ffmpeg::{self, INPUT, ToolError};
 
+/// How long looking at a file may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Accepted width and height of a video, in pixels.
+/// The smallest and the largest side of a picture that is accepted, in pixels.
 const SIDES: RangeInclusive<u32> = 16..=4096;
-/// Maximum longer and shorter side of a published video, in pixels.
+/// The longer and the shorter side of a picture that is published.
 pub(super) const PUBLISHED_SIDES: (u32, u32) = (1920, 1080);
-/// Maximum frame rate of a published video.
+/// Frames in a second of a video that is published.
 pub(super) const PUBLISHED_FPS: u32 = 60;
-/// Bit rate above which a file is encoded again, although every client could play it.
-const MAX_COPIED_BIT_RATE: u64 = 8_000_000;
+/// Bits in a second above which a file is made smaller, though every client could play it.
+const COPIED_BIT_RATE: u64 = 8_000_000;
 
-/// Why an upload is rejected.
+/// Why an upload is not published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RejectReason {
-    /// Not a video, or an unsupported format.
+pub(super) enum Reason {
+    /// It is no video, or none of a known kind.
     NotAVideo,
-    /// Audio only.
+    /// There is only sound.
     NoPicture,
     /// The picture is too small or too large.
     Sides,
-    /// Longer than the maximum, in minutes.
+    /// It is too long; how many minutes are fine.
     TooLong(u64),
-    /// Can't be read to its end.
+    /// It can't be read to its end.
     Damaged,
-    /// Repeatedly crashed the tools.
-    Unprocessable,
-    /// Missing from the object store.
+    /// It brought the tools down, again and again.
+    Unworkable,
+    /// It is not in the store any more.
     Lost,
 }
 
-impl RejectReason {
-    /// Text for the author.
+impl Reason {
+    /// In words for the author.
     pub(super) fn for_author(self) -> String {
         match self {
             Self::NotAVideo => {
@@ -54,7 +55,7 @@ impl RejectReason {
                 format!("The video is too long: it may have at most {minutes} minutes.")
             }
             Self::Damaged => "The video is damaged or incomplete: it can't be read to its end.".to_owned(),
-            Self::Unprocessable => {
+            Self::Unworkable => {
                 "The video could not be processed. Save it in another format and upload it again.".to_owned()
             }
             Self::Lost => "The upload was lost on our side. Please upload the video again.".to_owned(),
@@ -62,21 +63,21 @@ impl RejectReason {
     }
 }
 
-/// How to publish a file.
+/// What to do with a file that can be published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Plan {
-    /// Copy the streams: every client can play them.
+    /// Every client can play it as it is.
     Copy,
-    /// Encode the streams again.
+    /// It has to be made playable, or smaller.
     Encode,
 }
 
-/// Properties of a media file.
+/// What a file is.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct MediaInfo {
-    /// Names of the container format, comma separated.
+pub(super) struct Facts {
+    /// The names of its container format, comma separated.
     container: String,
-    /// Length, if the container contains it.
+    /// Its length, if the container knows.
     duration: Option<Duration>,
     bit_rate: Option<u64>,
     video: Option<Video>,
@@ -92,40 +93,40 @@ struct Video {
     fps: f64,
 }
 
-impl MediaInfo {
-    /// Length, if known.
+impl Facts {
+    /// Its length, if it is known.
     pub(super) const fn duration(&self) -> Option<Duration> {
         self.duration
     }
 
-    /// Length declared by the file, not estimated from its size: a shorter file is damaged.
+    /// Its length, if that stands in the file and was not guessed from its size: a file that is shorter is damaged.
     pub(super) fn declared_duration(&self) -> Option<Duration> {
         self.duration.filter(|_| self.is_mp4() || self.container.contains("matroska"))
     }
 
-    /// Whether the file has a picture and a length above zero.
-    pub(super) fn is_playable(&self) -> bool {
+    /// Whether there is a picture in it that lasts.
+    pub(super) fn plays(&self) -> bool {
         self.video.is_some() && self.duration.is_some_and(|duration| !duration.is_zero())
     }
 
-    /// Decides how to publish the file.
-    pub(super) fn plan(&self, max_length: Duration) -> Result<Plan, RejectReason> {
-        let video = self.video.as_ref().ok_or(RejectReason::NoPicture)?;
+    /// What has to be done to publish it.
+    pub(super) fn plan(&self, longest: Duration) -> Result<Plan, Reason> {
+        let video = self.video.as_ref().ok_or(Reason::NoPicture)?;
         if !SIDES.contains(&video.width) || !SIDES.contains(&video.height) {
-            return Err(RejectReason::Sides);
+            return Err(Reason::Sides);
         }
-        self.check_duration(max_length)?;
+        self.check_duration(longest)?;
         let playable = self.is_mp4()
-            && video.is_universally_playable()
-            && self.bit_rate.is_some_and(|bits| bits <= MAX_COPIED_BIT_RATE)
+            && video.is_playable()
+            && self.bit_rate.is_some_and(|bits| bits <= COPIED_BIT_RATE)
             && self.audio_codec.as_ref().is_none_or(|codec| codec == "aac");
         Ok(if playable { Plan::Copy } else { Plan::Encode })
     }
 
-    /// Checks the maximum length.
-    pub(super) fn check_duration(&self, max_length: Duration) -> Result<(), RejectReason> {
+    /// Whether it is short enough.
+    pub(super) fn check_duration(&self, longest: Duration) -> Result<(), Reason> {
         match self.duration {
-            Some(duration) if duration > max_length => Err(RejectReason::TooLong(max_length.as_secs() / 60)),
+            Some(duration) if duration > longest => Err(Reason::TooLong(longest.as_secs() / 60)),
             _ => Ok(()),
         }
     }
@@ -136,7 +137,7 @@ impl MediaInfo {
 }
 
 impl Video {
-    fn is_universally_playable(&self) -> bool {
+    fn is_playable(&self) -> bool {
         let (long, short) = (self.width.max(self.height), self.width.min(self.height));
         self.codec == "h264"
             && self.pixel_format == "yuv420p"
@@ -144,26 +145,26 @@ impl Video {
             && short <= PUBLISHED_SIDES.1
             && long % 2 == 0
             && short % 2 == 0
-            // Phones record at inexact frame rates.
+            // Clocks of phones are not exact.
             && self.fps <= f64::from(PUBLISHED_FPS) + 1.0
     }
 }
 
-/// Probes a file in a directory; `None` if it is not a media file.
-pub(super) async fn probe(directory: &Path, file: &str) -> Result<Option<MediaInfo>, ToolError> {
+/// Looks at a file in a folder.
+pub(super) async fn look_at(folder: &Path, file: &str) -> Result<Option<Facts>, ToolError> {
     const ENTRIES: &str = "stream=codec_type,codec_name,width,height,pix_fmt,avg_frame_rate\
                            :stream_disposition=attached_pic:format=format_name,duration,bit_rate";
     let input = format!("file:{file}");
     let rest = ["-show_entries", ENTRIES, "-of", "json", input.as_str()];
-    match ffmpeg::run("ffprobe", INPUT_OPTIONS.into_iter().chain(rest), directory, PROBE_TIMEOUT).await {
-        Ok(output) => Ok(parse_output(&output)),
+    match ffmpeg::run("ffprobe", INPUT.into_iter().chain(rest), folder, PROBE_TIMEOUT).await {
+        Ok(answer) => Ok(read(&answer)),
         Err(ToolError::Refused { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
 #[derive(Deserialize)]
-struct ProbeOutput {
+struct Answer {
     #[serde(default)]
     streams: Vec<Stream>,
     format: Format,
@@ -196,7 +197,7 @@ struct Disposition {
 
 impl Stream {
     fn is(&self, codec_type: &str) -> bool {
-        // ffprobe reports an album cover as a video stream.
+        // The cover of an album is a video stream to ffprobe.
         let attached = self.disposition.as_ref().is_some_and(|disposition| disposition.attached_pic != 0);
         self.codec_type.as_deref() == Some(codec_type) && !attached
     }
@@ -211,16 +212,16 @@ impl Stream {
             width: self.width.unwrap_or_default(),
             height: self.height.unwrap_or_default(),
             pixel_format: self.pix_fmt.clone().unwrap_or_default(),
-            fps: self.avg_frame_rate.as_deref().and_then(parse_ratio).unwrap_or_default(),
+            fps: self.avg_frame_rate.as_deref().and_then(ratio).unwrap_or_default(),
         }
     }
 }
 
-fn parse_output(output: &[u8]) -> Option<MediaInfo> {
-    let ProbeOutput { streams, format } = serde_json::from_slice(output).ok()?;
+fn read(answer: &[u8]) -> Option<Facts> {
+    let Answer { streams, format } = serde_json::from_slice(answer).ok()?;
     let first = |codec_type| streams.iter().find(|stream| stream.is(codec_type));
     let duration = format.duration.and_then(|seconds| seconds.parse().ok());
-    Some(MediaInfo {
+    Some(Facts {
         container: format.names,
         duration: duration.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
         bit_rate: format.bit_rate.and_then(|bits| bits.parse().ok()),
@@ -229,8 +230,8 @@ fn parse_output(output: &[u8]) -> Option<MediaInfo> {
     })
 }
 
-/// Parses a ratio such as `30000/1001`.
-fn parse_ratio(text: &str) -> Option<f64> {
+/// A number that is written as a ratio, such as 30000/1001.
+fn ratio(text: &str) -> Option<f64> {
     let (over, under) = text.split_once('/')?;
     let (over, under): (f64, f64) = (over.parse().ok()?, under.parse().ok()?);
     (under > 0.0).then(|| over / under)
@@ -240,10 +241,10 @@ fn parse_ratio(text: &str) -> Option<f64> {
 mod tests {
     use super::*;
 
-    const MAX_LENGTH: Duration = Duration::from_mins(15);
+    const LONGEST: Duration = Duration::from_mins(15);
 
-    fn info() -> MediaInfo {
-        MediaInfo {
+    fn facts() -> Facts {
+        Facts {
             container: "mov,mp4,m4a,3gp,3g2,mj2".to_owned(),
             duration: Some(Duration::from_secs(10)),
             bit_rate: Some(2_000_000),
@@ -258,29 +259,29 @@ mod tests {
         }
     }
 
-    fn plan(change: impl FnOnce(&mut MediaInfo)) -> Result<Plan, RejectReason> {
-        let mut info = info();
-        change(&mut info);
-        info.plan(MAX_LENGTH)
+    fn plan(change: impl FnOnce(&mut Facts)) -> Result<Plan, Reason> {
+        let mut facts = facts();
+        change(&mut facts);
+        facts.plan(LONGEST)
     }
 
-    fn plan_of_video(change: impl Fn(&mut Video)) -> Result<Plan, RejectReason> {
-        plan(|info| info.video.iter_mut().for_each(&change))
+    fn plan_of_video(change: impl Fn(&mut Video)) -> Result<Plan, Reason> {
+        plan(|facts| facts.video.iter_mut().for_each(&change))
     }
 
     #[test]
-    fn universally_playable_file_is_copied() {
+    fn what_every_client_plays_is_copied() {
         assert_eq!(plan(|_| {}), Ok(Plan::Copy));
-        assert_eq!(plan(|info| info.audio_codec = None), Ok(Plan::Copy));
+        assert_eq!(plan(|facts| facts.audio_codec = None), Ok(Plan::Copy));
     }
 
     #[test]
-    fn other_formats_are_encoded() {
+    fn anything_else_is_encoded() {
         let plans = [
-            plan(|info| info.container = "matroska,webm".to_owned()),
-            plan(|info| info.audio_codec = Some("opus".to_owned())),
-            plan(|info| info.bit_rate = Some(40_000_000)),
-            plan(|info| info.bit_rate = None),
+            plan(|facts| facts.container = "matroska,webm".to_owned()),
+            plan(|facts| facts.audio_codec = Some("opus".to_owned())),
+            plan(|facts| facts.bit_rate = Some(40_000_000)),
+            plan(|facts| facts.bit_rate = None),
             plan_of_video(|video| video.codec = "hevc".to_owned()),
             plan_of_video(|video| video.pixel_format = "yuv420p10le".to_owned()),
             plan_of_video(|video| video.width = 1440),
@@ -292,46 +293,46 @@ mod tests {
     }
 
     #[test]
-    fn file_out_of_bounds_is_rejected() {
-        assert_eq!(plan(|info| info.video = None), Err(RejectReason::NoPicture));
-        assert_eq!(plan_of_video(|video| video.width = 8), Err(RejectReason::Sides));
-        assert_eq!(plan_of_video(|video| video.height = 4097), Err(RejectReason::Sides));
-        let long = plan(|info| info.duration = Some(MAX_LENGTH + Duration::from_millis(1)));
-        assert_eq!(long, Err(RejectReason::TooLong(15)));
+    fn what_is_out_of_bounds_is_rejected() {
+        assert_eq!(plan(|facts| facts.video = None), Err(Reason::NoPicture));
+        assert_eq!(plan_of_video(|video| video.width = 8), Err(Reason::Sides));
+        assert_eq!(plan_of_video(|video| video.height = 4097), Err(Reason::Sides));
+        let long = plan(|facts| facts.duration = Some(LONGEST + Duration::from_millis(1)));
+        assert_eq!(long, Err(Reason::TooLong(15)));
     }
 
     #[test]
-    fn album_cover_is_not_a_video() {
-        let output = br#"{"streams":[
+    fn an_albums_cover_is_no_video() {
+        let answer = br#"{"streams":[
             {"codec_type":"audio","codec_name":"aac","disposition":{"attached_pic":0}},
             {"codec_type":"video","codec_name":"mjpeg","width":500,"height":500,"disposition":{"attached_pic":1}}],
             "format":{"format_name":"mov,mp4","duration":"180.5","bit_rate":"128000"}}"#;
-        let info = parse_output(output).unwrap();
-        assert_eq!(info.video, None);
-        assert_eq!(info.duration(), Some(Duration::from_millis(180_500)));
+        let facts = read(answer).unwrap();
+        assert_eq!(facts.video, None);
+        assert_eq!(facts.duration(), Some(Duration::from_millis(180_500)));
     }
 
     #[test]
-    fn frame_rate_is_parsed_as_a_ratio() {
-        assert_eq!(parse_ratio("30/1"), Some(30.0));
-        assert_eq!(parse_ratio("0/0"), None);
-        assert_eq!(parse_ratio("30"), None);
+    fn frames_a_second_are_a_ratio() {
+        assert_eq!(ratio("30/1"), Some(30.0));
+        assert_eq!(ratio("0/0"), None);
+        assert_eq!(ratio("30"), None);
     }
 
     #[test]
-    fn every_reason_fits_its_column() {
+    fn every_reason_fits_into_its_column() {
         let reasons = [
-            RejectReason::NotAVideo,
-            RejectReason::NoPicture,
-            RejectReason::Sides,
-            RejectReason::TooLong(15),
-            RejectReason::Damaged,
-            RejectReason::Unprocessable,
-            RejectReason::Lost,
+            Reason::NotAVideo,
+            Reason::NoPicture,
+            Reason::Sides,
+            Reason::TooLong(15),
+            Reason::Damaged,
+            Reason::Unworkable,
+            Reason::Lost,
         ];
         for reason in reasons {
-            let text = reason.for_author();
-            assert!(text.chars().count() <= 255 && text.ends_with('.'), "{text}");
+            let words = reason.for_author();
+            assert!(words.chars().count() <= 255 && words.ends_with('.'), "{words}");
         }
     }
 }

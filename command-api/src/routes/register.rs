@@ -1,27 +1,28 @@
 //! POST user/register.
 //!
-//! Registration succeeds once the account row and its outbox entry are committed: a failure after that would make the
-//! retry see "name taken". If the event can't be appended immediately, the response has `Vidlog-Stale: true`, as have
-//! reads of the user until the relay has appended it.
+//! Someone is registered once the account is written: the announcement is safe in the outbox then, and a failure
+//! would be a lie that the next attempt runs into ("someone has this name"). Where the log does not take the
+//! announcement at once, the answer says `Vidlog-Stale: true` and readers of the user wait, until the relay has
+//! appended it, and say the same.
 
 use axum::{Extension, extract::State};
 use tracing::error;
 use vidlog_contract::{Answer, ApiError, Call, Code, openapi::IdempotencyKey};
 use vidlog_events::{Event, Personal, UserEvent, UserRegistered};
 
-use super::credentials::{Credentials, CredentialsError, LoginForm, RESPONSE_DESCRIPTION};
+use super::credentials::{Credentials, IN_ANY_CASE, Refused, Typed};
 use crate::{
     accounts::{self, Account, CreateError, NewAccount},
-    execute::{begin_with_id, run_command},
-    idempotency::{Fingerprint, Outcome, Request, Reservation},
+    execute::{begin_with_id, watched},
+    idempotency::{Begun, Request, Reserved},
     mysql::api_error,
+    origin::Origin,
     outbox,
     reply::Reply,
-    request_context::RequestContext,
     state::CommandState,
 };
 
-/// Registers a user. Names are unique regardless of case.
+/// Registers a user. Names are unique, also regardless of case.
 #[utoipa::path(
     post,
     path = "/douyin/user/register/",
@@ -33,29 +34,30 @@ use crate::{
         IdempotencyKey,
     ),
     security(()),
-    responses((status = 200, body = Answer<Credentials>, description = RESPONSE_DESCRIPTION))
+    responses((status = 200, body = Answer<Credentials>, description = IN_ANY_CASE))
 )]
 pub(crate) async fn register(
     State(state): State<CommandState>,
-    Extension(context): Extension<RequestContext>,
+    Extension(origin): Extension<Origin>,
     call: Result<Call, ApiError>,
-) -> Result<Reply, CredentialsError> {
-    let reply = run_command("register", async {
+) -> Result<Reply, Refused> {
+    let reply = watched("register", async {
         let call = call?;
-        let form = LoginForm::from_call(&call)?;
+        let typed = Typed::of(&call)?;
         let request = Request {
+            command: "register",
             caller: 0,
-            // Excludes the password: a retry must prove that it knows it.
-            fingerprint: Fingerprint::new("register", form.username),
+            // Not the password: whoever has the key must know it as well.
+            wish: typed.username.to_owned(),
             headers: &call.headers,
         };
-        let reservation = match begin_with_id(&state, &request).await? {
-            Outcome::New(attempt) => attempt.reservation,
-            Outcome::Replay(reply) => return Ok(reply),
+        let reserved = match begin_with_id(&state, &request).await? {
+            Begun::Open(attempt) => attempt.reserved,
+            Begun::Answered(reply) => return Ok(reply),
         };
-        match accounts::find(&state.mysql, form.username).await.map_err(api_error)? {
-            Some(account) => retry_or_name_taken(&state, account, reservation, &form).await,
-            None => create(&state, &context, reservation, &form).await,
+        match accounts::find(&state.mysql, typed.username).await.map_err(api_error)? {
+            Some(account) => again(&state, account, reserved, &typed).await,
+            None => create(&state, &origin, reserved, &typed).await,
         }
     });
     Ok(reply.await?)
@@ -63,57 +65,56 @@ pub(crate) async fn register(
 
 async fn create(
     state: &CommandState,
-    context: &RequestContext,
-    reservation: Reservation,
-    form: &LoginForm<'_>,
+    origin: &Origin,
+    reserved: Reserved,
+    typed: &Typed<'_>,
 ) -> Result<Reply, ApiError> {
-    let user_id = reservation.entity()?;
-    let registered = UserRegistered { user_id, name: Personal::new(form.username.to_owned()) };
-    let envelope =
-        context.envelope(reservation.identity(), Event::User(UserEvent::UserRegistered(registered)));
+    let user_id = reserved.entity()?;
+    let registered = UserRegistered { user_id, name: Personal::new(typed.username.to_owned()) };
+    let envelope = origin.envelope(reserved.stamp(), Event::User(UserEvent::UserRegistered(registered)));
     let account = NewAccount {
         user_id: user_id.get(),
-        username: form.username,
-        password_hash: state.passwords.hash(form.password.to_owned()).await?,
-        registration: &envelope,
+        username: typed.username,
+        password_hash: state.passwords.hash(typed.password.to_owned()).await?,
+        announcement: &envelope,
     };
-    outbox::mark_pending(&state.read_models, std::slice::from_ref(&envelope.event)).await;
+    outbox::mark_not_appended(&state.read_models, std::slice::from_ref(&envelope.event)).await;
     let outbox_id = match accounts::create(&state.mysql, &account).await {
         Ok(id) => id,
-        Err(CreateError::Exists) => {
-            let found = accounts::find(&state.mysql, form.username).await.map_err(api_error)?;
+        Err(CreateError::Taken) => {
+            let found = accounts::find(&state.mysql, typed.username).await.map_err(api_error)?;
             return match found {
-                Some(account) => retry_or_name_taken(state, account, reservation, form).await,
-                None => Err(name_taken()),
+                Some(account) => again(state, account, reserved, typed).await,
+                None => Err(taken()),
             };
         }
         Err(CreateError::MySql(error)) => return Err(api_error(error)),
-        Err(error @ CreateError::Event(_)) => {
-            error!(%error, "failed to write account");
+        Err(error @ CreateError::Announcement(_)) => {
+            error!(%error, "failed to write an account");
             return Err(ApiError::internal());
         }
     };
-    let answer = Credentials::for_user(state, user_id.get())?;
+    let answer = Credentials::of(state, user_id.get())?;
     match outbox::append_now(state, outbox_id, &envelope).await {
         Some(acknowledged) => Reply::new(&answer, &acknowledged),
-        None => Reply::pending_append(&answer),
+        None => Reply::before_append(&answer),
     }
 }
 
-/// Responds if the name exists: with the account if this request is a retry of the attempt that created it.
-async fn retry_or_name_taken(
+/// The name is there: it is someone else's, or the retry of an attempt whose answer was lost.
+async fn again(
     state: &CommandState,
     account: Account,
-    reservation: Reservation,
-    form: &LoginForm<'_>,
+    reserved: Reserved,
+    typed: &Typed<'_>,
 ) -> Result<Reply, ApiError> {
-    let is_retry = Some(account.user_id) == reservation.entity_id;
-    if is_retry && state.passwords.verify(form.password.to_owned(), Some(account.password_hash)).await? {
-        return Reply::pending_append(&Credentials::for_user(state, account.user_id)?);
+    let same = Some(account.user_id) == reserved.entity_id;
+    if same && state.passwords.verify(typed.password.to_owned(), Some(account.password_hash)).await? {
+        return Reply::before_append(&Credentials::of(state, account.user_id)?);
     }
-    Err(name_taken())
+    Err(taken())
 }
 
-fn name_taken() -> ApiError {
+fn taken() -> ApiError {
     ApiError::new(Code::NameTaken, Code::NameTaken.meaning())
 }

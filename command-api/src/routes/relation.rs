@@ -6,19 +6,19 @@ use vidlog_contract::{
     openapi::{IdempotencyKey, Seen},
 };
 
-use super::action_number;
+use super::number;
 use crate::{
     commands::follow::{Follow, decide},
-    error::typed_id,
-    execute::{begin, empty_content, execute, run_command},
+    error::checked,
+    execute::{begin, execute, nothing, watched},
     facts::Facts,
-    idempotency::{Fingerprint, Request},
+    idempotency::Request,
+    origin::Origin,
     reply::Reply,
-    request_context::RequestContext,
     state::CommandState,
 };
 
-/// Follows or unfollows a user. Idempotent.
+/// Follows a user, or takes that back. What is so already stays so.
 #[utoipa::path(
     post,
     path = "/douyin/relation/action/",
@@ -34,23 +34,24 @@ use crate::{
 )]
 pub(crate) async fn action(
     State(state): State<CommandState>,
-    Extension(context): Extension<RequestContext>,
+    Extension(origin): Extension<Origin>,
     call: Call,
 ) -> Result<Reply, ApiError> {
-    run_command("follow", async {
+    watched("follow", async {
         let caller = call.caller()?;
         let (followee, action) = (call.params.id("to_user_id")?, call.params.action_type()?);
-        let follow = Follow { follower_id: typed_id(caller)?, followee_id: typed_id(followee)?, action };
-        follow.validate()?;
+        let follow = Follow { follower_id: checked(caller)?, followee_id: checked(followee)?, action };
+        follow.check()?;
         let facts = Facts::new(&state.read_models, caller, &call.headers)?;
         let request = Request {
+            command: "follow",
             caller,
-            fingerprint: Fingerprint::new("follow", &format!("{followee}\n{}", action_number(action))),
+            wish: format!("{followee}\n{}", number(action)),
             headers: &call.headers,
         };
-        let outcome = begin(&state, &request).await?;
+        let begun = begin(&state, &request).await?;
         let decide = async |_| Ok(decide(follow, facts.user(followee).await?)?);
-        execute(&state, &context, outcome, decide, empty_content).await
+        execute(&state, &origin, begun, decide, nothing).await
     })
     .await
 }

@@ -1,4 +1,4 @@
-//! Properties of all paths.
+//! What is true of every path.
 
 use axum::{
     body::Body,
@@ -18,7 +18,7 @@ const PATHS: [&str; 6] = [
 ];
 
 #[tokio::test]
-async fn trailing_slash_is_optional() {
+async fn paths_are_served_with_and_without_the_trailing_slash() {
     let (_world, api) = World::with_api().await;
     for path in PATHS {
         for path in [path.to_owned(), format!("{path}/")] {
@@ -30,7 +30,7 @@ async fn trailing_slash_is_optional() {
 }
 
 #[tokio::test]
-async fn unknown_paths_and_methods_have_status_fields() {
+async fn other_paths_and_methods_are_answered_with_the_two_fields() {
     let (_world, api) = World::with_api().await;
     let answer = api.call(Call::to("/douyin/nothing/")).await;
     answer.fails(Code::UnsupportedRequest);
@@ -46,25 +46,24 @@ async fn unknown_paths_and_methods_have_status_fields() {
 }
 
 #[tokio::test]
-async fn large_body_is_refused() {
+async fn a_body_has_its_limit() {
     let (_world, api) = World::with_api().await;
     for path in PATHS {
-        let declared =
-            Request::post(path).header("content-length", 64 * 1024 + 1).body(Body::empty()).unwrap();
-        api.send(declared).await.fails(Code::PayloadTooLarge);
-        let undeclared = Request::post(path)
+        let told = Request::post(path).header("content-length", 64 * 1024 + 1).body(Body::empty()).unwrap();
+        api.send(told).await.fails(Code::PayloadTooLarge);
+        let untold = Request::post(path)
             .header("content-type", "application/x-www-form-urlencoded")
             .body(Body::from("x".repeat(64 * 1024 + 1)))
             .unwrap();
-        api.send(undeclared).await.fails(Code::PayloadTooLarge);
+        api.send(untold).await.fails(Code::PayloadTooLarge);
     }
 }
 
 #[test]
-fn every_path_is_documented() {
+fn every_path_is_described() {
     let document = vidlog_command_api::openapi();
     for path in PATHS {
-        let documented = &document.paths.paths[&format!("{path}/")];
-        assert!(documented.post.is_some(), "{path}");
+        let described = &document.paths.paths[&format!("{path}/")];
+        assert!(described.post.is_some(), "{path}");
     }
 }

@@ -11,6 +11,7 @@ mod faults;
 mod folding;
 mod keeper;
 mod leaders;
+mod log_end;
 mod operate;
 mod rebuild;
 mod support;

@@ -5,11 +5,12 @@ use std::{collections::BTreeSet, time::Duration};
 use clap::Parser;
 use proptest::prelude::*;
 use rdkafka::{
-    ClientConfig,
+    ClientConfig, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
     client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer},
     message::{Header, OwnedHeaders},
-    producer::{FutureProducer, FutureRecord},
+    producer::{FutureProducer, FutureRecord, Producer},
 };
 use uuid::Uuid;
 use vidlog_events::*;
@@ -122,6 +123,51 @@ impl World {
 
     /// Appends events in order; returns when the broker has all of them.
     pub(crate) async fn append(&self, events: &[Envelope]) {
+        self.append_by(&self.producer, events).await;
+    }
+
+    /// Appends events in a transaction, and leaves it open. Returns its producer.
+    pub(crate) async fn append_in_transaction(&self, events: &[Envelope]) -> FutureProducer {
+        let id = Uuid::now_v7().to_string();
+        let producer: FutureProducer = client(&self.log).set("transactional.id", id).create().unwrap();
+        producer.init_transactions(Duration::from_secs(30)).unwrap();
+        producer.begin_transaction().unwrap();
+        self.append_by(&producer, events).await;
+        producer
+    }
+
+    /// Appends a record to each partition of a stream's dead letters, in a transaction that is aborted.
+    pub(crate) async fn abort_in_dead_letters(&self, stream: Stream) {
+        let topic = Topics::new(&self.stores.namespace).dead_letters(stream);
+        let producer = self.append_in_transaction(&[]).await;
+        for partition in 0..PARTITIONS {
+            let record = FutureRecord::to(&topic).key("1").payload("{").partition(partition);
+            producer.send(record, Duration::from_secs(5)).await.map_err(|(error, _)| error).unwrap();
+        }
+        producer.abort_transaction(Duration::from_secs(30)).unwrap();
+    }
+
+    /// Deletes the records of a stream before some offsets, by partition.
+    pub(crate) async fn delete_records(&self, stream: Stream, before: &[(i32, Offset)]) {
+        let topic = Topics::new(&self.stores.namespace).name(stream);
+        let admin: AdminClient<DefaultClientContext> = client(&self.log).create().unwrap();
+        let mut list = TopicPartitionList::new();
+        for (partition, offset) in before {
+            list.add_partition_offset(&topic, *partition, *offset).unwrap();
+        }
+        admin.delete_records(&list, &AdminOptions::new()).await.unwrap();
+    }
+
+    /// The first offset and the end of each partition of a stream.
+    pub(crate) fn watermarks(&self, stream: Stream) -> Vec<(i64, i64)> {
+        let topic = Topics::new(&self.stores.namespace).name(stream);
+        let consumer: BaseConsumer = client(&self.log).create().unwrap();
+        (0..PARTITIONS)
+            .map(|number| consumer.fetch_watermarks(&topic, number, Duration::from_secs(30)).unwrap())
+            .collect()
+    }
+
+    async fn append_by(&self, producer: &FutureProducer, events: &[Envelope]) {
         let topics = Topics::new(&self.stores.namespace);
         let mut acknowledged = Vec::new();
         for envelope in events {
@@ -136,7 +182,7 @@ impl World {
                 .payload(&record.value)
                 .timestamp(record.timestamp_ms)
                 .headers(headers);
-            acknowledged.push(self.producer.send_result(record).map_err(|(error, _)| error).unwrap());
+            acknowledged.push(producer.send_result(record).map_err(|(error, _)| error).unwrap());
         }
         for delivery in acknowledged {
             delivery.await.unwrap().map_err(|(error, _)| error).unwrap();

@@ -1,68 +1,68 @@
-//! Accounts: what must be unique now, and what must never be in the log. Username and password hash live in MySQL.
+//! Accounts: user names and password hashes, in MySQL. Names need a unique index, and hashes must not be in the log.
 //!
-//! An account and the announcement of its user are written in one transaction, the announcement into the outbox, so
-//! that neither is ever there without the other.
+//! One transaction writes an account and its `UserRegistered` event (into the outbox), so neither exists without the
+//! other.
 
 use sqlx::{Acquire, FromRow, MySqlPool};
 use thiserror::Error;
 use vidlog_events::Envelope;
 use vidlog_service_kit::failpoint;
 
-use crate::{mysql::bounded, outbox, stored::StoredError};
+use crate::{envelope_json::EnvelopeJsonError, mysql::with_timeout, outbox};
 
-/// An account as it is looked up.
+/// An existing account.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct Account {
-    /// The user.
+    /// The user's id.
     pub user_id: i64,
     /// The argon2id hash, as a PHC string.
     pub password_hash: String,
 }
 
-/// An account to be.
+/// An account to create.
 #[derive(Clone, Debug)]
 pub struct NewAccount<'a> {
-    /// The user.
+    /// The user's id.
     pub user_id: i64,
-    /// The name, as it was typed.
+    /// The name as typed.
     pub username: &'a str,
     /// The argon2id hash, as a PHC string.
     pub password_hash: String,
-    /// The event that announces the user.
-    pub announcement: &'a Envelope,
+    /// The user's `UserRegistered` event.
+    pub registration: &'a Envelope,
 }
 
-/// Why there is no new account.
+/// Error of creating an account.
 #[derive(Debug, Error)]
 pub enum CreateError {
-    /// Someone has the name, or this user has an account already: look it up.
-    #[error("there is such an account")]
-    Taken,
-    /// The announcement can't be written.
-    #[error("the announcement can't be stored")]
-    Announcement(#[from] StoredError),
-    /// MySQL is away or at fault.
-    #[error("failed to write an account")]
+    /// An account with this name or user id exists. Look it up: an earlier attempt may have created it.
+    #[error("the account exists")]
+    Exists,
+    /// The event can't be serialized.
+    #[error("failed to serialize the registration")]
+    Event(#[from] EnvelopeJsonError),
+    /// MySQL failed.
+    #[error("failed to write the account")]
     MySql(#[from] sqlx::Error),
 }
 
-/// Looks an account up by its name, regardless of case.
+/// Finds an account by its name, regardless of case.
 pub async fn find(pool: &MySqlPool, username: &str) -> Result<Option<Account>, sqlx::Error> {
     let query = sqlx::query_as("SELECT user_id, password_hash FROM accounts WHERE username_key = ?")
-        .bind(key(username));
-    bounded(query.fetch_optional(pool)).await
+        .bind(username_key(username));
+    with_timeout(query.fetch_optional(pool)).await
 }
 
-/// Writes an account with its announcement, and returns the announcement's id in the outbox.
+/// Writes an account and its event; returns the event's id in the outbox.
 pub async fn create(pool: &MySqlPool, account: &NewAccount<'_>) -> Result<outbox::Id, CreateError> {
-    let announcement = outbox::Entry::new(account.announcement)?;
-    let created = bounded(async {
+    let entry = outbox::Entry::new(account.registration)?;
+    let created = with_timeout(async {
         let mut connection = pool.acquire().await?;
         let mut transaction = connection.begin().await?;
         let id = match insert(account, &mut transaction).await {
-            Ok(()) => outbox::insert(&announcement, &mut transaction).await?,
+            Ok(()) => outbox::insert(&entry, &mut transaction).await?,
             Err(error) => {
-                // Waited for, so that the locks of the failed insert end before the answer.
+                // Awaited, so that the locks of the failed insert are released before the response.
                 transaction.rollback().await?;
                 return Err(error);
             }
@@ -73,7 +73,7 @@ pub async fn create(pool: &MySqlPool, account: &NewAccount<'_>) -> Result<outbox
         Ok(id)
     });
     created.await.map_err(|error| match error.as_database_error() {
-        Some(database) if database.is_unique_violation() => CreateError::Taken,
+        Some(database) if database.is_unique_violation() => CreateError::Exists,
         _ => CreateError::MySql(error),
     })
 }
@@ -84,17 +84,17 @@ async fn insert(account: &NewAccount<'_>, connection: &mut sqlx::MySqlConnection
     )
     .bind(account.user_id)
     .bind(account.username)
-    .bind(key(account.username))
+    .bind(username_key(account.username))
     .bind(&account.password_hash)
-    .bind(account.announcement.time_ms)
+    .bind(account.registration.time_ms)
     .execute(connection)
     .await?;
     Ok(())
 }
 
-/// What makes a name unique: each of its characters without its case. By way of the upper case, so that letters with
-/// several lower forms, such as the final sigma, are one.
-fn key(username: &str) -> Vec<u8> {
+/// Case-insensitive form of a name. Maps to upper case first, so that letters with several lower-case forms, such as
+/// the final sigma, are equal.
+fn username_key(username: &str) -> Vec<u8> {
     let folded: String = username.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect();
     folded.into_bytes()
 }
@@ -104,13 +104,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_one_whatever_their_case_and_nothing_else() {
+    fn only_names_that_differ_by_case_are_equal() {
         for (one, other) in [("Ada", "aDA"), ("ΟΔΟΣ", "οδος"), ("οδοσ", "οδος"), ("ſam", "SAM")]
         {
-            assert_eq!(key(one), key(other), "{one} {other}");
+            assert_eq!(username_key(one), username_key(other), "{one} {other}");
         }
         for (one, other) in [("ada", "ada "), ("ada", "adá"), ("ada", "a da")] {
-            assert_ne!(key(one), key(other), "{one} {other}");
+            assert_ne!(username_key(one), username_key(other), "{one} {other}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Appends a command's event, and marks it for those who must see it in their next read.
+//! Appends an event, and records its position for read-your-writes.
 
 use metrics::counter;
 use tracing::{debug, warn};
@@ -12,43 +12,32 @@ use crate::{
     publisher::{AppendError, Appended, EventLog},
 };
 
-/// An event that is in the log.
+/// An event that the broker has acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Acknowledged {
-    /// The position that readers of the event must reach.
+    /// Position that a projection has reached once it has folded the event.
     pub position: Position,
-    /// Whether readers will wait for it by themselves.
-    pub marked: Marked,
+    /// Whether the next reads wait for the position. False if Redis did not record it: then they may miss the event
+    /// for a moment.
+    pub is_recorded: bool,
 }
 
-/// Whether the next reads will wait for a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Marked {
-    /// They will.
-    Yes,
-    /// The marks could not be kept. The event is in the log nevertheless, and will be seen a moment later.
-    No,
-}
-
-/// Appends an event; once it is acknowledged, marks its position for its readers.
+/// Appends an event; once it is acknowledged, records its position in the scopes that it affects.
 pub async fn append(
     log: &dyn EventLog,
     freshness: &Freshness,
     envelope: &Envelope,
 ) -> Result<Acknowledged, AppendError> {
-    let position = position_behind(log.append(envelope).await?);
-    let marked = match freshness.record(&scopes(&envelope.event), position).await {
-        Ok(()) => Marked::Yes,
-        Err(error) => {
-            note_unmarked(&error);
-            Marked::No
-        }
-    };
-    Ok(Acknowledged { position, marked })
+    let position = position_after(log.append(envelope).await?);
+    let recorded = freshness.record(&scopes(&envelope.event), position).await;
+    if let Err(error) = &recorded {
+        report_unrecorded(error);
+    }
+    Ok(Acknowledged { position, is_recorded: recorded.is_ok() })
 }
 
-/// The position that a reader has reached once it has seen an event.
-pub const fn position_behind(appended: Appended) -> Position {
+/// The position that a projection has reached once it has folded an event.
+pub const fn position_after(appended: Appended) -> Position {
     Position {
         stream: appended.stream.name(),
         partition: appended.partition,
@@ -56,7 +45,7 @@ pub const fn position_behind(appended: Appended) -> Position {
     }
 }
 
-/// Whose next read must see an event: who caused it, and what it was done to.
+/// The scopes whose next read must include an event: its author, and the entities that it changes.
 pub fn scopes(event: &Event) -> Vec<Scope> {
     match event {
         Event::User(UserEvent::UserRegistered(event)) => vec![Scope::User(event.user_id.get())],
@@ -96,13 +85,14 @@ pub fn scopes(event: &Event) -> Vec<Scope> {
     }
 }
 
-pub(crate) fn note_unmarked(error: &ReadError) {
+/// Counts and logs a position that could not be recorded.
+pub(crate) fn report_unrecorded(error: &ReadError) {
     counter!(UNRECORDED_POSITIONS).increment(1);
     if error.is_away(Store::Redis) {
-        // That Redis went away was logged once, by its breaker.
-        debug!(%error, "a position could not be kept for its readers");
+        // The circuit breaker logs once that Redis is unavailable.
+        debug!(%error, "failed to record position for readers");
     } else {
-        warn!(%error, "a position could not be kept for its readers");
+        warn!(%error, "failed to record position for readers");
     }
 }
 
@@ -113,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_concerns_its_writer_and_what_was_written_to() {
+    fn scopes_are_the_author_and_the_changed_entities() {
         let user = |id| UserId::new(id).unwrap();
         let like = Event::Like(LikeEvent::VideoLiked(VideoLiked {
             video_id: VideoId::new(9).unwrap(),

@@ -1,7 +1,7 @@
-//! The commands: pure decisions from a wish and facts to an event.
+//! The commands: pure functions from a command and facts to an event or a rejection.
 //!
-//! Facts can be a moment old, so a decision never leaves an event out because it seems to change nothing: the fold
-//! knows. And that something is missing from facts that may be stale is no proof that it does not exist.
+//! Facts may lag behind the log. So a decision returns an event even if the facts say that it changes nothing (the
+//! fold detects that), and an entity that is missing from stale facts may still exist.
 
 pub mod comment;
 pub mod follow;
@@ -13,29 +13,29 @@ use thiserror::Error;
 use vidlog_read_models::{Fresh, VideoFact};
 use vidlog_schemas::rows::VideoState;
 
-/// Why a command is not carried out.
+/// Why a command is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Rejection {
-    /// It makes no sense, whatever the facts.
+    /// The command is invalid, regardless of the facts.
     #[error("{0}")]
     Invalid(&'static str),
-    /// What it is about does not exist.
+    /// The entity does not exist.
     #[error("there is no such {0}")]
     NotFound(&'static str),
-    /// The video exists, but nobody can do anything with it yet, its author neither.
+    /// The video exists but is not published; its author can't act on it either.
     #[error("the video is not published")]
     NotPublished,
-    /// The caller may not.
+    /// The caller lacks permission.
     #[error("{0}")]
     Forbidden(&'static str),
-    /// The facts speak against it, but they may be stale.
+    /// Stale facts contradict the command; current ones may not.
     #[error("the facts may be stale")]
     Uncertain,
 }
 
-/// The published video of a fact.
-fn published(video: Fresh<Option<VideoFact>>) -> Result<VideoFact, Rejection> {
-    let found = known(video, "video")?;
+/// Returns the video if it is published.
+fn require_published(video: Fresh<Option<VideoFact>>) -> Result<VideoFact, Rejection> {
+    let found = require_existing(video, "video")?;
     match found.state {
         VideoState::Published => Ok(found),
         VideoState::Processing | VideoState::Rejected if video.stale => Err(Rejection::Uncertain),
@@ -43,18 +43,18 @@ fn published(video: Fresh<Option<VideoFact>>) -> Result<VideoFact, Rejection> {
     }
 }
 
-/// What a fact says there is.
-fn known<T>(fact: Fresh<Option<T>>, what: &'static str) -> Result<T, Rejection> {
+/// Returns the value of a fact if it exists.
+fn require_existing<T>(fact: Fresh<Option<T>>, entity: &'static str) -> Result<T, Rejection> {
     match fact.value {
         Some(value) => Ok(value),
         None if fact.stale => Err(Rejection::Uncertain),
-        None => Err(Rejection::NotFound(what)),
+        None => Err(Rejection::NotFound(entity)),
     }
 }
 
 #[cfg(test)]
-mod given {
-    //! What tests of decisions are given.
+mod fixtures {
+    //! Facts and ids for tests of decisions.
 
     use vidlog_events::{UserId, VideoId};
     use vidlog_read_models::{Fresh, VideoFact};
@@ -84,23 +84,23 @@ mod given {
 #[cfg(test)]
 mod tests {
     use super::{
-        given::{fresh, stale, video_of},
+        fixtures::{fresh, stale, video_of},
         *,
     };
 
     #[test]
-    fn only_a_published_video_can_be_acted_on() {
-        assert!(published(fresh(Some(video_of(1, VideoState::Published)))).is_ok());
-        assert!(published(stale(Some(video_of(1, VideoState::Published)))).is_ok());
+    fn unpublished_video_is_rejected() {
+        assert!(require_published(fresh(Some(video_of(1, VideoState::Published)))).is_ok());
+        assert!(require_published(stale(Some(video_of(1, VideoState::Published)))).is_ok());
         for state in [VideoState::Processing, VideoState::Rejected] {
-            assert_eq!(published(fresh(Some(video_of(1, state)))), Err(Rejection::NotPublished));
-            assert_eq!(published(stale(Some(video_of(1, state)))), Err(Rejection::Uncertain));
+            assert_eq!(require_published(fresh(Some(video_of(1, state)))), Err(Rejection::NotPublished));
+            assert_eq!(require_published(stale(Some(video_of(1, state)))), Err(Rejection::Uncertain));
         }
     }
 
     #[test]
-    fn what_stale_facts_lack_may_exist() {
-        assert_eq!(published(fresh(None)), Err(Rejection::NotFound("video")));
-        assert_eq!(published(stale(None)), Err(Rejection::Uncertain));
+    fn missing_video_in_stale_facts_is_uncertain() {
+        assert_eq!(require_published(fresh(None)), Err(Rejection::NotFound("video")));
+        assert_eq!(require_published(stale(None)), Err(Rejection::Uncertain));
     }
 }

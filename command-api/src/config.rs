@@ -6,49 +6,49 @@ use vidlog_service_kit::config::{Log, Stores, Telemetry};
 
 use crate::topics::Layout;
 
-/// Takes the write requests of vidlog: decides them, and appends their events to the log.
+/// Serves the write requests of vidlog: validates them and appends their events to the log.
 #[derive(Debug, Parser)]
 #[command(name = "command-api", version)]
 pub struct Cli {
-    /// Where the client finds it.
+    /// Listen address of the API.
     #[arg(long, env = "VIDLOG_LISTEN", default_value = "127.0.0.1:18080")]
     pub listen: String,
-    /// Address of `/livez`, `/readyz` and `/metrics`. Not for the public.
+    /// Listen address of `/livez`, `/readyz` and `/metrics`. Keep it private.
     #[arg(long, env = "VIDLOG_OPS_LISTEN", default_value = "127.0.0.1:18082")]
     pub ops_listen: String,
-    /// What it has to itself.
+    /// Settings of the command side alone.
     #[command(flatten)]
     pub command: CommandConfig,
-    /// What it shares with its neighbours.
+    /// Settings shared by both APIs.
     #[command(flatten)]
     pub api: ApiConfig,
-    /// Where the log is.
+    /// Connection settings of the log.
     #[command(flatten)]
     pub log: Log,
-    /// Where the stores are.
+    /// Connection settings of the stores.
     #[command(flatten)]
     pub stores: Stores,
-    /// What is logged.
+    /// Log settings.
     #[command(flatten)]
     pub telemetry: Telemetry,
 }
 
-/// Settings that the command side has to itself.
+/// Settings of the command side.
 #[derive(Args, Clone, Debug)]
 pub struct CommandConfig {
-    /// Partitions of every topic; fixed when a namespace is created.
+    /// Partitions per topic. Fixed once a namespace has topics.
     #[arg(long, env = "VIDLOG_PARTITIONS", default_value_t = vidlog_events::PARTITIONS)]
     pub partitions: i32,
-    /// Copies of every partition: 1 on one broker, 3 in production.
+    /// Replicas per partition: 1 on a single broker, 3 in production.
     #[arg(long, env = "VIDLOG_REPLICATION", default_value_t = 1)]
     pub replication: i32,
-    /// Connections to MySQL.
+    /// Maximum number of MySQL connections.
     #[arg(long, env = "VIDLOG_COMMAND_MYSQL_CONNECTIONS", default_value_t = 32)]
     pub command_mysql_connections: u32,
-    /// The largest upload, in bytes.
+    /// Maximum size of an upload, in bytes.
     #[arg(long, env = "VIDLOG_MAX_UPLOAD_BYTES", default_value_t = limits::UPLOAD_BYTES)]
     pub max_upload_bytes: u64,
-    /// Uploads that are received at once; each takes up to 15 MB of memory.
+    /// Maximum number of concurrent uploads. Each takes up to 15 MB of memory.
     #[arg(long, env = "VIDLOG_MAX_UPLOADS", default_value_t = 64)]
     pub max_uploads: usize,
 }

@@ -1,4 +1,4 @@
-//! The steps that all commands share: begin, decide, append, answer; watched, and within the time that they have.
+//! The steps that all commands share: reserve, decide, append, respond; with metrics and a deadline.
 
 use std::time::Duration;
 
@@ -11,89 +11,91 @@ use vidlog_events::Event;
 
 use crate::{
     append::append,
-    idempotency::{Attempt, Begun, Request, Reserved},
+    idempotency::{IdempotentAttempt, Outcome, Request, Reservation},
     metrics::{COMMAND_SECONDS, COMMANDS},
-    origin::Origin,
     reply::Reply,
+    request_context::RequestContext,
     state::CommandState,
 };
 
-/// The time in which a command answers, whatever is away: the client gives up after 5 s.
-const TIME_LIMIT: Duration = Duration::from_millis(4900);
+/// Deadline of a command: the client gives up after 5 s.
+const COMMAND_TIMEOUT: Duration = Duration::from_millis(4900);
 
-/// Watches a command and bounds its time. What it has appended when its time is over stays appended.
+/// Runs a command with metrics and a deadline. An event that was appended before the deadline stays in the log.
 ///
-/// The work is boxed: it waits for several stores, and its future is too large to be moved about.
-pub fn watched<T>(
+/// Boxes the work, because its future is too large to move.
+pub fn run_command<T>(
     command: &'static str,
     work: impl Future<Output = Result<T, ApiError>>,
 ) -> impl Future<Output = Result<T, ApiError>> {
-    counted(command, within_time(Box::pin(work)))
+    with_metrics(command, with_deadline(Box::pin(work)))
 }
 
-/// Bounds the time of a command.
-pub(crate) async fn within_time<T>(work: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
-    timeout(TIME_LIMIT, work).await.unwrap_or_else(|_| {
-        Err(ApiError::unavailable("this took too long, and may be done or not; look in a moment"))
+/// Runs a command's work with a deadline.
+pub(crate) async fn with_deadline<T>(work: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+    timeout(COMMAND_TIMEOUT, work).await.unwrap_or_else(|_| {
+        Err(ApiError::unavailable(
+            "the request timed out and may or may not have succeeded; check in a moment",
+        ))
     })
 }
 
-/// Watches a command.
-pub(crate) async fn counted<T>(
+/// Counts a command and records its duration.
+pub(crate) async fn with_metrics<T>(
     command: &'static str,
     work: impl Future<Output = Result<T, ApiError>>,
 ) -> Result<T, ApiError> {
-    let began = Instant::now();
+    let started = Instant::now();
     let result = work.await;
     let outcome = match &result {
         Ok(_) => "ok".to_owned(),
         Err(error) => format!("{:?}", error.code),
     };
-    debug!(command, outcome, "answered a command");
+    debug!(command, outcome, "command completed");
     counter!(COMMANDS, "command" => command, "outcome" => outcome).increment(1);
-    histogram!(COMMAND_SECONDS, "command" => command).record(began.elapsed());
+    histogram!(COMMAND_SECONDS, "command" => command).record(started.elapsed());
     result
 }
 
-/// Carries a command out: `decide` says which event it is, `content` what is answered beside the status. Both get
-/// what is reserved for the command, at the same time, before the event is appended.
+/// Executes a command: `decide` returns its event, `content` the response fields besides the status. Both receive
+/// the reservation and run concurrently, before the event is appended.
 pub async fn execute<T: Serialize>(
     state: &CommandState,
-    origin: &Origin,
-    begun: Begun,
-    decide: impl AsyncFnOnce(Reserved) -> Result<Event, ApiError>,
-    content: impl AsyncFnOnce(Reserved) -> Result<T, ApiError>,
+    context: &RequestContext,
+    outcome: Outcome,
+    decide: impl AsyncFnOnce(Reservation) -> Result<Event, ApiError>,
+    content: impl AsyncFnOnce(Reservation) -> Result<T, ApiError>,
 ) -> Result<Reply, ApiError> {
-    let attempt = match begun {
-        Begun::Answered(reply) => return Ok(reply),
-        Begun::Open(attempt) => attempt,
+    let attempt = match outcome {
+        Outcome::Replay(reply) => return Ok(reply),
+        Outcome::New(attempt) => attempt,
     };
-    let reserved = attempt.reserved;
+    let reservation = attempt.reservation;
     let event = async {
-        if let Some(decided) = attempt.decided() {
-            return Ok(decided.clone());
+        if let Some(stored) = attempt.stored_event() {
+            return Ok(stored.clone());
         }
-        let event = decide(reserved).await?;
-        attempt.decide(state, origin.envelope(reserved.stamp(), event)).await
+        let event = decide(reservation).await?;
+        attempt.store_event(state, context.envelope(reservation.identity(), event)).await
     };
-    let (envelope, content) = tokio::try_join!(event, content(reserved))?;
+    let (envelope, content) = tokio::try_join!(event, content(reservation))?;
     let acknowledged = append(state.log.as_ref(), &state.read_models.freshness, &envelope).await?;
     let reply = Reply::new(&Answer::new(content), &acknowledged)?;
-    Ok(attempt.answer(state, reply).await)
+    Ok(attempt.store_reply(state, reply).await)
 }
 
-/// The content of an answer that has nothing to say but that it went well.
-pub async fn nothing(_: Reserved) -> Result<vidlog_contract::Empty, ApiError> {
+/// Content of a response that has only a status.
+pub async fn empty_content(_: Reservation) -> Result<vidlog_contract::Empty, ApiError> {
     Ok(vidlog_contract::Empty {})
 }
 
-/// Begins a command that makes no entity.
-pub async fn begin(state: &CommandState, request: &Request<'_>) -> Result<Begun, ApiError> {
-    Attempt::begin(state, request, None).await
+/// Begins a command that creates no entity.
+pub async fn begin(state: &CommandState, request: &Request<'_>) -> Result<Outcome, ApiError> {
+    IdempotentAttempt::begin(state, request, None).await
 }
 
-/// Begins a command that makes an entity, with an id for it.
-pub async fn begin_with_id(state: &CommandState, request: &Request<'_>) -> Result<Begun, ApiError> {
+/// Begins a command that creates an entity, and reserves an id for it.
+pub async fn begin_with_id(state: &CommandState, request: &Request<'_>) -> Result<Outcome, ApiError> {
     let id = state.ids.next()?;
-    Attempt::begin(state, request, Some(id)).await
+    IdempotentAttempt::begin(state, request, Some(id)).await
 }

@@ -1,4 +1,4 @@
-//! Facts: what commands are decided on, read after the same wait for recent writes as any read.
+//! Facts: the current state that a decision depends on, read with the same freshness as any other read.
 
 use axum::http::HeaderMap;
 use vidlog_contract::{ApiError, objects::User};
@@ -7,7 +7,7 @@ use vidlog_read_models::{
 };
 use vidlog_schemas::projections::{self, Projection};
 
-use crate::commands::comment::Deletable;
+use crate::commands::comment::CommentFacts;
 
 /// Reads facts for a caller.
 pub(crate) struct Facts<'a> {
@@ -17,7 +17,7 @@ pub(crate) struct Facts<'a> {
 }
 
 impl<'a> Facts<'a> {
-    /// Facts for a caller, as new as the positions that it names in its headers.
+    /// Facts for a caller; reads wait for the positions in its headers.
     pub(crate) fn new(
         read_models: &'a ReadModels,
         caller: i64,
@@ -26,54 +26,61 @@ impl<'a> Facts<'a> {
         Ok(Self { read_models, caller, extra: named_positions(headers)? })
     }
 
-    /// A video.
+    /// Reads a video.
     pub(crate) async fn video(&self, video_id: i64) -> Result<Fresh<Option<VideoFact>>, ApiError> {
         let read = |source| self.read_models.video_fact(source, video_id);
         self.read(Some(Scope::Video(video_id)), &[projections::VIDEO_CARDS], read).await
     }
 
-    /// Whether there is a user.
+    /// Reads whether a user exists.
     pub(crate) async fn user(&self, user_id: i64) -> Result<Fresh<Option<()>>, ApiError> {
         let read = |source| self.read_models.user_exists(source, user_id);
         let exists = self.read(Some(Scope::User(user_id)), &[projections::USER_CARDS], read).await?;
         Ok(exists.map(|exists| exists.then_some(())))
     }
 
-    /// A comment, and the video that it is on.
-    pub(crate) async fn comment(&self, video_id: i64, comment_id: i64) -> Result<Fresh<Deletable>, ApiError> {
-        let needed = &[projections::VIDEO_CARDS, projections::COMMENTS_TABLE];
+    /// Reads a comment and its video.
+    pub(crate) async fn comment(
+        &self,
+        video_id: i64,
+        comment_id: i64,
+    ) -> Result<Fresh<CommentFacts>, ApiError> {
+        let projections = &[projections::VIDEO_CARDS, projections::COMMENTS_TABLE];
         let read = async |source| {
             let (video, comment) = tokio::try_join!(
                 self.read_models.video_fact(source, video_id),
                 self.read_models.comment_fact(video_id, comment_id),
             )?;
-            Ok(Deletable { video, comment })
+            Ok(CommentFacts { video, comment })
         };
-        self.read(Some(Scope::Video(video_id)), needed, read).await
+        self.read(Some(Scope::Video(video_id)), projections, read).await
     }
 
-    /// The caller, as it sees itself.
+    /// Reads the caller's own user card.
     pub(crate) async fn caller(&self) -> Result<User, ApiError> {
-        let needed = &[projections::USER_CARDS, projections::FOLLOWS, projections::LIKES, projections::WORKS];
+        let projections =
+            &[projections::USER_CARDS, projections::FOLLOWS, projections::LIKES, projections::WORKS];
         let ids = [self.caller];
         let read = |source| self.read_models.users(source, Some(self.caller), &ids);
-        let users = self.read(None, needed, read).await?;
-        // A token is only given to one who has an account, so the user must be about to appear.
+        let users = self.read(None, projections, read).await?;
+        // Only users with an account have tokens, so a missing user is one that is not folded yet.
         users.value.into_iter().next().flatten().ok_or_else(|| {
-            ApiError::unavailable("nothing was written: you are not known yet; try again in a moment")
+            ApiError::unavailable(
+                "nothing was written: your account is not available yet; try again in a moment",
+            )
         })
     }
 
     async fn read<T, Reading>(
         &self,
-        about: Option<Scope>,
+        scope: Option<Scope>,
         projections: &'static [Projection],
         read: impl Fn(Source) -> Reading,
     ) -> Result<Fresh<T>, ApiError>
     where
         Reading: Future<Output = Result<T, ReadError>>,
     {
-        let scopes = about.into_iter().chain([Scope::User(self.caller)]).collect();
+        let scopes = scope.into_iter().chain([Scope::User(self.caller)]).collect();
         let need = Need { scopes, projections, extra: self.extra.clone() };
         Ok(self.read_models.freshness.read(need, read).await?)
     }

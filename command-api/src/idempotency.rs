@@ -1,10 +1,10 @@
-//! A command that is sent again with the same `Idempotency-Key` happens once.
+//! Executes a command at most once per `Idempotency-Key`.
 //!
-//! Before anything is decided the key reserves what makes the event this event: its id, its time, the id of the new
-//! entity. The decided event is kept, so that a retry after an unknown outcome, or one at the same moment, appends the
-//! very same event. What makes an entity is ignored by every fold the second time; a like or a follow is repeated, as if
-//! it had been asked for again. The answer is kept as well, and a later retry gets it again.
-//! A rejection changes nothing and is not kept: a retry is decided again.
+//! Before the decision, the key reserves the event's id, its time, and the id of the new entity. The decided event is
+//! stored under the key, so a retry after an unknown outcome, or a concurrent attempt, appends the identical event.
+//! Folds ignore the second event that creates an entity; a repeated like or follow has the same effect as the first.
+//! The reply is stored too, and later retries receive it unchanged.
+//! A rejection changes nothing and is not stored: a retry decides again.
 
 use axum::http::{HeaderMap, HeaderName};
 use redis::cmd;
@@ -16,190 +16,197 @@ use vidlog_events::Envelope;
 use vidlog_read_models::ReadError;
 use vidlog_schemas::keys::Key;
 
-use crate::{origin::Stamp, reply::Reply, state::CommandState, stored};
+use crate::{envelope_json, reply::Reply, request_context::EventIdentity, state::CommandState};
 
-/// Names an attempt at a command, so that it can be repeated.
+/// Header that identifies a command across its retries.
 pub const IDEMPOTENCY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
-/// How long a key is remembered.
-const KEPT_MS: i64 = 24 * 60 * 60 * 1000;
-const MAX_KEY: usize = 255;
+/// How long a key is stored.
+const KEY_TTL_MS: i64 = 24 * 60 * 60 * 1000;
+const MAX_KEY_LENGTH: usize = 255;
 
-// Fields of the hash.
+// Fields of the key's hash in Redis.
 const RESERVED: &str = "reserved";
 const EVENT: &str = "event";
 const ANSWER: &str = "answer";
 
-/// What a repeated attempt has in common with the first.
+/// Values that all attempts with one key share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reserved {
+pub struct Reservation {
     event_id: Uuid,
     time_ms: i64,
-    /// The id of the entity that the command makes, if it makes one.
+    /// Id of the entity that the command creates, if any.
     pub entity_id: Option<i64>,
-    /// A hash of the request: the same key with another one is a mistake.
-    fingerprint: Uuid,
+    /// Fingerprint of the first request: another request with the same key is an error.
+    fingerprint: Fingerprint,
 }
 
-/// A command as it is told apart from others.
-#[derive(Clone, Debug)]
+/// SHA-1 of a command's name and parameters: detects the reuse of a key, and stores no text of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Fingerprint(Uuid);
+
+/// Properties of a request that identify the command across retries.
+#[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
-    /// Its name, such as "like".
-    pub command: &'static str,
-    /// Who asks; 0 where nobody can be known yet.
+    /// The caller's user id; 0 before authentication.
     pub caller: i64,
-    /// All that it asks for, in one text. It is hashed and not kept.
-    pub wish: String,
-    /// The headers, among them perhaps the key.
+    /// Fingerprint of the command and its parameters.
+    pub fingerprint: Fingerprint,
+    /// The headers, which may contain the key.
     pub headers: &'a HeaderMap,
 }
 
-/// An attempt at a command.
+/// An attempt to execute a command.
 #[derive(Debug)]
-pub struct Attempt {
-    /// What makes its event this event.
-    pub reserved: Reserved,
+pub struct IdempotentAttempt {
+    /// Values shared with earlier attempts.
+    pub reservation: Reservation,
     key: Option<Key>,
     event: Option<Box<Envelope>>,
 }
 
-/// How an attempt begins.
+/// Outcome of a reservation.
 #[derive(Debug)]
-pub enum Begun {
-    /// It is to be carried out.
-    Open(Attempt),
-    /// It was, and this is what was answered.
-    Answered(Reply),
+pub enum Outcome {
+    /// The command has no reply yet: execute it.
+    New(IdempotentAttempt),
+    /// An earlier attempt succeeded with this reply.
+    Replay(Reply),
 }
 
-impl Reserved {
-    /// The identity and time of the event.
-    pub const fn stamp(&self) -> Stamp {
-        Stamp { event_id: self.event_id, time_ms: self.time_ms }
+impl Fingerprint {
+    /// Fingerprint of a command, such as "like", and its parameters, one per line.
+    pub fn new(command: &str, parameters: &str) -> Self {
+        let canonical = format!("{command}\n{parameters}");
+        Self(Uuid::new_v5(&Uuid::NAMESPACE_OID, canonical.as_bytes()))
+    }
+}
+
+impl Reservation {
+    /// Id and time of the event.
+    pub const fn identity(&self) -> EventIdentity {
+        EventIdentity { event_id: self.event_id, time_ms: self.time_ms }
     }
 
-    /// The id of the new entity, as the type of what it names.
+    /// Typed id of the new entity.
     pub fn entity<T: TryFrom<i64>>(&self) -> Result<T, ApiError> {
         self.entity_id.and_then(|id| T::try_from(id).ok()).ok_or_else(|| {
-            error!("an attempt has no id for its entity");
+            error!("reservation has no entity id");
             ApiError::internal()
         })
     }
 }
 
-impl Attempt {
-    /// Begins an attempt: with reservations of its own, or with those of the first one of its key.
+impl IdempotentAttempt {
+    /// Begins an attempt: makes a reservation, or finds that of the key's first attempt.
     pub async fn begin(
         state: &CommandState,
         request: &Request<'_>,
         entity_id: Option<i64>,
-    ) -> Result<Begun, ApiError> {
-        let stamp = Stamp::new(state.clock.now_ms());
-        let mine = Reserved {
-            event_id: stamp.event_id,
-            time_ms: stamp.time_ms,
+    ) -> Result<Outcome, ApiError> {
+        let identity = EventIdentity::new(state.clock.now_ms());
+        let reservation = Reservation {
+            event_id: identity.event_id,
+            time_ms: identity.time_ms,
             entity_id,
-            fingerprint: fingerprint(request),
+            fingerprint: request.fingerprint,
         };
-        let Some(key) = key_of(request.headers)? else {
-            return Ok(Begun::Open(Self { reserved: mine, key: None, event: None }));
+        let Some(key) = key_from_headers(request.headers)? else {
+            return Ok(Outcome::New(Self { reservation, key: None, event: None }));
         };
         let key = state.read_models.keys.idempotency(request.caller, key);
-        reserve(state, key, mine).await
+        reserve(state, key, reservation).await
     }
 
-    /// The event that an earlier attempt decided on, if there was one.
-    pub fn decided(&self) -> Option<&Envelope> {
+    /// Event that an earlier attempt decided on.
+    pub fn stored_event(&self) -> Option<&Envelope> {
         self.event.as_deref()
     }
 
-    /// Keeps the decided event for retries, and says which event to append: another attempt may have been faster.
-    pub async fn decide(&self, state: &CommandState, envelope: Envelope) -> Result<Envelope, ApiError> {
+    /// Stores the decided event for retries, and returns the event to append: that of a concurrent attempt which
+    /// stored its own first, or this one.
+    pub async fn store_event(&self, state: &CommandState, envelope: Envelope) -> Result<Envelope, ApiError> {
         let Some(key) = &self.key else {
             return Ok(envelope);
         };
-        let text = stored::to_text(&envelope).map_err(|error| unreadable(&error))?;
+        let json = envelope_json::to_json(&envelope).map_err(|error| invalid_record(&error))?;
         let commands =
-            [cmd("HSETNX").arg(key).arg(EVENT).arg(text).take(), cmd("HGET").arg(key).arg(EVENT).take()];
-        let mut answers = state.read_models.views.all(&commands).await.map_err(away)?;
-        answers.take::<i64>()?;
-        let kept: String = answers.take()?;
-        stored::from_text(&kept).map_err(|error| unreadable(&error))
+            [cmd("HSETNX").arg(key).arg(EVENT).arg(json).take(), cmd("HGET").arg(key).arg(EVENT).take()];
+        let mut results = state.read_models.views.all(&commands).await.map_err(redis_error)?;
+        results.take::<i64>()?;
+        let stored: String = results.take()?;
+        envelope_json::from_json(&stored).map_err(|error| invalid_record(&error))
     }
 
-    /// Keeps the answer for retries. If that fails a retry appends the same event again, which changes nothing.
-    pub async fn answer(self, state: &CommandState, reply: Reply) -> Reply {
+    /// Stores the reply for retries. Best effort: without it, a retry appends the same event again, which changes
+    /// nothing.
+    pub async fn store_reply(self, state: &CommandState, reply: Reply) -> Reply {
         let Some(key) = self.key else {
             return reply;
         };
         match serde_json::to_string(&reply) {
-            Ok(text) => {
-                let command = cmd("HSETNX").arg(&key).arg(ANSWER).arg(text).take();
+            Ok(json) => {
+                let command = cmd("HSETNX").arg(&key).arg(ANSWER).arg(json).take();
                 if let Err(error) = state.read_models.views.query::<i64>(&command).await {
-                    warn!(%error, "failed to keep an answer for retries");
+                    warn!(%error, "failed to store reply for retries");
                 }
             }
-            Err(error) => error!(%error, "failed to write an answer for retries"),
+            Err(error) => error!(%error, "failed to serialize reply for retries"),
         }
         reply
     }
 }
 
-/// Reserves for a key what nobody reserved before, and finds what became of earlier attempts.
-async fn reserve(state: &CommandState, key: Key, mine: Reserved) -> Result<Begun, ApiError> {
-    let text = serde_json::to_string(&mine).map_err(|error| unreadable(&error))?;
+/// Makes the key's reservation unless one exists, and reads the results of earlier attempts.
+async fn reserve(state: &CommandState, key: Key, reservation: Reservation) -> Result<Outcome, ApiError> {
+    let json = serde_json::to_string(&reservation).map_err(|error| invalid_record(&error))?;
     let commands = [
-        cmd("HSETNX").arg(&key).arg(RESERVED).arg(text).take(),
-        cmd("PEXPIRE").arg(&key).arg(KEPT_MS).take(),
+        cmd("HSETNX").arg(&key).arg(RESERVED).arg(json).take(),
+        cmd("PEXPIRE").arg(&key).arg(KEY_TTL_MS).take(),
         cmd("HMGET").arg(&key).arg(&[RESERVED, EVENT, ANSWER]).take(),
     ];
-    let mut answers = state.read_models.views.all(&commands).await.map_err(away)?;
-    answers.take::<i64>()?;
-    answers.take::<i64>()?;
-    let (reserved, event, answer): (String, Option<String>, Option<String>) = answers.take()?;
+    let mut results = state.read_models.views.all(&commands).await.map_err(redis_error)?;
+    results.take::<i64>()?;
+    results.take::<i64>()?;
+    let (stored, event, reply): (String, Option<String>, Option<String>) = results.take()?;
 
-    let reserved: Reserved = serde_json::from_str(&reserved).map_err(|error| unreadable(&error))?;
-    if reserved.fingerprint != mine.fingerprint {
+    let stored: Reservation = serde_json::from_str(&stored).map_err(|error| invalid_record(&error))?;
+    if stored.fingerprint != reservation.fingerprint {
         return Err(ApiError::invalid("this Idempotency-Key was used for another request"));
     }
-    if let Some(answer) = answer {
-        let reply = serde_json::from_str(&answer).map_err(|error| unreadable(&error))?;
-        return Ok(Begun::Answered(reply));
+    if let Some(reply) = reply {
+        let reply = serde_json::from_str(&reply).map_err(|error| invalid_record(&error))?;
+        return Ok(Outcome::Replay(reply));
     }
     let event = event
-        .map(|text| stored::from_text(&text).map(Box::new))
+        .map(|json| envelope_json::from_json(&json).map(Box::new))
         .transpose()
-        .map_err(|error| unreadable(&error))?;
-    Ok(Begun::Open(Attempt { reserved, key: Some(key), event }))
+        .map_err(|error| invalid_record(&error))?;
+    Ok(Outcome::New(IdempotentAttempt { reservation: stored, key: Some(key), event }))
 }
 
-fn key_of(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+fn key_from_headers(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     let Some(value) = headers.get(IDEMPOTENCY_HEADER) else {
         return Ok(None);
     };
     let key = value.to_str().unwrap_or_default();
-    if (1..=MAX_KEY).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()) {
+    if (1..=MAX_KEY_LENGTH).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Ok(Some(key));
     }
     Err(ApiError::invalid("Idempotency-Key must have 1 to 255 visible ASCII characters"))
 }
 
-/// A hash (SHA-1) of what is asked for: enough to notice a mistake, and it keeps no text of anyone.
-fn fingerprint(request: &Request<'_>) -> Uuid {
-    let canonical = format!("{}\n{}", request.command, request.wish);
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, canonical.as_bytes())
-}
-
-fn away(error: ReadError) -> ApiError {
+fn redis_error(error: ReadError) -> ApiError {
     match error {
         ReadError::Away { .. } => ApiError::unavailable(
-            "nothing was written: no Idempotency-Key can be kept right now; try again in a moment",
+            "nothing was written: the Idempotency-Key could not be stored; try again in a moment",
         ),
         fault @ ReadError::Fault { .. } => fault.into(),
     }
 }
 
-fn unreadable(error: &dyn std::fmt::Display) -> ApiError {
-    error!(%error, "what is kept for an idempotency key can't be used");
+fn invalid_record(error: &dyn std::fmt::Display) -> ApiError {
+    error!(%error, "idempotency record cannot be encoded or decoded");
     ApiError::internal()
 }
 
@@ -214,24 +221,20 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_visible_ascii() {
-        assert_eq!(key_of(&HeaderMap::new()), Ok(None));
-        assert_eq!(key_of(&headers("a-1!")), Ok(Some("a-1!")));
-        let longest = "k".repeat(MAX_KEY);
-        assert_eq!(key_of(&headers(&longest)), Ok(Some(longest.as_str())));
-        for key in ["", "a b", "ä", &"k".repeat(MAX_KEY + 1)] {
-            assert!(key_of(&headers(key)).is_err(), "{key:?}");
+    fn key_must_be_visible_ascii() {
+        assert_eq!(key_from_headers(&HeaderMap::new()), Ok(None));
+        assert_eq!(key_from_headers(&headers("a-1!")), Ok(Some("a-1!")));
+        let longest = "k".repeat(MAX_KEY_LENGTH);
+        assert_eq!(key_from_headers(&headers(&longest)), Ok(Some(longest.as_str())));
+        for key in ["", "a b", "ä", &"k".repeat(MAX_KEY_LENGTH + 1)] {
+            assert!(key_from_headers(&headers(key)).is_err(), "{key:?}");
         }
     }
 
     #[test]
-    fn a_fingerprint_tells_requests_apart() {
-        let headers = HeaderMap::new();
-        let of = |command, wish: &str| {
-            fingerprint(&Request { command, caller: 1, wish: wish.to_owned(), headers: &headers })
-        };
-        assert_eq!(of("like", "9\n1"), of("like", "9\n1"));
-        assert_ne!(of("like", "9\n1"), of("like", "9\n2"));
-        assert_ne!(of("like", "9\n1"), of("follow", "9\n1"));
+    fn fingerprints_differ_by_command_and_parameters() {
+        assert_eq!(Fingerprint::new("like", "9\n1"), Fingerprint::new("like", "9\n1"));
+        assert_ne!(Fingerprint::new("like", "9\n1"), Fingerprint::new("like", "9\n2"));
+        assert_ne!(Fingerprint::new("like", "9\n1"), Fingerprint::new("follow", "9\n1"));
     }
 }

@@ -1,7 +1,7 @@
 //! Leases of node numbers, in the MySQL table `node_leases`.
 //!
-//! A row keeps `expires_ms` also when nobody holds it: it is the point from which the next holder makes ids. So a
-//! row is never deleted, and its `expires_ms` only goes back when its holder says up to where it really came.
+//! A row keeps its `expires_ms` after the lease ends: the next holder's ids start there. So rows are never deleted, and
+//! `expires_ms` decreases only when the holder releases the lease with the millisecond that it really reached.
 
 use std::time::Duration;
 
@@ -13,106 +13,105 @@ use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 use crate::{
     ids::{IdGenerator, Lease, NODES},
-    mysql::bounded,
+    mysql::with_timeout,
 };
 
-/// How long a lease lasts without renewal: how long ids are still there when MySQL is away, and how long the number
-/// of a dead instance is not used.
+/// Duration of a lease without renewal: how long ids remain available while MySQL is unavailable, and how long the
+/// number of a crashed instance stays unused.
 const LEASE_MS: i64 = 30_000;
-const RENEW_EVERY: Duration = Duration::from_secs(10);
-/// Between two attempts at something that failed.
-const RETRY: Duration = Duration::from_secs(1);
-/// The part of the readiness that this is.
+const RENEW_INTERVAL: Duration = Duration::from_secs(10);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Name in the readiness report.
 const PART: &str = "ids";
 
-/// Keeps a generator in lease.
+/// Claims and renews the lease of an id generator.
 pub struct LeaseKeeper {
     pool: MySqlPool,
     ids: IdGenerator,
     readiness: Readiness,
 }
 
-/// A lease and the name of its holder, which no other instance has.
+/// A lease with the unique name of its holder.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct HeldLease {
     /// The lease.
     pub lease: Lease,
     holder: String,
 }
 
 impl LeaseKeeper {
-    /// A keeper of a generator's lease.
+    /// A keeper for a generator's lease.
     pub fn new(pool: MySqlPool, ids: IdGenerator, readiness: Readiness) -> Self {
         readiness.not_ready(PART, "no node number is leased yet");
         Self { pool, ids, readiness }
     }
 
-    /// Claims a number, renews its lease, and claims another if it is lost; until shutdown is given. Then it gives
-    /// the number back.
+    /// Claims a number and renews its lease until shutdown; claims another if the lease is lost. On shutdown it
+    /// releases the lease.
     pub async fn run(self, shutdown: Shutdown) {
         let token = shutdown.token();
-        while let Some(held) = token.run_until_cancelled(self.claim_in_the_end()).await {
-            self.ids.begin(held.lease);
+        while let Some(held) = token.run_until_cancelled(self.claim_with_retries()).await {
+            self.ids.start_lease(held.lease);
             self.readiness.ready(PART);
-            info!(node = held.lease.node, "leased a node number");
+            info!(node = held.lease.node, "node number leased");
             if token.run_until_cancelled(self.renew_until_lost(&held)).await.is_none() {
-                self.give_back(&held).await;
+                self.release(&held).await;
                 return;
             }
-            self.ids.end();
-            self.readiness.not_ready(PART, "the lease of the node number was lost");
-            warn!(node = held.lease.node, "lost the lease of the node number");
+            self.ids.end_lease();
+            self.readiness.not_ready(PART, "node number lease lost");
+            warn!(node = held.lease.node, "node number lease lost");
         }
     }
 
-    async fn claim_in_the_end(&self) -> Held {
+    async fn claim_with_retries(&self) -> HeldLease {
         loop {
-            match bounded(claim(&self.pool, self.ids.now_ms())).await {
+            match with_timeout(claim(&self.pool, self.ids.now_ms())).await {
                 Ok(Some(held)) => return held,
                 Ok(None) => self.readiness.not_ready(PART, "all node numbers are leased to other instances"),
                 Err(error) => {
-                    warn!(%error, "failed to lease a node number; trying again");
-                    self.readiness.not_ready(PART, "MySQL is away");
+                    warn!(%error, "failed to lease a node number; retrying");
+                    self.readiness.not_ready(PART, "MySQL is unavailable");
                 }
             }
-            sleep(RETRY).await;
+            sleep(RETRY_INTERVAL).await;
         }
     }
 
-    async fn renew_until_lost(&self, held: &Held) {
-        let mut pause = RENEW_EVERY;
+    async fn renew_until_lost(&self, held: &HeldLease) {
+        let mut delay = RENEW_INTERVAL;
         loop {
-            sleep(pause).await;
-            pause = RENEW_EVERY;
-            match bounded(renew(&self.pool, held, self.ids.now_ms() + LEASE_MS)).await {
+            sleep(delay).await;
+            delay = RENEW_INTERVAL;
+            match with_timeout(renew(&self.pool, held, self.ids.now_ms() + LEASE_MS)).await {
                 Ok(Some(expires_ms)) => {
-                    self.ids.extend(expires_ms);
+                    self.ids.extend_lease(expires_ms);
                     self.readiness.ready(PART);
                 }
                 Ok(None) => return,
                 Err(error) => {
-                    pause = RETRY;
-                    warn!(%error, "failed to renew the lease of the node number; trying again");
+                    delay = RETRY_INTERVAL;
+                    warn!(%error, "failed to renew node number lease; retrying");
                     if !self.ids.is_ready() {
-                        self.readiness.not_ready(PART, "the lease can't be renewed: MySQL is away");
+                        self.readiness.not_ready(PART, "node number lease expired: MySQL is unavailable");
                     }
                 }
             }
         }
     }
 
-    async fn give_back(&self, held: &Held) {
-        let Some(next_ms) = self.ids.end() else {
+    async fn release(&self, held: &HeldLease) {
+        let Some(next_ms) = self.ids.end_lease() else {
             return;
         };
-        if let Err(error) = bounded(release(&self.pool, held, next_ms)).await {
-            info!(node = held.lease.node, %error, "the node number was not given back; it expires by itself");
+        if let Err(error) = with_timeout(release(&self.pool, held, next_ms)).await {
+            info!(node = held.lease.node, %error, "failed to release node number lease; it expires on its own");
         }
     }
 }
 
-/// Claims the lowest number that nobody holds, or whose holder let it expire; `None` if there is none.
-pub async fn claim(pool: &MySqlPool, now_ms: i64) -> Result<Option<Held>, sqlx::Error> {
+/// Claims the lowest number whose lease was released or has expired; `None` if all are leased.
+pub async fn claim(pool: &MySqlPool, now_ms: i64) -> Result<Option<HeldLease>, sqlx::Error> {
     ensure_rows(pool).await?;
     let mut transaction = pool.begin().await?;
     let free: Option<(i32, i64)> = sqlx::query_as(
@@ -124,7 +123,7 @@ pub async fn claim(pool: &MySqlPool, now_ms: i64) -> Result<Option<Held>, sqlx::
     let Some((node, from_ms)) = free else {
         return Ok(None);
     };
-    let held = Held {
+    let held = HeldLease {
         lease: Lease { node, from_ms, expires_ms: now_ms + LEASE_MS },
         holder: Uuid::new_v4().to_string(),
     };
@@ -138,8 +137,8 @@ pub async fn claim(pool: &MySqlPool, now_ms: i64) -> Result<Option<Held>, sqlx::
     Ok(Some(held))
 }
 
-/// Makes a lease last until `expires_ms` at least; `None` if another holds the number by now.
-pub async fn renew(pool: &MySqlPool, held: &Held, expires_ms: i64) -> Result<Option<i64>, sqlx::Error> {
+/// Renews a lease until at least `expires_ms`; `None` if another instance holds the number.
+pub async fn renew(pool: &MySqlPool, held: &HeldLease, expires_ms: i64) -> Result<Option<i64>, sqlx::Error> {
     let renewed = sqlx::query(
         "UPDATE node_leases SET expires_ms = GREATEST(expires_ms, ?) WHERE node = ? AND holder = ?",
     )
@@ -151,8 +150,8 @@ pub async fn renew(pool: &MySqlPool, held: &Held, expires_ms: i64) -> Result<Opt
     Ok((renewed.rows_affected() > 0).then_some(expires_ms))
 }
 
-/// Gives a number back, with the first millisecond that its next holder may use.
-pub async fn release(pool: &MySqlPool, held: &Held, next_ms: i64) -> Result<(), sqlx::Error> {
+/// Releases a lease, with the first millisecond that the next holder may use.
+pub async fn release(pool: &MySqlPool, held: &HeldLease, next_ms: i64) -> Result<(), sqlx::Error> {
     sqlx::query(
         "UPDATE node_leases SET expires_ms = LEAST(expires_ms, ?), holder = '' WHERE node = ? AND holder = ?",
     )
@@ -164,7 +163,7 @@ pub async fn release(pool: &MySqlPool, held: &Held, next_ms: i64) -> Result<(), 
     Ok(())
 }
 
-/// A row for every number, so that claiming is a matter of row locks alone.
+/// Inserts a row per number, so that claims need only row locks.
 async fn ensure_rows(pool: &MySqlPool) -> Result<(), sqlx::Error> {
     let rows: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM node_leases").fetch_one(pool).await?;
     for node in i32::try_from(rows).unwrap_or(NODES)..NODES {

@@ -1,12 +1,13 @@
-//! The command side: takes the write requests, decides them, and appends their events to the log.
+//! The command side: validates write requests and appends their events to the log.
 //!
-//! A handler extracts what is asked for, reads facts, lets a pure function decide, appends the event, and answers
-//! once the broker has acknowledged it. What a command changes is seen in the read models, where others fold it.
+//! A handler extracts the parameters, reads facts, calls a pure `decide` function, appends the event, and responds
+//! once the broker has acknowledged it. The projectors fold the event into the read models.
 
 pub mod accounts;
 pub mod append;
 pub mod commands;
 pub mod config;
+pub mod envelope_json;
 mod error;
 pub mod execute;
 mod facts;
@@ -17,17 +18,16 @@ pub mod media;
 mod metrics;
 mod mysql;
 mod openapi;
-pub mod origin;
 pub mod outbox;
 mod passwords;
 pub mod publisher;
 pub mod reply;
+pub mod request_context;
 mod router;
 mod routes;
 mod start;
 pub mod state;
 mod storage;
-pub mod stored;
 pub mod topics;
 
 pub use openapi::openapi;

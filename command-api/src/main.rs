@@ -1,4 +1,4 @@
-//! The command side as a process of its own.
+//! Runs the command API as its own process.
 
 use clap::Parser;
 use tracing::info;
@@ -28,7 +28,7 @@ async fn main() -> anyhow::Result<()> {
     let readiness = Readiness::new();
     let api = start(&settings, &readiness).await?;
     let ops = ops::router(readiness, metrics, shutdown.clone());
-    info!(listen = cli.listen, ops_listen = cli.ops_listen, "command-api answers");
+    info!(listen = cli.listen, ops_listen = cli.ops_listen, "command-api listening");
     let served =
         tokio::try_join!(serve(listener, api.router(), shutdown.clone()), serve(ops_listener, ops, shutdown));
     api.stop().await;

@@ -16,7 +16,7 @@ use crate::routes::{comment, favorite, login, message, publish, register, relati
 ))]
 struct Document;
 
-/// The endpoints of the command side, as `OpenAPI` describes them.
+/// The `OpenAPI` description of the command side's endpoints.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     Document::openapi()
 }

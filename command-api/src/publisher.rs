@@ -1,10 +1,10 @@
-//! The seam to the log: appends events to Kafka.
+//! Appends events to Kafka.
 //!
-//! A command is answered with success only after [`EventLog::append`] said where its event is.
+//! A command succeeds only after [`EventLog::append`] has returned the position of its event.
 
 use std::{
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -12,6 +12,7 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use metrics::histogram;
+use parking_lot::RwLock;
 use rdkafka::{
     ClientConfig, ClientContext,
     config::RDKafkaLogLevel,
@@ -27,45 +28,45 @@ use vidlog_service_kit::failpoint;
 
 use crate::metrics::APPEND_SECONDS;
 
-/// After this long without an acknowledgement an append fails: less than the 5 s in which a command answers.
+/// Timeout of an append: less than the 5 s that a command has to respond.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(4);
-/// Records that may wait for their acknowledgement; above it an append fails at once, so that a broker that is
-/// away costs a bounded amount of memory.
+/// Maximum number of unacknowledged records. Beyond it an append fails immediately, so that an unavailable broker
+/// costs bounded memory.
 const MAX_IN_FLIGHT: u32 = 20_000;
-/// The same in kilobytes.
+/// The same bound in kilobytes.
 const MAX_IN_FLIGHT_KB: u32 = 64 * 1024;
-/// Bytes of one record: far above any event, and the broker's own default.
+/// Maximum size of a record: far above any event, and the broker's default.
 const MAX_RECORD_BYTES: u32 = 1_000_000;
 
-/// Where an event is in the log.
+/// Position of an appended event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
-    /// The stream.
+    /// Stream of the event.
     pub stream: Stream,
-    /// The partition of its topic.
+    /// Partition of the stream's topic.
     pub partition: i32,
-    /// The record's offset.
+    /// Offset of the record.
     pub offset: i64,
 }
 
-/// Why an append did not succeed.
+/// Error of an append.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum AppendError {
-    /// Too much is waiting already. The event is not in the log; append it again later.
-    #[error("too many records wait for the broker")]
+    /// The producer's queue is full. The event is not in the log; retry later.
+    #[error("the producer queue is full")]
     Busy,
-    /// No acknowledgement came in time. The event may be in the log or not; appending the same envelope again is
-    /// safe, because every fold ignores a repeated event.
-    #[error("the outcome of the append is not known: {0}")]
+    /// The broker did not acknowledge in time: the event may or may not be in the log. Retrying with the same envelope
+    /// is safe, because folds ignore repeated events.
+    #[error("the outcome of the append is unknown: {0}")]
     Unknown(String),
-    /// The event is not in the log, and the broker or the client would refuse it again.
+    /// The broker or the client rejects the event, now and on every retry. It is not in the log.
     #[error("the record was refused: {0}")]
     Refused(String),
 }
 
-/// The log, as writers see it.
+/// The write side of the log.
 pub trait EventLog: Send + Sync {
-    /// Appends an event, and waits until the broker has acknowledged it.
+    /// Appends an event and waits for the broker's acknowledgement.
     fn append<'a>(&'a self, envelope: &'a Envelope) -> BoxFuture<'a, Result<Appended, AppendError>>;
 }
 
@@ -78,37 +79,37 @@ pub struct KafkaLog {
 struct Shared {
     config: ClientConfig,
     topics: Topics,
-    current: RwLock<Current>,
-    /// Whether the latest append failed: that is logged once, not once an event.
-    is_away: AtomicBool,
+    active: RwLock<ActiveProducer>,
+    /// Whether the latest append failed; an outage is logged once, not per event.
+    is_failing: AtomicBool,
 }
 
-/// The producer in use. One that has met a fatal error is replaced, because it never appends again.
+/// The producer in use. After a fatal error a producer never appends again, so it is replaced.
 #[derive(Clone)]
-struct Current {
+struct ActiveProducer {
     generation: u64,
-    producer: FutureProducer<Logging>,
+    producer: FutureProducer<KafkaLogContext>,
 }
 
 impl KafkaLog {
-    /// A log on some brokers (`host:port`, comma separated). It connects by itself, also when they come up later.
+    /// Opens the log on brokers (`host:port`, comma separated). Connects in the background, also if the brokers start
+    /// later.
     pub fn open(brokers: &str, topics: Topics) -> Result<Self, KafkaError> {
         let config = producer_config(brokers);
-        let producer = config.create_with_context(Logging)?;
-        let current = RwLock::new(Current { generation: 0, producer });
-        let shared = Shared { config, topics, current, is_away: AtomicBool::new(false) };
+        let producer = config.create_with_context(KafkaLogContext)?;
+        let active = RwLock::new(ActiveProducer { generation: 0, producer });
+        let shared = Shared { config, topics, active, is_failing: AtomicBool::new(false) };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Waits until everything that was handed over is acknowledged or has failed, for at most the time in which
-    /// an append fails by itself.
+    /// Waits until all pending appends have completed or failed, at most for the append timeout.
     pub async fn flush(&self) {
-        let producer = self.current().producer;
+        let producer = self.active().producer;
         let flushed = tokio::task::spawn_blocking(move || producer.flush(DELIVERY_TIMEOUT)).await;
         match flushed {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "the log was not flushed in time"),
-            Err(error) => warn!(%error, "flushing the log failed"),
+            Ok(Err(error)) => warn!(%error, "kafka producer not flushed in time"),
+            Err(error) => warn!(%error, "failed to flush kafka producer"),
         }
     }
 
@@ -119,9 +120,9 @@ impl KafkaLog {
             .payload(&record.value)
             .timestamp(record.timestamp_ms)
             .headers(headers(&record));
-        let current = self.current();
+        let active = self.active();
         failpoint::pass("append-before");
-        let sent = current.producer.send(message, Duration::ZERO).await;
+        let sent = active.producer.send(message, Duration::ZERO).await;
         failpoint::pass("append-after");
         match sent {
             Ok(delivery) => {
@@ -129,29 +130,29 @@ impl KafkaLog {
             }
             Err((error, _)) => {
                 if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
-                    self.replace(current.generation);
+                    self.replace_producer(active.generation);
                 }
                 Err(classify(&error))
             }
         }
     }
 
-    fn current(&self) -> Current {
-        self.shared.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn active(&self) -> ActiveProducer {
+        self.shared.active.read().clone()
     }
 
-    /// Replaces the producer of a generation, unless another has done so.
-    fn replace(&self, generation: u64) {
-        let mut current = self.shared.current.write().unwrap_or_else(PoisonError::into_inner);
-        if current.generation != generation {
+    /// Replaces the producer of a generation, unless a concurrent append has replaced it.
+    fn replace_producer(&self, generation: u64) {
+        let mut active = self.shared.active.write();
+        if active.generation != generation {
             return;
         }
-        match self.shared.config.create_with_context(Logging) {
+        match self.shared.config.create_with_context(KafkaLogContext) {
             Ok(producer) => {
-                warn!("the producer met a fatal error and was replaced");
-                *current = Current { generation: generation + 1, producer };
+                warn!("kafka producer replaced after fatal error");
+                *active = ActiveProducer { generation: generation + 1, producer };
             }
-            Err(error) => error!(%error, "failed to replace a producer that met a fatal error"),
+            Err(error) => error!(%error, "failed to replace kafka producer after fatal error"),
         }
     }
 
@@ -159,17 +160,17 @@ impl KafkaLog {
         let (event_id, event_type) = (envelope.id, envelope.event.type_name());
         match result {
             Ok(_) => {
-                if self.shared.is_away.swap(false, Ordering::Relaxed) {
-                    info!("the log takes events again");
+                if self.shared.is_failing.swap(false, Ordering::Relaxed) {
+                    info!("kafka append recovered");
                 }
             }
             Err(error @ AppendError::Refused(_)) => {
-                error!(%event_id, event_type, %error, "failed to append an event");
+                error!(%event_id, event_type, %error, "event refused by kafka");
             }
-            Err(error) if self.shared.is_away.swap(true, Ordering::Relaxed) => {
-                debug!(%event_id, event_type, %error, "failed to append an event");
+            Err(error) if self.shared.is_failing.swap(true, Ordering::Relaxed) => {
+                debug!(%event_id, event_type, %error, "kafka append failed");
             }
-            Err(error) => warn!(%event_id, event_type, %error, "the log does not take events"),
+            Err(error) => warn!(%event_id, event_type, %error, "kafka append failed"),
         }
     }
 }
@@ -198,7 +199,7 @@ fn producer_config(brokers: &str) -> ClientConfig {
         .set("enable.idempotence", "true")
         .set("linger.ms", "1")
         .set("compression.type", "lz4")
-        // As Java's clients do it, so that their producers would find the same partition.
+        // The Java client's partitioner, so that other producers would choose the same partitions.
         .set("partitioner", "murmur2_random")
         .set("delivery.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string())
         .set("message.max.bytes", MAX_RECORD_BYTES.to_string())
@@ -218,8 +219,8 @@ fn headers(record: &EncodedRecord) -> OwnedHeaders {
         .fold(empty, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }))
 }
 
-/// What a writer may conclude. Where in doubt the outcome is unknown: that is true of every error, and only costs
-/// a repeated event.
+/// Maps a Kafka error to the caller's action. In doubt the outcome is unknown: that is correct for every error, and
+/// costs at most a repeated event.
 fn classify(error: &KafkaError) -> AppendError {
     match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::QueueFull) => AppendError::Busy,
@@ -236,10 +237,10 @@ fn classify(error: &KafkaError) -> AppendError {
     }
 }
 
-/// Takes the Kafka client's own log into ours.
-pub(crate) struct Logging;
+/// Forwards the Kafka client's log to `tracing`.
+pub(crate) struct KafkaLogContext;
 
-impl ClientContext for Logging {
+impl ClientContext for KafkaLogContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         match level {
             RDKafkaLogLevel::Debug | RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
@@ -254,7 +255,7 @@ impl ClientContext for Logging {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        // The client's log has it as well.
+        // The client logs the same error.
         debug!(%error, reason, "kafka client");
     }
 }
@@ -264,15 +265,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_producer_is_replaced_once() {
+    async fn failed_producer_is_replaced_once() {
         let log = KafkaLog::open("127.0.0.1:1", Topics::new("test")).unwrap();
-        log.replace(0);
-        log.replace(0);
-        assert_eq!(log.current().generation, 1);
+        log.replace_producer(0);
+        log.replace_producer(0);
+        assert_eq!(log.active().generation, 1);
     }
 
     #[test]
-    fn an_error_says_what_is_known() {
+    fn kafka_errors_map_to_append_errors() {
         let of = |code| classify(&KafkaError::MessageProduction(code));
         assert_eq!(of(RDKafkaErrorCode::QueueFull), AppendError::Busy);
         assert!(matches!(of(RDKafkaErrorCode::MessageTimedOut), AppendError::Unknown(_)));

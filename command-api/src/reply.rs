@@ -1,4 +1,4 @@
-//! The answer to a command that was carried out.
+//! The response to a successful command.
 
 use axum::{
     http::{
@@ -12,32 +12,32 @@ use tracing::error;
 use vidlog_contract::{Answer, ApiError};
 use vidlog_read_models::freshness::{POSITION_HEADER, STALE_HEADER};
 
-use crate::append::{Acknowledged, Marked};
+use crate::append::Acknowledged;
 
-/// The answer to a command that was carried out: kept as it was sent, so that a retry gets the same.
+/// The response to a successful command; stored as sent, so that a retry receives the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reply {
-    /// The JSON text.
+    /// JSON body.
     body: String,
-    /// The position of the event, for readers elsewhere; unknown if its append is left to the relay.
+    /// Position of the event; `None` if the outbox relay appends it later.
     position: Option<String>,
-    /// Whether the next reads may not see it yet. Of a retry's answer that is no longer of interest.
+    /// Whether the next reads may miss the event. Not stored: it is obsolete by the time of a retry.
     #[serde(skip)]
     stale: bool,
 }
 
 impl Reply {
-    /// The answer once an event is acknowledged.
+    /// The reply once the event is acknowledged.
     pub fn new<T: Serialize>(answer: &Answer<T>, acknowledged: &Acknowledged) -> Result<Self, ApiError> {
         Ok(Self {
             body: json(answer)?,
             position: Some(acknowledged.position.to_string()),
-            stale: acknowledged.marked == Marked::No,
+            stale: !acknowledged.is_recorded,
         })
     }
 
-    /// The answer where the append of the event is left to the relay.
-    pub fn before_append<T: Serialize>(answer: &Answer<T>) -> Result<Self, ApiError> {
+    /// The reply if the outbox relay appends the event later.
+    pub fn pending_append<T: Serialize>(answer: &Answer<T>) -> Result<Self, ApiError> {
         Ok(Self { body: json(answer)?, position: None, stale: true })
     }
 }
@@ -64,7 +64,7 @@ impl IntoResponse for Reply {
 
 fn json<T: Serialize>(answer: &Answer<T>) -> Result<String, ApiError> {
     serde_json::to_string(answer).map_err(|error| {
-        error!(%error, "failed to write an answer");
+        error!(%error, "failed to serialize reply");
         ApiError::internal()
     })
 }
@@ -75,31 +75,31 @@ mod tests {
 
     use super::*;
 
-    fn reply(marked: Marked) -> Reply {
+    fn reply(is_recorded: bool) -> Reply {
         let position = Position { stream: "likes", partition: 3, next_offset: 42 };
-        Reply::new(&Answer::ok(), &Acknowledged { position, marked }).unwrap()
+        Reply::new(&Answer::ok(), &Acknowledged { position, is_recorded }).unwrap()
     }
 
     #[test]
-    fn a_reply_tells_where_the_event_is() {
-        let response = reply(Marked::Yes).into_response();
+    fn reply_carries_the_position() {
+        let response = reply(true).into_response();
         assert_eq!(response.headers()["vidlog-position"], "likes:3:42");
         assert_eq!(response.headers()["content-type"], "application/json");
         assert!(!response.headers().contains_key("vidlog-stale"));
     }
 
     #[test]
-    fn a_reply_tells_that_readers_will_not_wait() {
-        let response = reply(Marked::No).into_response();
+    fn reply_without_recorded_position_is_stale() {
+        let response = reply(false).into_response();
         assert_eq!(response.headers()["vidlog-stale"], "true");
-        let response = Reply::before_append(&Answer::ok()).unwrap().into_response();
+        let response = Reply::pending_append(&Answer::ok()).unwrap().into_response();
         assert_eq!(response.headers()["vidlog-stale"], "true");
         assert!(!response.headers().contains_key("vidlog-position"));
     }
 
     #[test]
-    fn a_kept_reply_is_the_same() {
-        let first = reply(Marked::Yes);
+    fn stored_reply_round_trips() {
+        let first = reply(true);
         let text = serde_json::to_string(&first).unwrap();
         assert_eq!(serde_json::from_str::<Reply>(&text).unwrap(), first);
     }

@@ -1,4 +1,4 @@
-//! The handlers: extract, decide, append, answer.
+//! The handlers: extract, decide, append, respond.
 
 pub(crate) mod comment;
 pub(crate) mod credentials;
@@ -11,8 +11,8 @@ pub(crate) mod relation;
 
 use vidlog_contract::Action;
 
-/// The number of an action, for the hash of a request.
-const fn number(action: Action) -> u8 {
+/// The number of an action, for the request's fingerprint.
+const fn action_number(action: Action) -> u8 {
     match action {
         Action::Do => 1,
         Action::Undo => 2,

@@ -1,4 +1,4 @@
-//! Starts the command side: what it works with, and what it does in the background.
+//! Starts the command side: opens its connections and spawns its background tasks.
 
 use std::{num::NonZero, sync::Arc, thread::available_parallelism, time::Duration};
 
@@ -36,53 +36,53 @@ use crate::{
     topics::{Layout, create_topics},
 };
 
-/// Between two attempts at what must be there before commands can be carried out.
-const RETRY: Duration = Duration::from_secs(1);
-/// How long background tasks may take to end.
+/// Delay between attempts to migrate the tables and to create the topics.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How long background tasks may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Parts of the readiness.
+/// Names in the readiness report.
 const TABLES: &str = "tables";
 const TOPICS: &str = "topics";
 
-/// What the command side is started with.
+/// Settings of the command side.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// What it has to itself.
+    /// Settings of the command side alone.
     pub command: CommandConfig,
-    /// What both APIs have alike.
+    /// Settings shared by both APIs.
     pub api: ApiConfig,
-    /// Where the log is.
+    /// Connection settings of the log.
     pub log: Log,
-    /// Where the stores are.
+    /// Connection settings of the stores.
     pub stores: Stores,
-    /// What addresses of media begin with.
+    /// Base of media URLs.
     pub media_base: String,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
 }
 
-/// The command side, running.
+/// A running command side.
 pub struct CommandApi {
-    /// What its handlers work with.
+    /// The state of its handlers.
     pub state: CommandState,
     log: KafkaLog,
     background: JoinSet<()>,
     stop: Shutdown,
 }
 
-/// Starts the command side. Nothing has to be there yet: what it needs it waits for in the background, and says in
-/// `readiness` what that is. It fails only if a setting can't be used.
+/// Starts the command side. Connects to Kafka and the stores in the background, and reports missing ones in
+/// `readiness`. Fails only on an invalid setting.
 pub async fn start(settings: &Settings, readiness: &Readiness) -> anyhow::Result<CommandApi> {
     let topics = Topics::new(&settings.stores.namespace);
     let log = KafkaLog::open(&settings.log.kafka_brokers, topics.clone())
-        .context("failed to set the Kafka producer up")?;
+        .context("failed to create the Kafka producer")?;
     let state = open(settings, &log).await?;
     let stop = Shutdown::new();
-    readiness.not_ready(TABLES, "not looked at yet");
-    readiness.not_ready(TOPICS, "not looked at yet");
+    readiness.not_ready(TABLES, "not checked yet");
+    readiness.not_ready(TOPICS, "not checked yet");
 
     let mut background = JoinSet::new();
-    background.spawn(serve_tables(state.clone(), readiness.clone(), stop.clone()));
+    background.spawn(run_mysql_tasks(state.clone(), readiness.clone(), stop.clone()));
     background.spawn(ensure_topics(
         settings.log.kafka_brokers.clone(),
         topics,
@@ -94,22 +94,23 @@ pub async fn start(settings: &Settings, readiness: &Readiness) -> anyhow::Result
 }
 
 impl CommandApi {
-    /// The command side by itself: its routes, and an answer to every other path.
+    /// Routes of the command side, with an error response for every other path.
     pub fn router(&self) -> Router {
         router::router(self.state.clone())
     }
 
-    /// Its routes alone, to be merged with others.
+    /// Routes of the command side without a fallback, for merging with other routes.
     pub fn routes(&self) -> Router {
         router::routes(self.state.clone())
     }
 
-    /// Stops, once nothing is asked of it any more: gives its node number back, and waits for the log.
+    /// Stops the background tasks, releases the node number, and flushes pending appends. Call it after the last
+    /// request.
     pub async fn stop(mut self) {
         self.stop.give();
         let ended = timeout(STOP_TIMEOUT, async { while self.background.join_next().await.is_some() {} });
         if ended.await.is_err() {
-            warn!("background tasks did not end in time");
+            warn!("background tasks did not stop in time");
         }
         self.log.flush().await;
     }
@@ -117,9 +118,9 @@ impl CommandApi {
 
 async fn open(settings: &Settings, log: &KafkaLog) -> anyhow::Result<CommandState> {
     let Settings { command, api, stores, media_base, clock, log: _ } = settings;
-    let redis = Redis::open(stores.redis_url.reveal()).context("failed to read the address of Redis")?;
+    let redis = Redis::open(stores.redis_url.reveal()).context("failed to parse the Redis URL")?;
     let mysql = mysql::open(stores.mysql_url.reveal(), command.command_mysql_connections)
-        .context("failed to read the address of MySQL")?;
+        .context("failed to parse the MySQL URL")?;
     let keys = Keys::new(&stores.namespace, stores.shards);
     let now = clock.clone();
     let passwords = spawn_blocking(|| Passwords::new(available_parallelism().map_or(1, NonZero::get)));
@@ -127,7 +128,7 @@ async fn open(settings: &Settings, log: &KafkaLog) -> anyhow::Result<CommandStat
         log: Arc::new(log.clone()),
         ids: IdGenerator::new(clock.clone()),
         tokens: Tokens::parse(api.jwt_keys.reveal(), move || now.now_ms())
-            .context("failed to read the keys of tokens")?,
+            .context("failed to parse the token keys")?,
         passwords: passwords.await?.context("failed to hash a password")?,
         read_models: ReadModels::new(keys, redis, mysql.clone(), MediaUrls::new(media_base)),
         clock: clock.clone(),
@@ -138,8 +139,8 @@ async fn open(settings: &Settings, log: &KafkaLog) -> anyhow::Result<CommandStat
     })
 }
 
-/// Brings the tables up to date; then leases a node number and relays the outbox, until it is stopped.
-async fn serve_tables(state: CommandState, readiness: Readiness, stop: Shutdown) {
+/// Migrates the tables; then keeps a node number leased and relays the outbox until shutdown.
+async fn run_mysql_tasks(state: CommandState, readiness: Readiness, stop: Shutdown) {
     let migrated = migrate(&state.mysql, &readiness);
     if stop.token().run_until_cancelled(migrated).await.is_none() {
         return;
@@ -150,9 +151,9 @@ async fn serve_tables(state: CommandState, readiness: Readiness, stop: Shutdown)
 
 async fn migrate(pool: &MySqlPool, readiness: &Readiness) {
     while let Err(error) = mysql::migrate(pool, &MIGRATOR).await {
-        warn!(%error, "the tables are not up to date yet; trying again");
+        warn!(%error, "failed to migrate the tables; retrying");
         readiness.not_ready(TABLES, error.to_string());
-        sleep(RETRY).await;
+        sleep(RETRY_INTERVAL).await;
     }
     readiness.ready(TABLES);
 }
@@ -166,12 +167,12 @@ async fn ensure_topics(
 ) {
     let ensured = async {
         while let Err(error) = create_topics(&brokers, &topics, layout).await {
-            warn!(%error, "the topics are not there yet; trying again");
+            warn!(%error, "failed to create the topics; retrying");
             readiness.not_ready(TOPICS, error.to_string());
-            sleep(RETRY).await;
+            sleep(RETRY_INTERVAL).await;
         }
         readiness.ready(TOPICS);
     };
-    // Being stopped while it waits is as good as being done.
+    // Cancellation before the topics exist needs no cleanup.
     stop.token().run_until_cancelled(ensured).await;
 }

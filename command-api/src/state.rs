@@ -1,4 +1,4 @@
-//! What every handler works with.
+//! The state shared by all handlers.
 
 use std::sync::Arc;
 
@@ -12,28 +12,28 @@ use vidlog_service_kit::clock::Clock;
 
 use crate::{ids::IdGenerator, passwords::Passwords, publisher::EventLog};
 
-/// What every handler works with. Clones share all of it.
+/// The state shared by all handlers. Clones share its contents.
 #[derive(Clone)]
 pub struct CommandState {
     /// The log.
     pub log: Arc<dyn EventLog>,
-    /// Makes entity ids.
+    /// Generates entity ids.
     pub ids: IdGenerator,
     /// Signs and verifies tokens.
     pub tokens: Tokens,
     /// Hashes and verifies passwords.
     pub passwords: Passwords,
-    /// Facts, and who appears in an answer.
+    /// Reads the facts that decisions depend on.
     pub read_models: ReadModels,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
     /// The command side's own tables.
     pub mysql: MySqlPool,
-    /// Media, as they were uploaded and as they are served.
+    /// Stores originals and published media.
     pub objects: Arc<dyn ObjectStore>,
-    /// The largest upload, in bytes.
+    /// Maximum size of an upload, in bytes.
     pub max_upload_bytes: u64,
-    /// A slot for each upload that is received at once: each takes some memory.
+    /// One permit per concurrent upload; bounds their memory.
     pub upload_slots: Arc<Semaphore>,
 }
 

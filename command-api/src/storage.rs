@@ -1,4 +1,4 @@
-//! Writes objects as they come in, and takes them into local files: in bounded memory, whatever their size.
+//! Streams objects into the object store and into local files, in bounded memory.
 
 use std::path::Path as FilePath;
 
@@ -12,53 +12,52 @@ use tokio::{
 };
 use tracing::warn;
 
-/// Bytes of a part. S3 takes no smaller one, but for the last.
+/// Size of a part: the minimum that S3 accepts for all but the last.
 const PART_BYTES: usize = 5 * 1024 * 1024;
-/// Parts of an object that are on their way to the store at once; with the one that is being filled they bound the
-/// memory of an upload.
-const PARTS_ON_THEIR_WAY: usize = 2;
-/// Bytes of a file that are read at once.
+/// Parts in flight per object; these and the part that is being filled bound the memory of an upload.
+const MAX_PARTS_IN_FLIGHT: usize = 2;
+/// Size of the read buffer for a file.
 const READ_BYTES: usize = 256 * 1024;
 
-/// Why an object was not copied.
+/// Error of copying between a file and the object store.
 #[derive(Debug, Error)]
 pub(crate) enum CopyError {
-    /// The object store would not.
+    /// The object store failed.
     #[error(transparent)]
     Store(#[from] object_store::Error),
-    /// The local file would not.
+    /// The local file failed.
     #[error("the local file failed: {0}")]
     File(#[from] std::io::Error),
 }
 
-/// Writes one object. It is there once [`ObjectWriter::finish`] has succeeded, and not before.
+/// Writes one object, which exists once [`ObjectWriter::finish`] has succeeded.
 pub(crate) struct ObjectWriter {
     parts: WriteMultipart,
 }
 
 impl ObjectWriter {
-    /// Begins an object.
+    /// Starts an object.
     pub(crate) async fn begin(objects: &dyn ObjectStore, key: &Path) -> object_store::Result<Self> {
         let upload = objects.put_multipart(key).await?;
         Ok(Self { parts: WriteMultipart::new_with_chunk_size(upload, PART_BYTES) })
     }
 
-    /// Adds bytes; waits while too much is on its way already.
+    /// Adds bytes; waits while too many parts are in flight.
     pub(crate) async fn write(&mut self, bytes: &Bytes) -> object_store::Result<()> {
-        self.parts.wait_for_capacity(PARTS_ON_THEIR_WAY).await?;
+        self.parts.wait_for_capacity(MAX_PARTS_IN_FLIGHT).await?;
         self.parts.write(bytes);
         Ok(())
     }
 
-    /// Completes the object. If that fails, nothing is left of it.
+    /// Completes the object, or leaves nothing behind if that fails.
     pub(crate) async fn finish(self) -> object_store::Result<()> {
         self.parts.finish().await.map(drop)
     }
 
-    /// Gives the object up: nothing is left of it.
+    /// Discards the object and its parts.
     pub(crate) async fn abort(self) {
         if let Err(error) = self.parts.abort().await {
-            warn!(%error, "failed to clean up an object that was given up");
+            warn!(%error, "failed to abort object upload");
         }
     }
 }
@@ -89,7 +88,7 @@ async fn copy(file: &mut File, writer: &mut ObjectWriter) -> Result<(), CopyErro
     Ok(())
 }
 
-/// Takes an object into a local file.
+/// Copies an object to a local file.
 pub(crate) async fn fetch_file(
     objects: &dyn ObjectStore,
     key: &Path,
@@ -103,11 +102,11 @@ pub(crate) async fn fetch_file(
     Ok(file.flush().await?)
 }
 
-/// Removes an object that nothing names. If that fails it stays as waste, which is no error of the caller's.
-pub(crate) async fn remove(objects: &dyn ObjectStore, key: &Path) {
+/// Deletes an orphaned object. Best effort: a failure leaves the orphan behind.
+pub(crate) async fn delete_orphan(objects: &dyn ObjectStore, key: &Path) {
     match objects.delete(key).await {
         Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-        Err(error) => warn!(%key, %error, "failed to remove an object that nothing names"),
+        Err(error) => warn!(%key, %error, "failed to delete orphaned object"),
     }
 }
 
@@ -118,7 +117,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_file_is_the_same_after_a_round_trip() {
+    async fn file_round_trips() {
         let folder = tempfile::tempdir().unwrap();
         let (before, after) = (folder.path().join("before"), folder.path().join("after"));
         let content: Vec<u8> =
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_left_of_an_object_that_was_given_up() {
+    async fn aborted_object_leaves_nothing_behind() {
         let folder = tempfile::tempdir().unwrap();
         let objects = LocalFileSystem::new_with_prefix(folder.path()).unwrap();
         let mut writer = ObjectWriter::begin(&objects, &Path::from("a")).await.unwrap();
@@ -143,7 +142,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn removing_what_is_not_there_is_fine() {
-        remove(&InMemory::new(), &Path::from("a")).await;
+    async fn deleting_a_missing_object_succeeds() {
+        delete_orphan(&InMemory::new(), &Path::from("a")).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Creates the topics: one a stream, with explicit partitions and settings.
+//! Creates the topics: one per stream, with explicit partitions and settings.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,38 +12,37 @@ use tokio::time::{Instant, sleep};
 use tracing::info;
 use vidlog_events::{Stream, Topics};
 
-use crate::publisher::Logging;
+use crate::publisher::KafkaLogContext;
 
-/// How long one question to the broker may take.
+/// Timeout of a request to the broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a topic may take to be known after the broker said that it is created.
+/// How long a created topic may take to appear in the metadata.
 const PROPAGATION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two looks for it.
-const PROPAGATION_POLL: Duration = Duration::from_millis(50);
+const PROPAGATION_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How topics are laid out on the brokers.
+/// Partitions and replication of the topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// Partitions of every topic. It can't change for a topic that has data.
+    /// Partitions per topic. Must not change for a topic with data.
     pub partitions: i32,
-    /// Copies of every partition.
+    /// Replicas per partition.
     pub replication: i32,
 }
 
 impl Layout {
-    /// A write is acknowledged once a majority of the copies has it.
+    /// A majority of the replicas must have a record before it is acknowledged.
     const fn min_insync_replicas(self) -> i32 {
         self.replication / 2 + 1
     }
 }
 
-/// Why the topics are not there as they must be.
+/// Error of creating or checking the topics.
 #[derive(Debug, Error)]
 pub enum TopicsError {
-    /// The broker can't be reached or would not do it. Try again.
-    #[error("the broker did not answer: {0}")]
+    /// A request to the broker failed. Retry.
+    #[error("request to the broker failed: {0}")]
     Kafka(#[from] KafkaError),
-    /// The broker refused one topic.
+    /// The broker refused to create a topic.
     #[error("failed to create topic {topic}: {code}")]
     Refused {
         /// The topic.
@@ -51,7 +50,8 @@ pub enum TopicsError {
         /// The broker's reason.
         code: RDKafkaErrorCode,
     },
-    /// A topic has another number of partitions than is configured: keys would move, and their order be lost.
+    /// A topic's number of partitions differs from the configuration. Changing it would move keys and lose their
+    /// order.
     #[error(
         "topic {topic} has {found} partitions, but {configured} are configured; partitions of a topic \
          with data can't be changed: set the configuration to {found}, or use another namespace"
@@ -59,25 +59,25 @@ pub enum TopicsError {
     Partitions {
         /// The topic.
         topic: String,
-        /// How many it has.
+        /// Its number of partitions.
         found: usize,
-        /// How many it should have.
+        /// The configured number.
         configured: i32,
     },
-    /// A topic that was created is still not known.
-    #[error("topic {0} was created but is not known to the broker yet")]
-    NotThereYet(String),
-    /// The task that asks the broker was cancelled.
-    #[error("asking the broker was cancelled")]
+    /// A created topic did not appear in the metadata in time.
+    #[error("topic {0} was created but is not in the broker's metadata yet")]
+    NotVisibleYet(String),
+    /// The blocking task of a request was cancelled.
+    #[error("the request to the broker was cancelled")]
     Cancelled,
 }
 
-/// Makes sure that the topic of every stream is there. Doing it again, or several processes at once, is harmless.
+/// Creates missing topics and checks all of them. Idempotent; several processes may run it concurrently.
 pub async fn create_topics(brokers: &str, topics: &Topics, layout: Layout) -> Result<(), TopicsError> {
-    let admin: AdminClient<Logging> = ClientConfig::new()
+    let admin: AdminClient<KafkaLogContext> = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("client.id", "vidlog-topics")
-        .create_with_context(Logging)?;
+        .create_with_context(KafkaLogContext)?;
     let admin = Arc::new(admin);
     let names = Stream::ALL.map(|stream| topics.name(stream));
     create(&admin, &names, layout).await?;
@@ -87,7 +87,11 @@ pub async fn create_topics(brokers: &str, topics: &Topics, layout: Layout) -> Re
     Ok(())
 }
 
-async fn create(admin: &AdminClient<Logging>, names: &[String], layout: Layout) -> Result<(), TopicsError> {
+async fn create(
+    admin: &AdminClient<KafkaLogContext>,
+    names: &[String],
+    layout: Layout,
+) -> Result<(), TopicsError> {
     let min_insync = layout.min_insync_replicas().to_string();
     let new: Vec<_> = names
         .iter()
@@ -103,7 +107,7 @@ async fn create(admin: &AdminClient<Logging>, names: &[String], layout: Layout) 
         AdminOptions::new().request_timeout(Some(BROKER_TIMEOUT)).operation_timeout(Some(BROKER_TIMEOUT));
     for result in admin.create_topics(&new, &options).await? {
         match result {
-            Ok(topic) => info!(topic, partitions = layout.partitions, "created a topic"),
+            Ok(topic) => info!(topic, partitions = layout.partitions, "topic created"),
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
             Err((topic, code)) => return Err(TopicsError::Refused { topic, code }),
         }
@@ -112,13 +116,13 @@ async fn create(admin: &AdminClient<Logging>, names: &[String], layout: Layout) 
 }
 
 async fn verify(
-    admin: &Arc<AdminClient<Logging>>,
+    admin: &Arc<AdminClient<KafkaLogContext>>,
     topic: String,
     configured: i32,
 ) -> Result<(), TopicsError> {
     let deadline = Instant::now() + PROPAGATION_TIMEOUT;
     loop {
-        let found = partitions_of(Arc::clone(admin), topic.clone()).await?;
+        let found = partition_count(Arc::clone(admin), topic.clone()).await?;
         if usize::try_from(configured) == Ok(found) {
             return Ok(());
         }
@@ -126,14 +130,17 @@ async fn verify(
             return Err(TopicsError::Partitions { topic, found, configured });
         }
         if Instant::now() >= deadline {
-            return Err(TopicsError::NotThereYet(topic));
+            return Err(TopicsError::NotVisibleYet(topic));
         }
-        sleep(PROPAGATION_POLL).await;
+        sleep(PROPAGATION_POLL_INTERVAL).await;
     }
 }
 
-/// The topic's partitions; 0 while the broker does not know it.
-async fn partitions_of(admin: Arc<AdminClient<Logging>>, topic: String) -> Result<usize, TopicsError> {
+/// Number of a topic's partitions; 0 while it is not in the metadata.
+async fn partition_count(
+    admin: Arc<AdminClient<KafkaLogContext>>,
+    topic: String,
+) -> Result<usize, TopicsError> {
     let metadata =
         tokio::task::spawn_blocking(move || admin.inner().fetch_metadata(Some(&topic), BROKER_TIMEOUT))
             .await

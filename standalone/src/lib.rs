@@ -11,7 +11,7 @@ use tracing::info;
 use vidlog_command_api::{
     CommandApi, Settings,
     config::CommandConfig,
-    media::{self, Media, MediaConfig, Uploads},
+    media::{self, MediaConfig, MediaContext, UploadSource},
 };
 use vidlog_contract::{ApiError, config::ApiConfig};
 use vidlog_projectors::{Plan, cli::Operation, operator_api, projections};
@@ -92,9 +92,14 @@ pub async fn run(cli: Cli, listeners: Listeners, metrics: Metrics, shutdown: Shu
         &shutdown,
     )?);
     let projections = vidlog_projectors::run(plan, readiness.clone(), shutdown.clone());
-    let uploads = Uploads { log: &cli.log, namespace: &cli.stores.namespace };
-    let media =
-        media::run(cli.media, uploads, Media::of(&command.state), readiness.clone(), shutdown.clone());
+    let uploads = UploadSource { log: &cli.log, namespace: &cli.stores.namespace };
+    let media = media::run(
+        cli.media,
+        uploads,
+        MediaContext::from_state(&command.state),
+        readiness.clone(),
+        shutdown.clone(),
+    );
     let served = tokio::try_join!(
         serve(listeners.api, router(&command, query), shutdown.clone()),
         serve(listeners.ops, ops, shutdown.clone()),

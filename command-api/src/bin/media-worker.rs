@@ -1,11 +1,11 @@
-//! The media worker as a process of its own.
+//! Runs the media worker as its own process.
 
 use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
 use vidlog_command_api::{
-    media::{self, Limits, Media, MediaConfig, Uploads},
+    media::{self, Limits, MediaConfig, MediaContext, UploadSource},
     publisher::KafkaLog,
 };
 use vidlog_events::Topics;
@@ -22,19 +22,19 @@ use vidlog_service_kit::{
     telemetry,
 };
 
-/// Connections to MySQL: uploads take turns on them.
+/// Maximum number of MySQL connections; concurrent uploads share them.
 const MYSQL_CONNECTIONS: u32 = 8;
 
-/// Makes a playable file and a cover of every upload, and appends the outcome to the log.
+/// Transcodes uploads to a playable file and a cover, and appends the outcomes to the log.
 #[derive(Debug, Parser)]
 #[command(name = "media-worker", version)]
 struct Cli {
-    /// Address of `/livez`, `/readyz` and `/metrics`. Not for the public.
+    /// Listen address of `/livez`, `/readyz` and `/metrics`. Keep it private.
     #[arg(long, env = "VIDLOG_OPS_LISTEN", default_value = "127.0.0.1:18085")]
     ops_listen: String,
     #[command(flatten)]
     media: MediaConfig,
-    /// Where media are: the same as the command API's.
+    /// Object store of originals and published media: the same as the command API's.
     #[arg(long, env = "VIDLOG_OBJECT_STORE")]
     object_store: String,
     #[command(flatten)]
@@ -54,25 +54,25 @@ async fn main() -> anyhow::Result<()> {
     let ops = ops::router(readiness.clone(), metrics, shutdown.clone());
     let ops = tokio::spawn(serve(bind(&cli.ops_listen).await?, ops, shutdown.clone()));
     let log = KafkaLog::open(&cli.log.kafka_brokers, Topics::new(&cli.stores.namespace))
-        .context("failed to set the Kafka producer up")?;
+        .context("failed to create the Kafka producer")?;
     let media = open(&cli, log.clone())?;
-    let uploads = Uploads { log: &cli.log, namespace: &cli.stores.namespace };
-    let ran = media::run(cli.media, uploads, media, readiness, shutdown.clone()).await;
+    let source = UploadSource { log: &cli.log, namespace: &cli.stores.namespace };
+    let result = media::run(cli.media, source, media, readiness, shutdown.clone()).await;
     shutdown.give();
     log.flush().await;
     ops.await.context("the ops server panicked")??;
-    ran
+    result
 }
 
-fn open(cli: &Cli, log: KafkaLog) -> anyhow::Result<Media> {
+fn open(cli: &Cli, log: KafkaLog) -> anyhow::Result<MediaContext> {
     let stores = &cli.stores;
-    let redis = Redis::open(stores.redis_url.reveal()).context("failed to read the address of Redis")?;
-    let mysql = mysql::open(stores.mysql_url.reveal(), MYSQL_CONNECTIONS)
-        .context("failed to read the address of MySQL")?;
+    let redis = Redis::open(stores.redis_url.reveal()).context("failed to parse the Redis URL")?;
+    let mysql =
+        mysql::open(stores.mysql_url.reveal(), MYSQL_CONNECTIONS).context("failed to parse the MySQL URL")?;
     let keys = Keys::new(&stores.namespace, stores.shards);
-    // No address of media is made here.
+    // The worker builds no media URLs.
     let read_models = ReadModels::new(keys, redis, mysql.clone(), MediaUrls::new(""));
-    Ok(Media {
+    Ok(MediaContext {
         log: Arc::new(log),
         objects: objects::open(&cli.object_store)?,
         mysql,

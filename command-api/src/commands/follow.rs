@@ -1,36 +1,36 @@
-//! Following a user, and taking that back.
+//! Follows and unfollows users.
 
 use vidlog_contract::Action;
 use vidlog_events::{Event, FollowEvent, UserFollowed, UserId, UserUnfollowed};
 use vidlog_read_models::Fresh;
 
-use super::{Rejection, known};
+use super::{Rejection, require_existing};
 
-/// A user's wish about another.
+/// Command: follow or unfollow a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Follow {
-    /// Who.
+    /// The caller.
     pub follower_id: UserId,
-    /// Whom.
+    /// The user to follow or unfollow.
     pub followee_id: UserId,
-    /// To follow, or to follow no longer.
+    /// Follow or unfollow.
     pub action: Action,
 }
 
 impl Follow {
-    /// What can be said against it before any fact is known.
-    pub fn check(&self) -> Result<(), Rejection> {
+    /// Checks the command without facts.
+    pub fn validate(&self) -> Result<(), Rejection> {
         if self.follower_id == self.followee_id {
-            return Err(Rejection::Invalid("nobody can follow themselves"));
+            return Err(Rejection::Invalid("users cannot follow themselves"));
         }
         Ok(())
     }
 }
 
-/// Decides it. One that is so already is an event nevertheless.
+/// Decides on a follow or unfollow. Returns an event even if the facts say that it changes nothing.
 pub fn decide(follow: Follow, followee: Fresh<Option<()>>) -> Result<Event, Rejection> {
-    follow.check()?;
-    known(followee, "user")?;
+    follow.validate()?;
+    require_existing(followee, "user")?;
     let Follow { follower_id, followee_id, action } = follow;
     Ok(Event::Follow(match action {
         Action::Do => FollowEvent::UserFollowed(UserFollowed { follower_id, followee_id }),
@@ -41,7 +41,7 @@ pub fn decide(follow: Follow, followee: Fresh<Option<()>>) -> Result<Event, Reje
 #[cfg(test)]
 mod tests {
     use super::{
-        super::given::{fresh, stale, user},
+        super::fixtures::{fresh, stale, user},
         *,
     };
 
@@ -76,8 +76,8 @@ mod tests {
 
     #[test]
     fn given_no_user_when_followed_then_it_is_rejected() {
-        let wish = follow(1, 2, Action::Do);
-        assert_eq!(decide(wish, fresh(None)), Err(Rejection::NotFound("user")));
-        assert_eq!(decide(wish, stale(None)), Err(Rejection::Uncertain));
+        let command = follow(1, 2, Action::Do);
+        assert_eq!(decide(command, fresh(None)), Err(Rejection::NotFound("user")));
+        assert_eq!(decide(command, stale(None)), Err(Rejection::Uncertain));
     }
 }

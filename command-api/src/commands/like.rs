@@ -1,25 +1,25 @@
-//! Liking a video, and taking that back.
+//! Likes and unlikes videos.
 
 use vidlog_contract::Action;
 use vidlog_events::{Event, LikeEvent, UserId, VideoId, VideoLiked, VideoUnliked};
 use vidlog_read_models::{Fresh, VideoFact};
 
-use super::{Rejection, published};
+use super::{Rejection, require_published};
 
-/// A user's wish about a video.
+/// Command: like or unlike a video.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Like {
-    /// Who.
+    /// The caller.
     pub user_id: UserId,
     /// The video.
     pub video_id: VideoId,
-    /// To like it, or to like it no longer.
+    /// Like or unlike.
     pub action: Action,
 }
 
-/// Decides it. One that is so already is an event nevertheless.
+/// Decides on a like or unlike. Returns an event even if the facts say that it changes nothing.
 pub fn decide(like: Like, video: Fresh<Option<VideoFact>>) -> Result<Event, Rejection> {
-    let author_id = published(video)?.author_id;
+    let author_id = require_published(video)?.author_id;
     let author_id = UserId::new(author_id).ok_or(Rejection::NotFound("author"))?;
     let Like { user_id, video_id, action } = like;
     Ok(Event::Like(match action {
@@ -33,7 +33,7 @@ mod tests {
     use vidlog_schemas::rows::VideoState;
 
     use super::{
-        super::given::{fresh, stale, user, video, video_of},
+        super::fixtures::{fresh, stale, user, video, video_of},
         *,
     };
 
@@ -66,8 +66,8 @@ mod tests {
 
     #[test]
     fn given_no_video_when_liked_then_it_is_rejected() {
-        let wish = like(user(1), video(9), Action::Do);
-        assert_eq!(decide(wish, fresh(None)), Err(Rejection::NotFound("video")));
-        assert_eq!(decide(wish, stale(None)), Err(Rejection::Uncertain));
+        let command = like(user(1), video(9), Action::Do);
+        assert_eq!(decide(command, fresh(None)), Err(Rejection::NotFound("video")));
+        assert_eq!(decide(command, stale(None)), Err(Rejection::Uncertain));
     }
 }

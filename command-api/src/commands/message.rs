@@ -1,35 +1,35 @@
-//! Sending a chat message.
+//! Sends chat messages.
 
 use vidlog_events::{Event, MessageEvent, MessageId, MessageSent, Personal, UserId};
 use vidlog_read_models::Fresh;
 
-use super::{Rejection, known};
+use super::{Rejection, require_existing};
 
-/// A message that a user wants to send.
+/// Command: send a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Send {
-    /// Who.
+    /// The sender.
     pub from_user_id: UserId,
-    /// To whom.
+    /// The recipient.
     pub to_user_id: UserId,
     /// The text.
     pub content: Personal<String>,
 }
 
 impl Send {
-    /// What can be said against it before any fact is known.
-    pub fn check(&self) -> Result<(), Rejection> {
+    /// Checks the command without facts.
+    pub fn validate(&self) -> Result<(), Rejection> {
         if self.from_user_id == self.to_user_id {
-            return Err(Rejection::Invalid("nobody can write to themselves"));
+            return Err(Rejection::Invalid("users cannot send messages to themselves"));
         }
         Ok(())
     }
 }
 
-/// Decides it.
+/// Decides on a message.
 pub fn decide(send: Send, recipient: Fresh<Option<()>>, message_id: MessageId) -> Result<Event, Rejection> {
-    send.check()?;
-    known(recipient, "user")?;
+    send.validate()?;
+    require_existing(recipient, "user")?;
     Ok(Event::Message(MessageEvent::MessageSent(MessageSent {
         message_id,
         from_user_id: send.from_user_id,
@@ -41,7 +41,7 @@ pub fn decide(send: Send, recipient: Fresh<Option<()>>, message_id: MessageId) -
 #[cfg(test)]
 mod tests {
     use super::{
-        super::given::{fresh, stale, user},
+        super::fixtures::{fresh, stale, user},
         *,
     };
 
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn given_a_user_when_written_to_then_the_message_is_sent() {
+    fn given_a_user_when_messaged_then_the_message_is_sent() {
         let sent = MessageSent {
             message_id: MessageId::new(5).unwrap(),
             from_user_id: user(1),
@@ -65,12 +65,12 @@ mod tests {
     }
 
     #[test]
-    fn given_a_user_when_it_writes_to_itself_then_it_is_rejected() {
+    fn given_a_user_when_it_messages_itself_then_it_is_rejected() {
         assert!(matches!(decide(send(1, 1), fresh(Some(()))), Err(Rejection::Invalid(_))));
     }
 
     #[test]
-    fn given_no_user_when_written_to_then_it_is_rejected() {
+    fn given_no_user_when_messaged_then_it_is_rejected() {
         assert_eq!(decide(send(1, 2), fresh(None)), Err(Rejection::NotFound("user")));
         assert_eq!(decide(send(1, 2), stale(None)), Err(Rejection::Uncertain));
     }

@@ -1,23 +1,23 @@
-//! Publishing a video: its upload, and the keys of its objects.
+//! Publishes uploads, and derives the object keys of their files.
 
 use uuid::Uuid;
 use vidlog_events::{Event, Personal, UserId, VideoEvent, VideoId, VideoUploaded};
 
-/// The folder of files as they were uploaded. They are never served.
+/// Prefix of the object keys of originals, which are never served.
 pub const ORIGINALS: &str = "originals";
 
-/// A video that a user wants to publish; its file is in the object store.
+/// Command: publish an upload whose file is in the object store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publish {
-    /// Who.
+    /// The author.
     pub author_id: UserId,
     /// The title.
     pub title: Personal<String>,
-    /// The object key of the file.
+    /// Object key of the original.
     pub original_key: String,
 }
 
-/// Decides it. Whether the file is a video is found out later, by the media worker.
+/// Decides on an upload. The media worker checks later whether the file is a video.
 pub fn decide(publish: Publish, video_id: VideoId) -> Event {
     Event::Video(VideoEvent::VideoUploaded(VideoUploaded {
         video_id,
@@ -27,23 +27,23 @@ pub fn decide(publish: Publish, video_id: VideoId) -> Event {
     }))
 }
 
-/// The object key of an upload, with something random in it that only the log knows.
+/// Object key of an original. The random part makes it unguessable.
 pub fn original_key(video_id: VideoId, random: Uuid) -> String {
     format!("{ORIGINALS}/{video_id}-{random}")
 }
 
-/// The object key of the playable file of an upload: always the same, and not to be guessed from the video's id.
+/// Object key of an upload's playable file: deterministic, and not guessable from the video's id.
 pub fn play_key(upload: &VideoUploaded) -> String {
-    format!("videos/{}-{}.mp4", upload.video_id, secret(upload))
+    format!("videos/{}-{}.mp4", upload.video_id, original_key_hash(upload))
 }
 
-/// The object key of the cover of an upload.
+/// Object key of an upload's cover.
 pub fn cover_key(upload: &VideoUploaded) -> String {
-    format!("covers/{}-{}.jpg", upload.video_id, secret(upload))
+    format!("covers/{}-{}.jpg", upload.video_id, original_key_hash(upload))
 }
 
-/// A hash of the original's key: it follows from that, and tells nothing about it.
-fn secret(upload: &VideoUploaded) -> Uuid {
+/// Hash of the original's key: deterministic, and does not reveal the key.
+fn original_key_hash(upload: &VideoUploaded) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, upload.original_key.as_bytes())
 }
 
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn given_a_file_when_published_then_the_event_names_it() {
+    fn given_a_file_when_published_then_the_event_carries_its_key() {
         let uploaded = upload(9, 1);
         assert_eq!(uploaded.original_key, "originals/9-00000000-0000-0000-0000-000000000001");
         assert_eq!((uploaded.video_id.get(), uploaded.author_id.get()), (9, 7));
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_follow_from_the_originals_key_and_do_not_show_it() {
+    fn published_keys_are_deterministic_and_hide_the_original() {
         let one = upload(9, 1);
         assert_eq!(play_key(&one), play_key(&one.clone()));
         assert_ne!(play_key(&one), play_key(&upload(9, 2)));

@@ -1,5 +1,5 @@
-//! Runs ffmpeg and ffprobe on files that nobody vouches for: bounded in time, memory, CPU and output, without the
-//! service's environment, and with no way to the network or to another file.
+//! Runs ffmpeg and ffprobe on untrusted files: with bounded time, memory, CPU and output, without the service's
+//! environment, and without access to the network or other files.
 
 use std::{
     env,
@@ -19,17 +19,16 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-/// Where in a folder the file is that nobody vouches for.
+/// Name of the untrusted file in its directory.
 pub(super) const ORIGINAL: &str = "original";
 
-/// Options of every input: what it is is found out from its content, and it must be a file of a kind that names no
-/// other files. Playlists and the like are not among them.
-pub(super) const INPUT: [&str; 4] =
+/// Options of every input: a local file, in a container format that can't refer to other files (unlike playlists).
+pub(super) const INPUT_OPTIONS: [&str; 4] =
     ["-protocol_whitelist", "file", "-format_whitelist", "mov,matroska,avi,flv,mpegts,mpeg,asf"];
 
-/// What a process is started through: it gets no privileges, dies with the worker, has some 3 GB of memory at most,
-/// leaves no core, writes no file above 1 GB, and lets others go first. A 4K video takes a third of that memory.
-const CONFINED: [&str; 12] = [
+/// Command prefix that confines a process: no new privileges, killed with the worker, at most 3 GiB of memory, no core
+/// dump, no file above 1 GiB, low priority. A 4K video takes a third of that memory.
+const SANDBOX: [&str; 12] = [
     "setpriv",
     "--no-new-privs",
     "--pdeathsig=KILL",
@@ -44,87 +43,78 @@ const CONFINED: [&str; 12] = [
     "10",
 ];
 
-/// Nothing is told but errors.
-const QUIET: [&str; 3] = ["-hide_banner", "-loglevel", "error"];
+/// Options that limit stderr to errors.
+const LOG_OPTIONS: [&str; 3] = ["-hide_banner", "-loglevel", "error"];
 
-/// What is kept of a process's answer; that of ffprobe has a few hundred bytes.
-const MAX_OUTPUT: usize = 256 * 1024;
-/// What is kept of the end of its complaints.
-const MAX_COMPLAINTS: usize = 2048;
+/// Bytes kept of the start of stdout; ffprobe writes a few hundred.
+const MAX_STDOUT: usize = 256 * 1024;
+/// Bytes kept of the end of stderr.
+const MAX_STDERR: usize = 2048;
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a tool did not do its work.
+/// Failure of a tool.
 #[derive(Debug, Error)]
 pub(super) enum ToolError {
-    /// It found the input wanting.
+    /// The tool reports that the input is invalid.
     #[error("{tool} refused the input")]
-    Refused {
-        /// Which tool.
-        tool: &'static str,
-    },
-    /// It took too long, took too much, or was killed: the input's fault, or the machine's.
-    #[error("{tool} {what}")]
-    Crashed {
-        /// Which tool.
-        tool: &'static str,
-        /// What happened to it.
-        what: String,
-    },
-    /// The machine would not let it work.
-    #[error("{tool} can't work here: {what}")]
-    Hindered {
-        /// Which tool.
-        tool: &'static str,
-        /// What was in its way.
-        what: String,
-    },
+    Refused { tool: &'static str },
+    /// The tool timed out, ran out of memory, or was killed; either the input or the machine is the cause.
+    #[error("{tool} {cause}")]
+    Crashed { tool: &'static str, cause: String },
+    /// The tool can't run on this machine.
+    #[error("{tool} is unavailable: {cause}")]
+    Unavailable { tool: &'static str, cause: String },
 }
 
-/// Makes sure that the tools are there, so that a worker without them does not start.
+/// Checks that the tools are installed, so that a worker without them fails at startup.
 pub(super) async fn check_tools() -> anyhow::Result<()> {
-    let folder = env::temp_dir();
+    let directory = env::temp_dir();
     for tool in ["ffmpeg", "ffprobe"] {
-        run(tool, ["-version"], &folder, CHECK_TIMEOUT)
+        run(tool, ["-version"], &directory, CHECK_TIMEOUT)
             .await
             .context("the media worker needs ffmpeg, ffprobe, and setpriv, prlimit and nice of util-linux and coreutils")?;
     }
     Ok(())
 }
 
-/// Runs a tool in a folder and returns what it wrote to standard output.
+/// Runs a tool in a directory; returns its stdout.
 pub(super) async fn run<A: AsRef<OsStr>>(
     tool: &'static str,
     arguments: impl IntoIterator<Item = A>,
-    folder: &Path,
-    patience: Duration,
+    directory: &Path,
+    time_limit: Duration,
 ) -> Result<Vec<u8>, ToolError> {
-    let hindered = |error: std::io::Error| ToolError::Hindered { tool, what: error.to_string() };
-    let mut child = command(tool, folder).args(QUIET).args(arguments).spawn().map_err(hindered)?;
-    let ended = timeout(patience, output_of(&mut child)).await;
-    let Ok(ended) = ended else {
-        // Dropping it would kill it as well; this also waits for its end.
-        child.kill().await.map_err(hindered)?;
-        return Err(ToolError::Crashed { tool, what: format!("took longer than {} s", patience.as_secs()) });
+    let unavailable = |error: std::io::Error| ToolError::Unavailable { tool, cause: error.to_string() };
+    let mut child =
+        command(tool, directory).args(LOG_OPTIONS).args(arguments).spawn().map_err(unavailable)?;
+    let result = timeout(time_limit, wait_with_output(&mut child)).await;
+    let Ok(result) = result else {
+        // Dropping the child would kill it too, but not wait for its exit.
+        child.kill().await.map_err(unavailable)?;
+        return Err(ToolError::Crashed {
+            tool,
+            cause: format!("took longer than {} s", time_limit.as_secs()),
+        });
     };
-    let (status, output, complaints) = ended.map_err(hindered)?;
-    let complaints = String::from_utf8_lossy(&complaints);
-    let Err(error) = judge(tool, status, &complaints) else { return Ok(output) };
+    let (status, stdout, stderr) = result.map_err(unavailable)?;
+    let stderr = String::from_utf8_lossy(&stderr);
+    let Err(error) = classify_exit(tool, status, &stderr) else { return Ok(stdout) };
     match &error {
-        ToolError::Refused { .. } => debug!(tool, %status, %complaints, "a media tool refused an upload"),
-        ToolError::Crashed { .. } | ToolError::Hindered { .. } => {
-            warn!(tool, %status, %complaints, "a media tool failed");
+        ToolError::Refused { .. } => debug!(tool, %status, %stderr, "media tool refused input"),
+        ToolError::Crashed { .. } | ToolError::Unavailable { .. } => {
+            warn!(tool, %status, %stderr, "media tool failed");
         }
     }
     Err(error)
 }
 
-fn command(tool: &str, folder: &Path) -> Command {
-    let [first, confined @ ..] = CONFINED;
+fn command(tool: &str, directory: &Path) -> Command {
+    let [first, confined @ ..] = SANDBOX;
     let mut command = Command::new(first);
     command
         .args(confined)
         .arg(tool)
-        .current_dir(folder)
+        .current_dir(directory)
         .env_clear()
         .env("PATH", env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/bin:/bin")))
         .env("LC_ALL", "C")
@@ -136,23 +126,26 @@ fn command(tool: &str, folder: &Path) -> Command {
     command
 }
 
-async fn output_of(child: &mut Child) -> std::io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
+async fn wait_with_output(child: &mut Child) -> std::io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let (output, complaints, status) = tokio::join!(read_head(stdout), read_tail(stderr), child.wait());
-    Ok((status?, output?, complaints?))
+    let (stdout, stderr, status) = tokio::join!(read_head(stdout), read_tail(stderr), child.wait());
+    Ok((status?, stdout?, stderr?))
 }
 
-/// Reads to the end, and keeps the beginning.
+/// Reads to the end; keeps the start.
 async fn read_head(pipe: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
-    read(pipe, |kept| kept.truncate(MAX_OUTPUT)).await
+    read(pipe, |kept| kept.truncate(MAX_STDOUT)).await
 }
 
-/// Reads to the end, and keeps the end.
+/// Reads to the end; keeps the end.
 async fn read_tail(pipe: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
-    read(pipe, |kept| drop(kept.drain(..kept.len().saturating_sub(MAX_COMPLAINTS)))).await
+    read(pipe, |kept| drop(kept.drain(..kept.len().saturating_sub(MAX_STDERR)))).await
 }
 
-async fn read(pipe: Option<impl AsyncRead + Unpin>, cut: impl Fn(&mut Vec<u8>)) -> std::io::Result<Vec<u8>> {
+async fn read(
+    pipe: Option<impl AsyncRead + Unpin>,
+    shorten: impl Fn(&mut Vec<u8>),
+) -> std::io::Result<Vec<u8>> {
     let mut kept = Vec::new();
     let Some(mut pipe) = pipe else { return Ok(kept) };
     let mut buffer = [0; 4096];
@@ -162,27 +155,27 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>, cut: impl Fn(&mut Vec<u8>)) 
             return Ok(kept);
         }
         kept.extend_from_slice(&buffer[..count]);
-        cut(&mut kept);
+        shorten(&mut kept);
     }
 }
 
-/// What the end of a process says. A tool may call it a success to have stopped where it ran out of memory.
-fn judge(tool: &'static str, status: ExitStatus, complaints: &str) -> Result<(), ToolError> {
-    let crashed = |what: String| Err(ToolError::Crashed { tool, what });
-    let hindered = |what: &str| Err(ToolError::Hindered { tool, what: what.to_owned() });
+/// Classifies a process's exit. Exit code 0 is not always success: a tool may stop early when it runs out of memory.
+fn classify_exit(tool: &'static str, status: ExitStatus, stderr: &str) -> Result<(), ToolError> {
+    let crashed = |cause: String| Err(ToolError::Crashed { tool, cause });
+    let unavailable = |cause: &str| Err(ToolError::Unavailable { tool, cause: cause.to_owned() });
     if let Some(signal) = status.signal() {
         return crashed(format!("was killed by signal {signal}"));
     }
-    if complaints.contains("No space left on device") {
-        return hindered("no space left on device");
+    if stderr.contains("No space left on device") {
+        return unavailable("no space left on device");
     }
-    if complaints.contains("Cannot allocate memory") {
+    if stderr.contains("Cannot allocate memory") {
         return crashed("ran out of memory".to_owned());
     }
     match status.code() {
         Some(0) => Ok(()),
-        // Those of nice, prlimit and setpriv for a program that can't be started.
-        Some(126 | 127) => hindered(complaints.trim()),
+        // Codes of nice, prlimit and setpriv for a program that can't be started.
+        Some(126 | 127) => unavailable(stderr.trim()),
         _ => Err(ToolError::Refused { tool }),
     }
 }
@@ -191,55 +184,55 @@ fn judge(tool: &'static str, status: ExitStatus, complaints: &str) -> Result<(),
 mod tests {
     use super::*;
 
-    async fn ffmpeg(arguments: &str, patience: Duration) -> Result<Vec<u8>, ToolError> {
-        run("ffmpeg", arguments.split(' '), &env::temp_dir(), patience).await
+    async fn ffmpeg(arguments: &str, time_limit: Duration) -> Result<Vec<u8>, ToolError> {
+        run("ffmpeg", arguments.split(' '), &env::temp_dir(), time_limit).await
     }
 
     #[tokio::test]
-    async fn the_tools_are_installed() {
+    async fn tools_are_installed() {
         check_tools().await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_tool_that_takes_too_long_is_killed() {
+    async fn tool_is_killed_at_its_time_limit() {
         let endless = "-re -f lavfi -i testsrc -f null -";
         let error = ffmpeg(endless, Duration::from_millis(300)).await.unwrap_err();
         assert!(matches!(error, ToolError::Crashed { .. }), "{error}");
     }
 
     #[tokio::test]
-    async fn a_tool_is_confined() {
-        let tell = async |tool, argument: &str| {
+    async fn tool_runs_in_the_sandbox() {
+        let stdout_of = async |tool, argument: &str| {
             let output = command(tool, &env::temp_dir()).arg(argument).output().await.unwrap();
             String::from_utf8(output.stdout).unwrap()
         };
-        let limits = tell("cat", "/proc/self/limits").await;
+        let limits = stdout_of("cat", "/proc/self/limits").await;
         let limit =
             |name| limits.lines().find(|line| line.starts_with(name)).unwrap().split_whitespace().rev();
         assert_eq!(limit("Max address space").nth(1), Some("3221225472"));
         assert_eq!(limit("Max file size").nth(1), Some("1073741824"));
-        let status = tell("cat", "/proc/self/status").await;
+        let status = stdout_of("cat", "/proc/self/status").await;
         assert!(status.contains("NoNewPrivs:\t1"));
-        let variables = tell("env", "--").await;
+        let variables = stdout_of("env", "--").await;
         let names: Vec<_> = variables.lines().filter_map(|line| line.split('=').next()).collect();
         assert_eq!(names, ["LC_ALL", "PATH"]);
     }
 
     #[tokio::test]
-    async fn what_is_not_installed_is_a_hindrance() {
+    async fn missing_tool_is_unavailable() {
         let error =
             run("ffmpeg-of-nowhere", ["-version"], &env::temp_dir(), CHECK_TIMEOUT).await.unwrap_err();
-        assert!(matches!(error, ToolError::Hindered { .. }), "{error}");
+        assert!(matches!(error, ToolError::Unavailable { .. }), "{error}");
     }
 
     #[test]
-    fn a_full_disk_is_not_the_uploads_fault() {
-        let judged = |status, complaints| judge("ffmpeg", ExitStatus::from_raw(status), complaints);
-        let full = judged(1 << 8, "av_interleaved_write_frame(): No space left on device");
-        assert!(matches!(full, Err(ToolError::Hindered { .. })));
-        assert!(matches!(judged(1 << 8, "Invalid data"), Err(ToolError::Refused { .. })));
-        assert!(matches!(judged(9, ""), Err(ToolError::Crashed { .. })));
-        assert!(matches!(judged(0, "Cannot allocate memory"), Err(ToolError::Crashed { .. })));
-        assert!(judged(0, "").is_ok());
+    fn exits_are_classified_by_signal_stderr_and_code() {
+        let classified = |status, stderr| classify_exit("ffmpeg", ExitStatus::from_raw(status), stderr);
+        let full = classified(1 << 8, "av_interleaved_write_frame(): No space left on device");
+        assert!(matches!(full, Err(ToolError::Unavailable { .. })));
+        assert!(matches!(classified(1 << 8, "Invalid data"), Err(ToolError::Refused { .. })));
+        assert!(matches!(classified(9, ""), Err(ToolError::Crashed { .. })));
+        assert!(matches!(classified(0, "Cannot allocate memory"), Err(ToolError::Crashed { .. })));
+        assert!(classified(0, "").is_ok());
     }
 }

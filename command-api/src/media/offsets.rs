@@ -1,33 +1,33 @@
-//! How far a partition is done, when its records are finished in any order.
+//! Tracks which offset of a partition can be committed while its records complete out of order.
 
 use std::collections::BTreeMap;
 
-/// The records of a partition that were begun and not yet committed.
+/// The offsets of a partition that can't be committed yet.
 #[derive(Debug, Default)]
-pub(super) struct Offsets {
-    begun: BTreeMap<i64, State>,
+pub(super) struct OffsetTracker {
+    offsets: BTreeMap<i64, State>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Begun,
-    Finished,
+    InProgress,
+    Completed,
 }
 
-impl Offsets {
-    /// Begins a record. They are begun in order.
-    pub(super) fn begin(&mut self, offset: i64) {
-        self.begun.insert(offset, State::Begun);
+impl OffsetTracker {
+    /// Starts a record. Records start in offset order.
+    pub(super) fn start(&mut self, offset: i64) {
+        self.offsets.insert(offset, State::InProgress);
     }
 
-    /// Finishes a record. Returns the offset up to which all are finished, if that moved: what may be committed.
+    /// Completes a record. Returns the next offset to commit, if it advanced: all earlier records are complete.
     ///
-    /// A record that is not known is ignored: it was begun before the partition was taken away.
-    pub(super) fn finish(&mut self, offset: i64) -> Option<i64> {
-        *self.begun.get_mut(&offset)? = State::Finished;
+    /// Ignores a record that was not started here, which belongs to an earlier assignment of the partition.
+    pub(super) fn complete(&mut self, offset: i64) -> Option<i64> {
+        *self.offsets.get_mut(&offset)? = State::Completed;
         let mut next = None;
-        while let Some(first) = self.begun.first_entry() {
-            if *first.get() == State::Begun {
+        while let Some(first) = self.offsets.first_entry() {
+            if *first.get() == State::InProgress {
                 break;
             }
             next = Some(first.key() + 1);
@@ -41,29 +41,29 @@ impl Offsets {
 mod tests {
     use super::*;
 
-    fn begun(offsets: &[i64]) -> Offsets {
-        let mut tracked = Offsets::default();
+    fn started(offsets: &[i64]) -> OffsetTracker {
+        let mut tracker = OffsetTracker::default();
         for offset in offsets {
-            tracked.begin(*offset);
+            tracker.start(*offset);
         }
-        tracked
+        tracker
     }
 
     #[test]
-    fn nothing_is_committed_before_all_that_is_earlier() {
-        // There are gaps in a log: offset 5 is not a record of ours.
-        let mut offsets = begun(&[3, 4, 6, 7]);
-        assert_eq!(offsets.finish(4), None);
-        assert_eq!(offsets.finish(7), None);
-        assert_eq!(offsets.finish(3), Some(5));
-        assert_eq!(offsets.finish(6), Some(8));
+    fn offset_is_committed_after_all_earlier_records() {
+        // Offsets have gaps, such as 5.
+        let mut offsets = started(&[3, 4, 6, 7]);
+        assert_eq!(offsets.complete(4), None);
+        assert_eq!(offsets.complete(7), None);
+        assert_eq!(offsets.complete(3), Some(5));
+        assert_eq!(offsets.complete(6), Some(8));
     }
 
     #[test]
-    fn what_was_not_begun_here_is_ignored() {
-        let mut offsets = begun(&[3]);
-        assert_eq!(offsets.finish(2), None);
-        assert_eq!(offsets.finish(3), Some(4));
-        assert_eq!(offsets.finish(3), None);
+    fn record_of_an_earlier_assignment_is_ignored() {
+        let mut offsets = started(&[3]);
+        assert_eq!(offsets.complete(2), None);
+        assert_eq!(offsets.complete(3), Some(4));
+        assert_eq!(offsets.complete(3), None);
     }
 }

@@ -1,4 +1,4 @@
-//! What became of each upload, in the MySQL table `media_outcomes`: decided once, appended until acknowledged.
+//! Outcomes of uploads, in the MySQL table `media_outcomes`: decided once, appended until acknowledged.
 
 use sqlx::MySqlPool;
 use thiserror::Error;
@@ -6,75 +6,75 @@ use uuid::Uuid;
 use vidlog_events::{Envelope, Event, VideoEvent, VideoId, VideoPublished, VideoRejected, VideoUploaded};
 
 use crate::{
-    origin::Stamp,
-    stored::{StoredError, from_text, to_text},
+    envelope_json::{EnvelopeJsonError, from_json, to_json},
+    request_context::EventIdentity,
 };
 
 /// `ce_source` of outcomes.
 const SOURCE: &str = "/vidlog/media-worker";
 
-/// An upload as its event tells of it.
+/// An upload, from its event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upload {
     /// The video.
     pub video: VideoUploaded,
-    /// The `ce_id` of the upload, which causes its outcome.
+    /// The event's `ce_id`: the causation id of the outcome.
     pub event_id: Uuid,
-    /// The trace of the request that uploaded it.
+    /// Trace context of the upload request.
     pub traceparent: Option<String>,
-    /// The id of that request.
+    /// Id of the upload request.
     pub correlation_id: Option<String>,
 }
 
-/// What was found out about an upload.
+/// Decision on an upload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It can be seen.
+    /// Publish the video.
     Publish {
-        /// The object key of the playable file.
+        /// Object key of the playable file.
         play_key: String,
-        /// The object key of the cover.
+        /// Object key of the cover.
         cover_key: String,
     },
-    /// It can't be.
+    /// Reject the upload.
     Reject {
-        /// Why, in words for the author.
+        /// Reason for the author.
         reason: String,
     },
 }
 
-/// An outcome that is stored.
+/// A stored outcome.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// Its event, always the same.
+    /// Its event; never changes.
     pub envelope: Envelope,
-    /// Whether that was acknowledged by the log.
+    /// Whether the broker acknowledged the event.
     pub appended: bool,
 }
 
-/// Why outcomes can't be read or written. Trying again is right in each case.
+/// Error of storing or reading an outcome. Every variant can be retried.
 #[derive(Debug, Error)]
 pub enum OutcomeError {
-    /// MySQL did not do it.
+    /// MySQL failed.
     #[error("failed to store or read an outcome: {0}")]
     MySql(#[from] sqlx::Error),
-    /// What is stored can't be read, or what is to be stored can't be written.
-    #[error("an outcome can't be read or written: {0}")]
-    Stored(#[from] StoredError),
-    /// What was just found to be stored is not there.
-    #[error("an outcome vanished")]
-    Vanished,
+    /// The outcome does not encode or decode.
+    #[error("failed to encode or decode an outcome: {0}")]
+    Envelope(#[from] EnvelopeJsonError),
+    /// An outcome that existed is gone.
+    #[error("a stored outcome disappeared")]
+    Missing,
 }
 
-/// The outcomes. Clones share the pool.
+/// Access to the stored outcomes. Clones share the pool.
 #[derive(Clone, Debug)]
-pub struct Outcomes {
+pub struct OutcomeStore {
     pool: MySqlPool,
 }
 
 impl Upload {
-    /// The upload of an event, if it is one.
-    pub fn of(envelope: Envelope) -> Option<Self> {
+    /// The upload of an event; `None` for other events.
+    pub fn from_envelope(envelope: Envelope) -> Option<Self> {
         match envelope.event {
             Event::Video(VideoEvent::VideoUploaded(video)) => Some(Self {
                 video,
@@ -86,8 +86,8 @@ impl Upload {
         }
     }
 
-    /// The event of its outcome.
-    fn outcome(&self, verdict: Verdict, time_ms: i64) -> Envelope {
+    /// Builds the event of the outcome.
+    fn outcome_event(&self, verdict: Verdict, time_ms: i64) -> Envelope {
         let (video_id, author_id) = (self.video.video_id, self.video.author_id);
         let event = match verdict {
             Verdict::Publish { play_key, cover_key } => VideoEvent::VideoPublished(VideoPublished {
@@ -101,11 +101,11 @@ impl Upload {
                 VideoEvent::VideoRejected(VideoRejected { video_id, author_id, reason })
             }
         };
-        let stamp = Stamp::new(time_ms);
+        let identity = EventIdentity::new(time_ms);
         Envelope {
-            id: stamp.event_id,
+            id: identity.event_id,
             source: SOURCE.to_owned(),
-            time_ms: stamp.time_ms,
+            time_ms: identity.time_ms,
             traceparent: self.traceparent.clone(),
             correlation_id: self.correlation_id.clone(),
             causation_id: Some(self.event_id.to_string()),
@@ -114,25 +114,25 @@ impl Upload {
     }
 }
 
-impl Outcomes {
-    /// The outcomes in a database.
+impl OutcomeStore {
+    /// The outcomes in the pool's database.
     pub const fn new(pool: MySqlPool) -> Self {
         Self { pool }
     }
 
-    /// What was decided about a video.
+    /// Finds the outcome of a video.
     pub async fn find(&self, video: VideoId) -> Result<Option<Outcome>, OutcomeError> {
         let row: Option<(String, bool)> =
             sqlx::query_as("SELECT event, appended FROM media_outcomes WHERE video_id = ?")
                 .bind(video.get())
                 .fetch_optional(&self.pool)
                 .await?;
-        row.map(|(event, appended)| Ok(Outcome { envelope: from_text(&event)?, appended })).transpose()
+        row.map(|(event, appended)| Ok(Outcome { envelope: from_json(&event)?, appended })).transpose()
     }
 
-    /// Decides about an upload, unless that was done before: the first decision stands, and is returned.
+    /// Stores the outcome of an upload and returns it; returns the existing outcome if there is one.
     ///
-    /// A video that is published gets a publish time of its own, now or later, after all that were given out before.
+    /// A published video gets a unique publish time, at least `now_ms`, and above all publish times before it.
     pub async fn decide(
         &self,
         upload: &Upload,
@@ -141,26 +141,26 @@ impl Outcomes {
     ) -> Result<Outcome, OutcomeError> {
         let mut transaction = self.pool.begin().await?;
         let time_ms = match &verdict {
-            Verdict::Publish { .. } => take_publish_time(&mut transaction, now_ms).await?,
+            Verdict::Publish { .. } => next_publish_time(&mut transaction, now_ms).await?,
             Verdict::Reject { .. } => now_ms,
         };
-        let envelope = upload.outcome(verdict, time_ms);
+        let envelope = upload.outcome_event(verdict, time_ms);
         let inserted =
             sqlx::query("INSERT IGNORE INTO media_outcomes (video_id, event, appended) VALUES (?, ?, FALSE)")
                 .bind(upload.video.video_id.get())
-                .bind(to_text(&envelope)?)
+                .bind(to_json(&envelope)?)
                 .execute(&mut *transaction)
                 .await?;
         if inserted.rows_affected() == 1 {
             transaction.commit().await?;
             return Ok(Outcome { envelope, appended: false });
         }
-        // The time that was taken goes back with the transaction.
+        // Rolls back the publish time too.
         transaction.rollback().await?;
-        self.find(upload.video.video_id).await?.ok_or(OutcomeError::Vanished)
+        self.find(upload.video.video_id).await?.ok_or(OutcomeError::Missing)
     }
 
-    /// Notes that the log has the event of a video's outcome.
+    /// Marks a video's outcome as appended.
     pub async fn mark_appended(&self, video: VideoId) -> Result<(), OutcomeError> {
         sqlx::query("UPDATE media_outcomes SET appended = TRUE WHERE video_id = ?")
             .bind(video.get())
@@ -170,8 +170,8 @@ impl Outcomes {
     }
 }
 
-/// The next publish time. Its row is locked until the transaction ends, so that two workers never get the same.
-async fn take_publish_time(transaction: &mut sqlx::MySqlConnection, now_ms: i64) -> Result<i64, sqlx::Error> {
+/// Allocates the next publish time. The transaction locks its row, so concurrent workers get different times.
+async fn next_publish_time(transaction: &mut sqlx::MySqlConnection, now_ms: i64) -> Result<i64, sqlx::Error> {
     sqlx::query("UPDATE publish_clock SET last_ms = GREATEST(last_ms + 1, ?) WHERE id = 1")
         .bind(now_ms)
         .execute(&mut *transaction)

@@ -1,43 +1,42 @@
-//! What a file is, by its content, and what has to be done to publish it.
+//! Probes a media file, and decides whether it can be published as it is, must be encoded, or is rejected.
 
 use std::{ops::RangeInclusive, path::Path, time::Duration};
 
 use serde::Deserialize;
 
-use super::ffmpeg::{self, INPUT, ToolError};
+use super::ffmpeg::{self, INPUT_OPTIONS, ToolError};
 
-/// How long looking at a file may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
-/// The smallest and the largest side of a picture that is accepted, in pixels.
+/// Accepted width and height of a video, in pixels.
 const SIDES: RangeInclusive<u32> = 16..=4096;
-/// The longer and the shorter side of a picture that is published.
+/// Maximum longer and shorter side of a published video, in pixels.
 pub(super) const PUBLISHED_SIDES: (u32, u32) = (1920, 1080);
-/// Frames in a second of a video that is published.
+/// Maximum frame rate of a published video.
 pub(super) const PUBLISHED_FPS: u32 = 60;
-/// Bits in a second above which a file is made smaller, though every client could play it.
-const COPIED_BIT_RATE: u64 = 8_000_000;
+/// Bit rate above which a file is encoded again, although every client could play it.
+const MAX_COPIED_BIT_RATE: u64 = 8_000_000;
 
-/// Why an upload is not published.
+/// Why an upload is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reason {
-    /// It is no video, or none of a known kind.
+pub(super) enum RejectReason {
+    /// Not a video, or an unsupported format.
     NotAVideo,
-    /// There is only sound.
+    /// Audio only.
     NoPicture,
     /// The picture is too small or too large.
     Sides,
-    /// It is too long; how many minutes are fine.
+    /// Longer than the maximum, in minutes.
     TooLong(u64),
-    /// It can't be read to its end.
+    /// Can't be read to its end.
     Damaged,
-    /// It brought the tools down, again and again.
-    Unworkable,
-    /// It is not in the store any more.
+    /// Repeatedly crashed the tools.
+    Unprocessable,
+    /// Missing from the object store.
     Lost,
 }
 
-impl Reason {
-    /// In words for the author.
+impl RejectReason {
+    /// Text for the author.
     pub(super) fn for_author(self) -> String {
         match self {
             Self::NotAVideo => {
@@ -55,7 +54,7 @@ impl Reason {
                 format!("The video is too long: it may have at most {minutes} minutes.")
             }
             Self::Damaged => "The video is damaged or incomplete: it can't be read to its end.".to_owned(),
-            Self::Unworkable => {
+            Self::Unprocessable => {
                 "The video could not be processed. Save it in another format and upload it again.".to_owned()
             }
             Self::Lost => "The upload was lost on our side. Please upload the video again.".to_owned(),
@@ -63,21 +62,21 @@ impl Reason {
     }
 }
 
-/// What to do with a file that can be published.
+/// How to publish a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Plan {
-    /// Every client can play it as it is.
+    /// Copy the streams: every client can play them.
     Copy,
-    /// It has to be made playable, or smaller.
+    /// Encode the streams again.
     Encode,
 }
 
-/// What a file is.
+/// Properties of a media file.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Facts {
-    /// The names of its container format, comma separated.
+pub(super) struct MediaInfo {
+    /// Names of the container format, comma separated.
     container: String,
-    /// Its length, if the container knows.
+    /// Length, if the container contains it.
     duration: Option<Duration>,
     bit_rate: Option<u64>,
     video: Option<Video>,
@@ -93,40 +92,40 @@ struct Video {
     fps: f64,
 }
 
-impl Facts {
-    /// Its length, if it is known.
+impl MediaInfo {
+    /// Length, if known.
     pub(super) const fn duration(&self) -> Option<Duration> {
         self.duration
     }
 
-    /// Its length, if that stands in the file and was not guessed from its size: a file that is shorter is damaged.
+    /// Length declared by the file, not estimated from its size: a shorter file is damaged.
     pub(super) fn declared_duration(&self) -> Option<Duration> {
         self.duration.filter(|_| self.is_mp4() || self.container.contains("matroska"))
     }
 
-    /// Whether there is a picture in it that lasts.
-    pub(super) fn plays(&self) -> bool {
+    /// Whether the file has a picture and a length above zero.
+    pub(super) fn is_playable(&self) -> bool {
         self.video.is_some() && self.duration.is_some_and(|duration| !duration.is_zero())
     }
 
-    /// What has to be done to publish it.
-    pub(super) fn plan(&self, longest: Duration) -> Result<Plan, Reason> {
-        let video = self.video.as_ref().ok_or(Reason::NoPicture)?;
+    /// Decides how to publish the file.
+    pub(super) fn plan(&self, max_length: Duration) -> Result<Plan, RejectReason> {
+        let video = self.video.as_ref().ok_or(RejectReason::NoPicture)?;
         if !SIDES.contains(&video.width) || !SIDES.contains(&video.height) {
-            return Err(Reason::Sides);
+            return Err(RejectReason::Sides);
         }
-        self.check_duration(longest)?;
+        self.check_duration(max_length)?;
         let playable = self.is_mp4()
-            && video.is_playable()
-            && self.bit_rate.is_some_and(|bits| bits <= COPIED_BIT_RATE)
+            && video.is_universally_playable()
+            && self.bit_rate.is_some_and(|bits| bits <= MAX_COPIED_BIT_RATE)
             && self.audio_codec.as_ref().is_none_or(|codec| codec == "aac");
         Ok(if playable { Plan::Copy } else { Plan::Encode })
     }
 
-    /// Whether it is short enough.
-    pub(super) fn check_duration(&self, longest: Duration) -> Result<(), Reason> {
+    /// Checks the maximum length.
+    pub(super) fn check_duration(&self, max_length: Duration) -> Result<(), RejectReason> {
         match self.duration {
-            Some(duration) if duration > longest => Err(Reason::TooLong(longest.as_secs() / 60)),
+            Some(duration) if duration > max_length => Err(RejectReason::TooLong(max_length.as_secs() / 60)),
             _ => Ok(()),
         }
     }
@@ -137,7 +136,7 @@ impl Facts {
 }
 
 impl Video {
-    fn is_playable(&self) -> bool {
+    fn is_universally_playable(&self) -> bool {
         let (long, short) = (self.width.max(self.height), self.width.min(self.height));
         self.codec == "h264"
             && self.pixel_format == "yuv420p"
@@ -145,26 +144,26 @@ impl Video {
             && short <= PUBLISHED_SIDES.1
             && long % 2 == 0
             && short % 2 == 0
-            // Clocks of phones are not exact.
+            // Phones record at inexact frame rates.
             && self.fps <= f64::from(PUBLISHED_FPS) + 1.0
     }
 }
 
-/// Looks at a file in a folder.
-pub(super) async fn look_at(folder: &Path, file: &str) -> Result<Option<Facts>, ToolError> {
+/// Probes a file in a directory; `None` if it is not a media file.
+pub(super) async fn probe(directory: &Path, file: &str) -> Result<Option<MediaInfo>, ToolError> {
     const ENTRIES: &str = "stream=codec_type,codec_name,width,height,pix_fmt,avg_frame_rate\
                            :stream_disposition=attached_pic:format=format_name,duration,bit_rate";
     let input = format!("file:{file}");
     let rest = ["-show_entries", ENTRIES, "-of", "json", input.as_str()];
-    match ffmpeg::run("ffprobe", INPUT.into_iter().chain(rest), folder, PROBE_TIMEOUT).await {
-        Ok(answer) => Ok(read(&answer)),
+    match ffmpeg::run("ffprobe", INPUT_OPTIONS.into_iter().chain(rest), directory, PROBE_TIMEOUT).await {
+        Ok(output) => Ok(parse_output(&output)),
         Err(ToolError::Refused { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct ProbeOutput {
     #[serde(default)]
     streams: Vec<Stream>,
     format: Format,
@@ -197,7 +196,7 @@ struct Disposition {
 
 impl Stream {
     fn is(&self, codec_type: &str) -> bool {
-        // The cover of an album is a video stream to ffprobe.
+        // ffprobe reports an album cover as a video stream.
         let attached = self.disposition.as_ref().is_some_and(|disposition| disposition.attached_pic != 0);
         self.codec_type.as_deref() == Some(codec_type) && !attached
     }
@@ -212,16 +211,16 @@ impl Stream {
             width: self.width.unwrap_or_default(),
             height: self.height.unwrap_or_default(),
             pixel_format: self.pix_fmt.clone().unwrap_or_default(),
-            fps: self.avg_frame_rate.as_deref().and_then(ratio).unwrap_or_default(),
+            fps: self.avg_frame_rate.as_deref().and_then(parse_ratio).unwrap_or_default(),
         }
     }
 }
 
-fn read(answer: &[u8]) -> Option<Facts> {
-    let Answer { streams, format } = serde_json::from_slice(answer).ok()?;
+fn parse_output(output: &[u8]) -> Option<MediaInfo> {
+    let ProbeOutput { streams, format } = serde_json::from_slice(output).ok()?;
     let first = |codec_type| streams.iter().find(|stream| stream.is(codec_type));
     let duration = format.duration.and_then(|seconds| seconds.parse().ok());
-    Some(Facts {
+    Some(MediaInfo {
         container: format.names,
         duration: duration.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
         bit_rate: format.bit_rate.and_then(|bits| bits.parse().ok()),
@@ -230,8 +229,8 @@ fn read(answer: &[u8]) -> Option<Facts> {
     })
 }
 
-/// A number that is written as a ratio, such as 30000/1001.
-fn ratio(text: &str) -> Option<f64> {
+/// Parses a ratio such as `30000/1001`.
+fn parse_ratio(text: &str) -> Option<f64> {
     let (over, under) = text.split_once('/')?;
     let (over, under): (f64, f64) = (over.parse().ok()?, under.parse().ok()?);
     (under > 0.0).then(|| over / under)
@@ -241,10 +240,10 @@ fn ratio(text: &str) -> Option<f64> {
 mod tests {
     use super::*;
 
-    const LONGEST: Duration = Duration::from_mins(15);
+    const MAX_LENGTH: Duration = Duration::from_mins(15);
 
-    fn facts() -> Facts {
-        Facts {
+    fn info() -> MediaInfo {
+        MediaInfo {
             container: "mov,mp4,m4a,3gp,3g2,mj2".to_owned(),
             duration: Some(Duration::from_secs(10)),
             bit_rate: Some(2_000_000),
@@ -259,29 +258,29 @@ mod tests {
         }
     }
 
-    fn plan(change: impl FnOnce(&mut Facts)) -> Result<Plan, Reason> {
-        let mut facts = facts();
-        change(&mut facts);
-        facts.plan(LONGEST)
+    fn plan(change: impl FnOnce(&mut MediaInfo)) -> Result<Plan, RejectReason> {
+        let mut info = info();
+        change(&mut info);
+        info.plan(MAX_LENGTH)
     }
 
-    fn plan_of_video(change: impl Fn(&mut Video)) -> Result<Plan, Reason> {
-        plan(|facts| facts.video.iter_mut().for_each(&change))
+    fn plan_of_video(change: impl Fn(&mut Video)) -> Result<Plan, RejectReason> {
+        plan(|info| info.video.iter_mut().for_each(&change))
     }
 
     #[test]
-    fn what_every_client_plays_is_copied() {
+    fn universally_playable_file_is_copied() {
         assert_eq!(plan(|_| {}), Ok(Plan::Copy));
-        assert_eq!(plan(|facts| facts.audio_codec = None), Ok(Plan::Copy));
+        assert_eq!(plan(|info| info.audio_codec = None), Ok(Plan::Copy));
     }
 
     #[test]
-    fn anything_else_is_encoded() {
+    fn other_formats_are_encoded() {
         let plans = [
-            plan(|facts| facts.container = "matroska,webm".to_owned()),
-            plan(|facts| facts.audio_codec = Some("opus".to_owned())),
-            plan(|facts| facts.bit_rate = Some(40_000_000)),
-            plan(|facts| facts.bit_rate = None),
+            plan(|info| info.container = "matroska,webm".to_owned()),
+            plan(|info| info.audio_codec = Some("opus".to_owned())),
+            plan(|info| info.bit_rate = Some(40_000_000)),
+            plan(|info| info.bit_rate = None),
             plan_of_video(|video| video.codec = "hevc".to_owned()),
             plan_of_video(|video| video.pixel_format = "yuv420p10le".to_owned()),
             plan_of_video(|video| video.width = 1440),
@@ -293,46 +292,46 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_bounds_is_rejected() {
-        assert_eq!(plan(|facts| facts.video = None), Err(Reason::NoPicture));
-        assert_eq!(plan_of_video(|video| video.width = 8), Err(Reason::Sides));
-        assert_eq!(plan_of_video(|video| video.height = 4097), Err(Reason::Sides));
-        let long = plan(|facts| facts.duration = Some(LONGEST + Duration::from_millis(1)));
-        assert_eq!(long, Err(Reason::TooLong(15)));
+    fn file_out_of_bounds_is_rejected() {
+        assert_eq!(plan(|info| info.video = None), Err(RejectReason::NoPicture));
+        assert_eq!(plan_of_video(|video| video.width = 8), Err(RejectReason::Sides));
+        assert_eq!(plan_of_video(|video| video.height = 4097), Err(RejectReason::Sides));
+        let long = plan(|info| info.duration = Some(MAX_LENGTH + Duration::from_millis(1)));
+        assert_eq!(long, Err(RejectReason::TooLong(15)));
     }
 
     #[test]
-    fn an_albums_cover_is_no_video() {
-        let answer = br#"{"streams":[
+    fn album_cover_is_not_a_video() {
+        let output = br#"{"streams":[
             {"codec_type":"audio","codec_name":"aac","disposition":{"attached_pic":0}},
             {"codec_type":"video","codec_name":"mjpeg","width":500,"height":500,"disposition":{"attached_pic":1}}],
             "format":{"format_name":"mov,mp4","duration":"180.5","bit_rate":"128000"}}"#;
-        let facts = read(answer).unwrap();
-        assert_eq!(facts.video, None);
-        assert_eq!(facts.duration(), Some(Duration::from_millis(180_500)));
+        let info = parse_output(output).unwrap();
+        assert_eq!(info.video, None);
+        assert_eq!(info.duration(), Some(Duration::from_millis(180_500)));
     }
 
     #[test]
-    fn frames_a_second_are_a_ratio() {
-        assert_eq!(ratio("30/1"), Some(30.0));
-        assert_eq!(ratio("0/0"), None);
-        assert_eq!(ratio("30"), None);
+    fn frame_rate_is_parsed_as_a_ratio() {
+        assert_eq!(parse_ratio("30/1"), Some(30.0));
+        assert_eq!(parse_ratio("0/0"), None);
+        assert_eq!(parse_ratio("30"), None);
     }
 
     #[test]
-    fn every_reason_fits_into_its_column() {
+    fn every_reason_fits_its_column() {
         let reasons = [
-            Reason::NotAVideo,
-            Reason::NoPicture,
-            Reason::Sides,
-            Reason::TooLong(15),
-            Reason::Damaged,
-            Reason::Unworkable,
-            Reason::Lost,
+            RejectReason::NotAVideo,
+            RejectReason::NoPicture,
+            RejectReason::Sides,
+            RejectReason::TooLong(15),
+            RejectReason::Damaged,
+            RejectReason::Unprocessable,
+            RejectReason::Lost,
         ];
         for reason in reasons {
-            let words = reason.for_author();
-            assert!(words.chars().count() <= 255 && words.ends_with('.'), "{words}");
+            let text = reason.for_author();
+            assert!(text.chars().count() <= 255 && text.ends_with('.'), "{text}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Makes a playable file and a cover of an original, or finds out why that can't be.
+//! Renders a playable file and a cover from an original, or rejects it.
 
 use std::{
     path::{Path, PathBuf},
@@ -6,23 +6,22 @@ use std::{
 };
 
 use super::{
-    Limits,
-    ffmpeg::{self, INPUT, ORIGINAL, ToolError},
-    probe::{self, Facts, PUBLISHED_FPS, PUBLISHED_SIDES, Plan, Reason},
+    config::Limits,
+    ffmpeg::{self, INPUT_OPTIONS, ORIGINAL, ToolError},
+    probe::{self, MediaInfo, PUBLISHED_FPS, PUBLISHED_SIDES, Plan, RejectReason},
 };
 
 const VIDEO: &str = "video.mp4";
 const COVER: &str = "cover.jpg";
 /// Threads of each decoder and encoder.
 const THREADS: &str = "2";
-/// The part of a video that may be unreadable.
+/// Fraction of a video's frames that may fail to decode.
 const MAX_ERROR_RATE: &str = "0.1";
-/// How much shorter than it says a video may be: half a second, or a fiftieth.
-const SHORTFALL: (Duration, u32) = (Duration::from_millis(500), 50);
-/// How long making a cover may take.
+/// How much shorter than declared a video may be: half a second, or a fiftieth.
+const MAX_SHORTFALL: (Duration, u32) = (Duration::from_millis(500), 50);
 const COVER_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// What is published of a video.
+/// The published files of a video.
 #[derive(Debug)]
 pub(super) struct Rendition {
     /// The playable file.
@@ -31,123 +30,129 @@ pub(super) struct Rendition {
     pub(super) cover: PathBuf,
 }
 
-/// Why there is no rendition.
+/// Error of rendering.
 #[derive(Debug)]
-pub(super) enum Unmade {
+pub(super) enum RenderError {
     /// The original can't be published.
-    Rejected(Reason),
-    /// A tool did not do its work.
+    Rejected(RejectReason),
+    /// A tool failed.
     Failed(ToolError),
 }
 
-impl From<Reason> for Unmade {
-    fn from(reason: Reason) -> Self {
+impl From<RejectReason> for RenderError {
+    fn from(reason: RejectReason) -> Self {
         Self::Rejected(reason)
     }
 }
 
-impl From<ToolError> for Unmade {
+impl From<ToolError> for RenderError {
     fn from(error: ToolError) -> Self {
         match error {
-            ToolError::Refused { .. } => Self::Rejected(Reason::Damaged),
-            ToolError::Crashed { .. } | ToolError::Hindered { .. } => Self::Failed(error),
+            ToolError::Refused { .. } => Self::Rejected(RejectReason::Damaged),
+            ToolError::Crashed { .. } | ToolError::Unavailable { .. } => Self::Failed(error),
         }
     }
 }
 
-/// Makes a rendition of the original in a folder, beside it.
-pub(super) async fn render(folder: &Path, limits: Limits) -> Result<Rendition, Unmade> {
-    let original = probe::look_at(folder, ORIGINAL).await?.ok_or(Reason::NotAVideo)?;
-    let patience = limits.patience + 4 * original.duration().unwrap_or(limits.longest).min(limits.longest);
-    match original.plan(limits.longest)? {
-        Plan::Copy => match copy(folder, patience).await {
-            // What can't be copied as it is may still be readable.
-            Err(ToolError::Refused { .. }) => encode(folder, patience, limits.longest).await?,
+/// Renders the original in a directory; writes the files beside it.
+pub(super) async fn render(directory: &Path, limits: Limits) -> Result<Rendition, RenderError> {
+    let original = probe::probe(directory, ORIGINAL).await?.ok_or(RejectReason::NotAVideo)?;
+    let time_limit =
+        limits.base_timeout + 4 * original.duration().unwrap_or(limits.max_length).min(limits.max_length);
+    match original.plan(limits.max_length)? {
+        Plan::Copy => match copy(directory, time_limit).await {
+            // A file that can't be copied may still be decodable.
+            Err(ToolError::Refused { .. }) => encode(directory, time_limit, limits.max_length).await?,
             copied => copied?,
         },
-        Plan::Encode => encode(folder, patience, limits.longest).await?,
+        Plan::Encode => encode(directory, time_limit, limits.max_length).await?,
     }
-    let made = probe::look_at(folder, VIDEO).await?.ok_or(Reason::Damaged)?;
-    check(&original, &made, limits.longest)?;
-    let cover = cover(folder).await?;
-    Ok(Rendition { video: folder.join(VIDEO), cover })
+    let rendered = probe::probe(directory, VIDEO).await?.ok_or(RejectReason::Damaged)?;
+    check_length(&original, &rendered, limits.max_length)?;
+    let cover = cover(directory).await?;
+    Ok(Rendition { video: directory.join(VIDEO), cover })
 }
 
-/// A truncated file reads fine up to where it ends.
-fn check(original: &Facts, made: &Facts, longest: Duration) -> Result<(), Reason> {
-    made.check_duration(longest)?;
+/// Compares the rendered length with the declared one: a truncated file decodes without error up to its end.
+fn check_length(
+    original: &MediaInfo,
+    rendered: &MediaInfo,
+    max_length: Duration,
+) -> Result<(), RejectReason> {
+    rendered.check_duration(max_length)?;
     let declared = original.declared_duration().unwrap_or_default();
-    let shortfall = declared.saturating_sub(made.duration().unwrap_or_default());
-    if made.plays() && shortfall <= SHORTFALL.0.max(declared / SHORTFALL.1) {
+    let shortfall = declared.saturating_sub(rendered.duration().unwrap_or_default());
+    if rendered.is_playable() && shortfall <= MAX_SHORTFALL.0.max(declared / MAX_SHORTFALL.1) {
         Ok(())
     } else {
-        Err(Reason::Damaged)
+        Err(RejectReason::Damaged)
     }
 }
 
-/// Takes picture and sound over as they are, and decodes all of it besides, to be sure that it can be.
-async fn copy(folder: &Path, patience: Duration) -> Result<(), ToolError> {
+/// Copies the picture and sound streams, and decodes them to check that they are readable.
+async fn copy(directory: &Path, time_limit: Duration) -> Result<(), ToolError> {
     let mut arguments = input(ORIGINAL);
-    arguments.extend(words("-map 0:V:0 -map 0:a:0? -codec copy"));
+    arguments.extend(split_args("-map 0:V:0 -map 0:a:0? -codec copy"));
     arguments.extend(output());
-    arguments.extend(words("-map 0:V:0 -map 0:a:0? -f null -"));
-    ffmpeg::run("ffmpeg", arguments, folder, patience).await.map(drop)
+    arguments.extend(split_args("-map 0:V:0 -map 0:a:0? -f null -"));
+    ffmpeg::run("ffmpeg", arguments, directory, time_limit).await.map(drop)
 }
 
-async fn encode(folder: &Path, patience: Duration, longest: Duration) -> Result<(), ToolError> {
+async fn encode(directory: &Path, time_limit: Duration, max_length: Duration) -> Result<(), ToolError> {
     let mut arguments = input(ORIGINAL);
-    // One second more than is allowed is enough to see that it is too long.
-    arguments.extend(["-t".to_owned(), (longest.as_secs() + 1).to_string()]);
-    arguments.extend(words("-map 0:V:0 -map 0:a:0? -filter_threads 1"));
+    // One second beyond the maximum suffices to detect that the video is too long.
+    arguments.extend(["-t".to_owned(), (max_length.as_secs() + 1).to_string()]);
+    arguments.extend(split_args("-map 0:V:0 -map 0:a:0? -filter_threads 1"));
     arguments.extend(["-vf".to_owned(), scale(), "-fpsmax".to_owned(), PUBLISHED_FPS.to_string()]);
-    arguments.extend(words("-codec:v libx264 -preset veryfast -crf 23 -maxrate 6M -bufsize 12M"));
-    arguments.extend(words("-profile:v high -pix_fmt yuv420p"));
-    arguments.extend(words("-codec:a aac -b:a 128k -ac 2 -ar 44100"));
+    arguments.extend(split_args("-codec:v libx264 -preset veryfast -crf 23 -maxrate 6M -bufsize 12M"));
+    arguments.extend(split_args("-profile:v high -pix_fmt yuv420p"));
+    arguments.extend(split_args("-codec:a aac -b:a 128k -ac 2 -ar 44100"));
     arguments.extend(output());
-    ffmpeg::run("ffmpeg", arguments, folder, patience).await.map(drop)
+    ffmpeg::run("ffmpeg", arguments, directory, time_limit).await.map(drop)
 }
 
-/// Takes the picture at one second, or the first of a shorter video.
-async fn cover(folder: &Path) -> Result<PathBuf, Unmade> {
-    let path = folder.join(COVER);
+/// Renders the frame at one second, or the first frame of a shorter video.
+async fn cover(directory: &Path) -> Result<PathBuf, RenderError> {
+    let path = directory.join(COVER);
     for second in ["1", "0"] {
         let mut arguments = vec!["-ss".to_owned(), second.to_owned()];
         arguments.extend(input(VIDEO));
-        arguments.extend(words("-map 0:V:0 -frames:v 1 -filter_threads 1 -vf scale=w='min(iw,720)':h=-2"));
-        arguments.extend(words("-qscale:v 3 -map_metadata -1 -codec:v mjpeg -f mjpeg"));
+        arguments
+            .extend(split_args("-map 0:V:0 -frames:v 1 -filter_threads 1 -vf scale=w='min(iw,720)':h=-2"));
+        arguments.extend(split_args("-qscale:v 3 -map_metadata -1 -codec:v mjpeg -f mjpeg"));
         arguments.push(COVER.to_owned());
-        match ffmpeg::run("ffmpeg", arguments, folder, COVER_TIMEOUT).await {
-            Ok(_) if is_filled(&path).await => return Ok(path),
+        match ffmpeg::run("ffmpeg", arguments, directory, COVER_TIMEOUT).await {
+            Ok(_) if is_nonempty(&path).await => return Ok(path),
             Ok(_) | Err(ToolError::Refused { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Err(Unmade::Rejected(Reason::Damaged))
+    Err(RenderError::Rejected(RejectReason::Damaged))
 }
 
-async fn is_filled(path: &Path) -> bool {
+async fn is_nonempty(path: &Path) -> bool {
     tokio::fs::metadata(path).await.is_ok_and(|metadata| metadata.len() > 0)
 }
 
 fn input(file: &str) -> Vec<String> {
-    let mut arguments: Vec<_> = INPUT.map(str::to_owned).into();
-    arguments.extend(words("-nostdin -y"));
+    let mut arguments: Vec<_> = INPUT_OPTIONS.map(str::to_owned).into();
+    arguments.extend(split_args("-nostdin -y"));
     arguments.extend(["-threads".to_owned(), THREADS.to_owned()]);
     arguments.extend(["-max_error_rate".to_owned(), MAX_ERROR_RATE.to_owned()]);
     arguments.extend(["-i".to_owned(), format!("file:{file}")]);
     arguments
 }
 
-/// An MP4 that can be played while it is loaded, without what a phone writes into it: where it was taken, for one.
+/// Options of the output: an MP4 that plays while it downloads, without metadata such as the location.
 fn output() -> Vec<String> {
-    let mut arguments = words("-map_metadata -1 -map_chapters -1 -movflags +faststart");
+    let mut arguments = split_args("-map_metadata -1 -map_chapters -1 -movflags +faststart");
     arguments.extend(["-threads".to_owned(), THREADS.to_owned()]);
-    arguments.extend(words("-max_muxing_queue_size 4096 -f mp4"));
+    arguments.extend(split_args("-max_muxing_queue_size 4096 -f mp4"));
     arguments.push(VIDEO.to_owned());
     arguments
 }
 
-/// Makes the picture no larger than is published, with sides that the encoder can halve. It stands upright by then.
+/// Filter that scales the picture down to the maximum sides, and to even ones. ffmpeg has rotated it upright before.
 fn scale() -> String {
     let (long, short) = PUBLISHED_SIDES;
     format!(
@@ -156,7 +161,7 @@ fn scale() -> String {
     )
 }
 
-fn words(text: &str) -> Vec<String> {
+fn split_args(text: &str) -> Vec<String> {
     text.split(' ').map(str::to_owned).collect()
 }
 
@@ -166,53 +171,53 @@ mod tests {
 
     use super::*;
 
-    /// A folder with an original that ffmpeg makes.
-    async fn made(arguments: &str) -> TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        let arguments = words(arguments).into_iter().chain(["-y".to_owned(), ORIGINAL.to_owned()]);
-        ffmpeg::run("ffmpeg", arguments, folder.path(), COVER_TIMEOUT).await.unwrap();
-        folder
+    /// A directory with an original that ffmpeg generates.
+    async fn generated(arguments: &str) -> TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let arguments = split_args(arguments).into_iter().chain(["-y".to_owned(), ORIGINAL.to_owned()]);
+        ffmpeg::run("ffmpeg", arguments, directory.path(), COVER_TIMEOUT).await.unwrap();
+        directory
     }
 
-    async fn rewritten(folder: TempDir, change: impl FnOnce(&mut Vec<u8>)) -> TempDir {
-        let path = folder.path().join(ORIGINAL);
+    async fn rewritten(directory: TempDir, change: impl FnOnce(&mut Vec<u8>)) -> TempDir {
+        let path = directory.path().join(ORIGINAL);
         let mut content = tokio::fs::read(&path).await.unwrap();
         change(&mut content);
         tokio::fs::write(&path, content).await.unwrap();
-        folder
+        directory
     }
 
     async fn written(content: &[u8]) -> TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        tokio::fs::write(folder.path().join(ORIGINAL), content).await.unwrap();
-        folder
+        let directory = tempfile::tempdir().unwrap();
+        tokio::fs::write(directory.path().join(ORIGINAL), content).await.unwrap();
+        directory
     }
 
-    /// Renders it, and tells the width and height of the result.
-    async fn sides(folder: &TempDir) -> (u64, u64) {
-        let rendition = render(folder.path(), Limits::default()).await.unwrap();
+    /// Renders the original; returns the width and height of the result.
+    async fn sides(directory: &TempDir) -> (u64, u64) {
+        let rendition = render(directory.path(), Limits::default()).await.unwrap();
         let cover = tokio::fs::read(rendition.cover).await.unwrap();
         assert_eq!(cover[..3], [0xff, 0xd8, 0xff], "the cover is a JPEG");
         let video = tokio::fs::read(rendition.video).await.unwrap();
         let at = |name: &[u8]| video.windows(4).position(|window| window == name);
-        assert!(at(b"moov") < at(b"mdat"), "it can be played while it is loaded");
-        stream(folder, "width,height,codec_name,pix_fmt").await
+        assert!(at(b"moov") < at(b"mdat"), "the video plays while it downloads");
+        stream(directory, "width,height,codec_name,pix_fmt").await
     }
 
-    async fn stream(folder: &TempDir, entries: &str) -> (u64, u64) {
+    async fn stream(directory: &TempDir, entries: &str) -> (u64, u64) {
         let entries = format!("stream={entries}");
         let arguments = ["-select_streams", "v", "-show_entries", entries.as_str(), "-of", "json", VIDEO];
-        let answer = ffmpeg::run("ffprobe", arguments, folder.path(), COVER_TIMEOUT).await.unwrap();
+        let answer = ffmpeg::run("ffprobe", arguments, directory.path(), COVER_TIMEOUT).await.unwrap();
         let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
         let stream = &answer["streams"][0];
         assert_eq!((&stream["codec_name"], &stream["pix_fmt"]), (&"h264".into(), &"yuv420p".into()));
         (stream["width"].as_u64().unwrap(), stream["height"].as_u64().unwrap())
     }
 
-    async fn reason(folder: &TempDir) -> Reason {
-        let limits = Limits { longest: Duration::from_secs(5), ..Limits::default() };
-        match render(folder.path(), limits).await {
-            Err(Unmade::Rejected(reason)) => reason,
+    async fn reason(directory: &TempDir) -> RejectReason {
+        let limits = Limits { max_length: Duration::from_secs(5), ..Limits::default() };
+        match render(directory.path(), limits).await {
+            Err(RenderError::Rejected(reason)) => reason,
             other => panic!("{other:?}"),
         }
     }
@@ -220,89 +225,87 @@ mod tests {
     const MP4: &str = "-codec:v libx264 -preset ultrafast -pix_fmt yuv420p -codec:a aac -f mp4";
 
     #[tokio::test]
-    async fn what_is_playable_is_taken_over_as_it_is() {
-        let folder = made(&format!(
+    async fn playable_video_is_copied_without_metadata() {
+        let directory = generated(&format!(
             "-f lavfi -i testsrc=size=320x240:rate=10 -f lavfi -i sine -t 2 -metadata location=+48.1+11.5/ {MP4}"
         ))
         .await;
-        assert_eq!(sides(&folder).await, (320, 240));
-        let copied = tokio::fs::read(folder.path().join(VIDEO)).await.unwrap();
-        assert!(
-            !copied.windows(5).any(|window| window == b"+48.1"),
-            "where it was taken is nobody's business"
-        );
+        assert_eq!(sides(&directory).await, (320, 240));
+        let copied = tokio::fs::read(directory.path().join(VIDEO)).await.unwrap();
+        assert!(!copied.windows(5).any(|window| window == b"+48.1"), "the location is removed");
     }
 
     #[tokio::test]
-    async fn what_is_too_large_is_made_smaller() {
-        let folder = made(&format!(
+    async fn large_video_is_scaled_down() {
+        let directory = generated(&format!(
             "-f lavfi -i testsrc=size=2562x1443:rate=5 -t 1 {}",
             MP4.replace("yuv420p", "yuv444p")
         ))
         .await;
-        assert_eq!(sides(&folder).await, (1918, 1080));
+        assert_eq!(sides(&directory).await, (1918, 1080));
     }
 
     #[tokio::test]
-    async fn a_video_that_was_filmed_upright_stays_upright() {
-        let folder = made("-f lavfi -i testsrc=size=320x240:rate=5 -t 1 -codec:v mpeg4 -f mp4").await;
-        let turned = words("-i file:original -codec copy -metadata:s:v:0 rotate=90 -f mp4 -y turned");
-        ffmpeg::run("ffmpeg", turned, folder.path(), COVER_TIMEOUT).await.unwrap();
-        tokio::fs::rename(folder.path().join("turned"), folder.path().join(ORIGINAL)).await.unwrap();
-        assert_eq!(sides(&folder).await, (240, 320));
+    async fn upright_video_stays_upright() {
+        let directory = generated("-f lavfi -i testsrc=size=320x240:rate=5 -t 1 -codec:v mpeg4 -f mp4").await;
+        let turned = split_args("-i file:original -codec copy -metadata:s:v:0 rotate=90 -f mp4 -y turned");
+        ffmpeg::run("ffmpeg", turned, directory.path(), COVER_TIMEOUT).await.unwrap();
+        tokio::fs::rename(directory.path().join("turned"), directory.path().join(ORIGINAL)).await.unwrap();
+        assert_eq!(sides(&directory).await, (240, 320));
     }
 
     #[tokio::test]
-    async fn other_formats_without_sound_and_shorter_than_a_second_are_fine() {
+    async fn short_silent_videos_in_other_formats_are_encoded() {
         for format in [
             "-codec:v mpeg4 -f avi",
             "-codec:v libvpx -f webm",
             "-codec:v mpeg2video -f mpegts",
             "-codec:v flv1 -f flv",
         ] {
-            let folder = made(&format!("-f lavfi -i testsrc=size=64x48:rate=25 -t 0.4 {format}")).await;
-            assert_eq!(sides(&folder).await, (64, 48), "{format}");
+            let directory =
+                generated(&format!("-f lavfi -i testsrc=size=64x48:rate=25 -t 0.4 {format}")).await;
+            assert_eq!(sides(&directory).await, (64, 48), "{format}");
         }
     }
 
     #[tokio::test]
-    async fn what_is_no_video_is_rejected() {
-        let png = made("-f lavfi -i testsrc=size=64x48 -frames:v 1 -codec:v png -f image2pipe").await;
-        assert_eq!(reason(&png).await, Reason::NotAVideo);
+    async fn non_video_is_rejected() {
+        let png = generated("-f lavfi -i testsrc=size=64x48 -frames:v 1 -codec:v png -f image2pipe").await;
+        assert_eq!(reason(&png).await, RejectReason::NotAVideo);
         let playlist = "#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:10,\n/etc/passwd\n#EXT-X-ENDLIST\n";
         let concat = "ffconcat version 1.0\nfile /etc/passwd\n";
         for content in ["Just a text.", playlist, concat, ""] {
-            assert_eq!(reason(&written(content.as_bytes()).await).await, Reason::NotAVideo);
+            assert_eq!(reason(&written(content.as_bytes()).await).await, RejectReason::NotAVideo);
         }
-        let sound = made("-f lavfi -i sine -t 1 -codec:a aac -f mp4").await;
-        assert_eq!(reason(&sound).await, Reason::NoPicture);
+        let sound = generated("-f lavfi -i sine -t 1 -codec:a aac -f mp4").await;
+        assert_eq!(reason(&sound).await, RejectReason::NoPicture);
     }
 
     #[tokio::test]
-    async fn what_is_damaged_is_rejected() {
+    async fn damaged_video_is_rejected() {
         let faststart = format!("-f lavfi -i testsrc=size=320x240:rate=25 -t 4 -movflags +faststart {MP4}");
         let truncated =
-            rewritten(made(&faststart).await, |content| content.truncate(content.len() * 2 / 3)).await;
-        assert_eq!(reason(&truncated).await, Reason::Damaged);
+            rewritten(generated(&faststart).await, |content| content.truncate(content.len() * 2 / 3)).await;
+        assert_eq!(reason(&truncated).await, RejectReason::Damaged);
         let headless = format!("-f lavfi -i testsrc=size=320x240:rate=25 -t 4 {MP4}");
         let truncated =
-            rewritten(made(&headless).await, |content| content.truncate(content.len() * 2 / 3)).await;
-        assert_eq!(reason(&truncated).await, Reason::NotAVideo);
-        let scribbled = rewritten(made(&faststart).await, |content| {
+            rewritten(generated(&headless).await, |content| content.truncate(content.len() * 2 / 3)).await;
+        assert_eq!(reason(&truncated).await, RejectReason::NotAVideo);
+        let scribbled = rewritten(generated(&faststart).await, |content| {
             let data = content.windows(4).position(|window| window == b"mdat").unwrap();
             content[data + 4..].fill(0x5a);
         });
-        assert_eq!(reason(&scribbled.await).await, Reason::Damaged);
+        assert_eq!(reason(&scribbled.await).await, RejectReason::Damaged);
     }
 
     #[tokio::test]
-    async fn what_is_too_long_or_too_large_is_rejected() {
+    async fn video_beyond_the_limits_is_rejected() {
         let long = format!("-f lavfi -i testsrc=size=64x48:rate=5 -t 6 {MP4}");
-        assert_eq!(reason(&made(&long).await).await, Reason::TooLong(0));
-        // This one does not say how long it is.
+        assert_eq!(reason(&generated(&long).await).await, RejectReason::TooLong(0));
+        // The container has no length.
         let endless = "-f lavfi -i testsrc=size=64x48:rate=5 -t 8 -codec:v libvpx -f webm -live 1";
-        assert_eq!(reason(&made(endless).await).await, Reason::TooLong(0));
+        assert_eq!(reason(&generated(endless).await).await, RejectReason::TooLong(0));
         let wide = "-f lavfi -i testsrc=size=4098x64:rate=5 -t 1 -codec:v mpeg4 -f avi";
-        assert_eq!(reason(&made(wide).await).await, Reason::Sides);
+        assert_eq!(reason(&generated(wide).await).await, RejectReason::Sides);
     }
 }

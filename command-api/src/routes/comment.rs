@@ -13,24 +13,24 @@ use vidlog_events::{CommentId, Personal};
 
 use crate::{
     commands::comment::{self, Delete, Post},
-    error::checked,
-    execute::{begin, begin_with_id, execute, nothing, watched},
+    error::typed_id,
+    execute::{begin, begin_with_id, empty_content, execute, run_command},
     facts::Facts,
-    idempotency::{Request, Reserved},
-    origin::Origin,
+    idempotency::{Fingerprint, Request, Reservation},
     reply::Reply,
+    request_context::RequestContext,
     state::CommandState,
 };
 
-/// A comment that was posted.
+/// Response to a posted comment.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Posted {
-    /// The comment; only of `action_type` 1.
+    /// The comment; only for `action_type` 1.
     #[schema(required = false)]
     comment: Comment,
 }
 
-/// Posts a comment, or deletes one. Its writer can delete it, and the video's author.
+/// Posts or deletes a comment. The comment's author and the video's author can delete it.
 #[utoipa::path(
     post,
     path = "/douyin/comment/action/",
@@ -39,8 +39,8 @@ pub(crate) struct Posted {
     params(
         ("video_id" = i64, Query),
         ("action_type" = i32, Query, description = "1 post, 2 delete"),
-        ("comment_text" = Option<String>, Query, description = "of 1: 1 to 255 characters"),
-        ("comment_id" = Option<i64>, Query, description = "of 2"),
+        ("comment_text" = Option<String>, Query, description = "for 1: 1 to 255 characters"),
+        ("comment_id" = Option<i64>, Query, description = "for 2"),
         IdempotencyKey,
         Seen,
     ),
@@ -48,60 +48,62 @@ pub(crate) struct Posted {
 )]
 pub(crate) async fn action(
     State(state): State<CommandState>,
-    Extension(origin): Extension<Origin>,
+    Extension(context): Extension<RequestContext>,
     call: Call,
 ) -> Result<Reply, ApiError> {
     match call.params.action_type() {
-        Ok(Action::Do) => watched("post-comment", post(&state, &origin, &call)).await,
-        Ok(Action::Undo) => watched("delete-comment", delete(&state, &origin, &call)).await,
+        Ok(Action::Do) => run_command("post-comment", post(&state, &context, &call)).await,
+        Ok(Action::Undo) => run_command("delete-comment", delete(&state, &context, &call)).await,
         Err(error) => Err(error),
     }
 }
 
-async fn post(state: &CommandState, origin: &Origin, call: &Call) -> Result<Reply, ApiError> {
+async fn post(state: &CommandState, context: &RequestContext, call: &Call) -> Result<Reply, ApiError> {
     let caller = call.caller()?;
     let video_id = call.params.id("video_id")?;
     let text = call.params.limited_text("comment_text", limits::COMMENT_TEXT)?;
     let post = Post {
-        user_id: checked(caller)?,
-        video_id: checked(video_id)?,
+        user_id: typed_id(caller)?,
+        video_id: typed_id(video_id)?,
         text: Personal::new(text.to_owned()),
     };
     let facts = Facts::new(&state.read_models, caller, &call.headers)?;
     let request = Request {
-        command: "post-comment",
         caller,
-        wish: format!("{video_id}\n{text}"),
+        fingerprint: Fingerprint::new("post-comment", &format!("{video_id}\n{text}")),
         headers: &call.headers,
     };
-    let begun = begin_with_id(state, &request).await?;
-    let decide =
-        async |reserved: Reserved| Ok(comment::post(post, facts.video(video_id).await?, reserved.entity()?)?);
-    let posted = async |reserved: Reserved| {
+    let outcome = begin_with_id(state, &request).await?;
+    let decide = async |reservation: Reservation| {
+        Ok(comment::post(post, facts.video(video_id).await?, reservation.entity()?)?)
+    };
+    let posted = async |reservation: Reservation| {
         let comment = Comment {
-            id: reserved.entity::<CommentId>()?.get(),
+            id: reservation.entity::<CommentId>()?.get(),
             user: facts.caller().await?,
             content: text.to_owned(),
-            create_date: month_and_day(reserved.stamp().time_ms),
+            create_date: month_and_day(reservation.identity().time_ms),
         };
         Ok(Posted { comment })
     };
-    execute(state, origin, begun, decide, posted).await
+    execute(state, context, outcome, decide, posted).await
 }
 
-async fn delete(state: &CommandState, origin: &Origin, call: &Call) -> Result<Reply, ApiError> {
+async fn delete(state: &CommandState, context: &RequestContext, call: &Call) -> Result<Reply, ApiError> {
     let caller = call.caller()?;
     let (video_id, comment_id) = (call.params.id("video_id")?, call.params.id("comment_id")?);
-    let delete =
-        Delete { user_id: checked(caller)?, video_id: checked(video_id)?, comment_id: checked(comment_id)? };
+    let delete = Delete {
+        user_id: typed_id(caller)?,
+        video_id: typed_id(video_id)?,
+        comment_id: typed_id(comment_id)?,
+    };
     let facts = Facts::new(&state.read_models, caller, &call.headers)?;
     let request = Request {
-        command: "delete-comment",
         caller,
-        wish: format!("{video_id}\n{comment_id}"),
+        fingerprint: Fingerprint::new("delete-comment", &format!("{video_id}\n{comment_id}")),
         headers: &call.headers,
     };
-    let begun = begin(state, &request).await?;
+    let outcome = begin(state, &request).await?;
     let decide = async |_| Ok(comment::delete(delete, facts.comment(video_id, comment_id).await?)?);
-    execute(state, origin, begun, decide, nothing).await
+    execute(state, context, outcome, decide, empty_content).await
 }

@@ -6,19 +6,19 @@ use vidlog_contract::{
     openapi::{IdempotencyKey, Seen},
 };
 
-use super::number;
+use super::action_number;
 use crate::{
     commands::like::{Like, decide},
-    error::checked,
-    execute::{begin, execute, nothing, watched},
+    error::typed_id,
+    execute::{begin, empty_content, execute, run_command},
     facts::Facts,
-    idempotency::Request,
-    origin::Origin,
+    idempotency::{Fingerprint, Request},
     reply::Reply,
+    request_context::RequestContext,
     state::CommandState,
 };
 
-/// Likes a video, or takes that back. What is so already stays so.
+/// Likes or unlikes a video. Idempotent.
 #[utoipa::path(
     post,
     path = "/douyin/favorite/action/",
@@ -34,23 +34,22 @@ use crate::{
 )]
 pub(crate) async fn action(
     State(state): State<CommandState>,
-    Extension(origin): Extension<Origin>,
+    Extension(context): Extension<RequestContext>,
     call: Call,
 ) -> Result<Reply, ApiError> {
-    watched("like", async {
+    run_command("like", async {
         let caller = call.caller()?;
         let (video_id, action) = (call.params.id("video_id")?, call.params.action_type()?);
-        let like = Like { user_id: checked(caller)?, video_id: checked(video_id)?, action };
+        let like = Like { user_id: typed_id(caller)?, video_id: typed_id(video_id)?, action };
         let facts = Facts::new(&state.read_models, caller, &call.headers)?;
         let request = Request {
-            command: "like",
             caller,
-            wish: format!("{video_id}\n{}", number(action)),
+            fingerprint: Fingerprint::new("like", &format!("{video_id}\n{}", action_number(action))),
             headers: &call.headers,
         };
-        let begun = begin(&state, &request).await?;
+        let outcome = begin(&state, &request).await?;
         let decide = async |_| Ok(decide(like, facts.video(video_id).await?)?);
-        execute(&state, &origin, begun, decide, nothing).await
+        execute(&state, &context, outcome, decide, empty_content).await
     })
     .await
 }

@@ -9,12 +9,12 @@ use vidlog_events::Personal;
 
 use crate::{
     commands::message::{Send, decide},
-    error::checked,
-    execute::{begin_with_id, execute, nothing, watched},
+    error::typed_id,
+    execute::{begin_with_id, empty_content, execute, run_command},
     facts::Facts,
-    idempotency::{Request, Reserved},
-    origin::Origin,
+    idempotency::{Fingerprint, Request, Reservation},
     reply::Reply,
+    request_context::RequestContext,
     state::CommandState,
 };
 
@@ -35,10 +35,10 @@ use crate::{
 )]
 pub(crate) async fn action(
     State(state): State<CommandState>,
-    Extension(origin): Extension<Origin>,
+    Extension(context): Extension<RequestContext>,
     call: Call,
 ) -> Result<Reply, ApiError> {
-    watched("message", async {
+    run_command("message", async {
         let caller = call.caller()?;
         let to_user_id = call.params.id("to_user_id")?;
         if call.params.action_type()? != Action::Do {
@@ -46,22 +46,22 @@ pub(crate) async fn action(
         }
         let content = call.params.limited_text("content", limits::MESSAGE_CONTENT)?;
         let send = Send {
-            from_user_id: checked(caller)?,
-            to_user_id: checked(to_user_id)?,
+            from_user_id: typed_id(caller)?,
+            to_user_id: typed_id(to_user_id)?,
             content: Personal::new(content.to_owned()),
         };
-        send.check()?;
+        send.validate()?;
         let facts = Facts::new(&state.read_models, caller, &call.headers)?;
         let request = Request {
-            command: "message",
             caller,
-            wish: format!("{to_user_id}\n{content}"),
+            fingerprint: Fingerprint::new("message", &format!("{to_user_id}\n{content}")),
             headers: &call.headers,
         };
-        let begun = begin_with_id(&state, &request).await?;
-        let decide =
-            async |reserved: Reserved| Ok(decide(send, facts.user(to_user_id).await?, reserved.entity()?)?);
-        execute(&state, &origin, begun, decide, nothing).await
+        let outcome = begin_with_id(&state, &request).await?;
+        let decide = async |reservation: Reservation| {
+            Ok(decide(send, facts.user(to_user_id).await?, reservation.entity()?)?)
+        };
+        execute(&state, &context, outcome, decide, empty_content).await
     })
     .await
 }

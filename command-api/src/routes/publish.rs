@@ -1,4 +1,4 @@
-//! POST publish/action: takes an upload into the object store while it comes in, and appends its event.
+//! POST publish/action: streams an upload into the object store and appends its event.
 
 mod form;
 
@@ -23,30 +23,31 @@ use self::form::{Form, Part};
 use crate::{
     append::append,
     commands::publish::{self, Publish},
-    error::checked,
-    execute::{counted, within_time},
-    idempotency::{self, Attempt, Begun, IDEMPOTENCY_HEADER},
-    origin::Origin,
+    error::typed_id,
+    execute::{with_deadline, with_metrics},
+    idempotency::{self, Fingerprint, IDEMPOTENCY_HEADER, IdempotentAttempt, Outcome},
     publisher::AppendError,
     reply::Reply,
+    request_context::RequestContext,
     state::CommandState,
     storage::{self, ObjectWriter},
 };
 
-/// The form of an upload, in any order.
+/// The form of an upload; parts may come in any order.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "it is read piece by piece; this describes it")]
+#[expect(dead_code, reason = "describes the form, which is read part by part")]
 pub(crate) struct UploadForm {
     /// The video file.
     #[schema(value_type = String, format = Binary)]
     data: Vec<u8>,
     /// 1 to 120 characters.
     title: String,
-    /// Who uploads, unless the query or `Authorization: Bearer` tells; the sooner the better, an upload may be refused.
+    /// The caller's token, unless in the query or `Authorization: Bearer`. Put it first: an invalid token ends the
+    /// upload early.
     token: Option<String>,
 }
 
-/// Uploads a video. It is visible to everyone once it has been processed; until then its author sees its state.
+/// Uploads a video. It becomes visible to everyone once processed; until then its author sees its state.
 #[utoipa::path(
     post,
     path = "/douyin/publish/action/",
@@ -60,88 +61,88 @@ pub(crate) struct UploadForm {
 )]
 pub(crate) async fn action(
     State(state): State<CommandState>,
-    Extension(origin): Extension<Origin>,
+    Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Result<Reply, ApiError> {
-    // A task of its own: if the client goes away the handler is dropped, but what was stored must be cleaned up.
-    let publishing = tokio::spawn(counted("publish", async {
-        Publishing::new(state, origin, &request)?.receive(request).await
+    // A separate task, because a disconnect drops the handler, but a stored file must still be cleaned up.
+    let task = tokio::spawn(with_metrics("publish", async {
+        UploadHandler::new(state, context, &request)?.receive(request).await
     }));
-    publishing.await.unwrap_or_else(|error| {
-        error!(%error, "publishing failed");
+    task.await.unwrap_or_else(|error| {
+        error!(%error, "publish task failed");
         Err(ApiError::internal())
     })
 }
 
-/// An upload that is being published.
-struct Publishing {
+/// Handles one upload request.
+struct UploadHandler {
     state: CommandState,
-    origin: Origin,
+    context: RequestContext,
     headers: HeaderMap,
     params: Params,
 }
 
-/// A file in the object store.
-struct Stored {
-    /// The id that was made for its video.
+/// An upload's file in the object store.
+struct StoredFile {
+    /// Id generated for the video.
     video_id: VideoId,
     key: String,
     bytes: u64,
 }
 
-/// What becomes of a stored file.
+/// Whether a stored file is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    /// No event names it, nor will one.
-    Waste,
-    /// An event names it, or may.
-    Named,
+enum UploadFate {
+    /// No event references the file, now or later.
+    Orphaned,
+    /// An event references the file, or may.
+    Referenced,
 }
 
-impl Publishing {
-    /// Looks at all that is known before the body: it may be enough to refuse it.
-    fn new(state: CommandState, origin: Origin, request: &Request) -> Result<Self, ApiError> {
+impl UploadHandler {
+    /// Checks the headers and the query, which may suffice to refuse the body.
+    fn new(state: CommandState, context: RequestContext, request: &Request) -> Result<Self, ApiError> {
         let limit_bytes = state.max_upload_bytes;
         refuse_large_body(request.headers(), limit_bytes.saturating_add(limits::FORM_BYTES as u64))
             .map_err(|_| ApiError::too_large(limit_bytes))?;
         let query = request.uri().query().unwrap_or_default();
         let headers = request.headers().clone();
-        let publishing = Self { state, origin, headers, params: Params::parse(query.as_bytes(), b"") };
-        publishing.caller()?;
-        Ok(publishing)
+        let handler = Self { state, context, headers, params: Params::parse(query.as_bytes(), b"") };
+        handler.caller()?;
+        Ok(handler)
     }
 
-    /// Receives the form and publishes what it holds. Nothing is left of it if that fails.
+    /// Receives the form and publishes the video. On failure it leaves no file behind.
     async fn receive(mut self, request: Request) -> Result<Reply, ApiError> {
-        let Ok(_slot) = self.state.upload_slots.clone().try_acquire_owned() else {
-            return Err(ApiError::unavailable("there are too many uploads right now; try again in a moment"));
+        let Ok(_permit) = self.state.upload_slots.clone().try_acquire_owned() else {
+            return Err(ApiError::unavailable("too many uploads right now; try again in a moment"));
         };
         let form = Form::open(request, self.state.max_upload_bytes).await?;
         let mut stored = None;
         let received = self.read(form, &mut stored).await;
         let Some(stored) = stored else {
             received?;
-            return Err(ApiError::invalid("data, the file, is missing"));
+            return Err(ApiError::invalid("the file part, data, is missing"));
         };
-        let mut fate = Fate::Waste;
+        let mut fate = UploadFate::Orphaned;
         let result = match received {
-            Ok(()) => within_time(self.publish(&stored, &mut fate)).await,
+            Ok(()) => with_deadline(self.publish(&stored, &mut fate)).await,
             Err(error) => Err(error),
         };
-        if fate == Fate::Waste {
-            storage::remove(self.state.objects.as_ref(), &Path::from(stored.key)).await;
+        if fate == UploadFate::Orphaned {
+            storage::delete_orphan(self.state.objects.as_ref(), &Path::from(stored.key)).await;
         }
         result
     }
 
-    async fn read(&mut self, mut form: Form, stored: &mut Option<Stored>) -> Result<(), ApiError> {
+    async fn read(&mut self, mut form: Form, stored: &mut Option<StoredFile>) -> Result<(), ApiError> {
         while let Some(part) = form.next().await? {
             match part.name() {
                 "data" if stored.is_none() => *stored = Some(self.store(part).await?),
                 name @ ("token" | "title") => {
                     let name = name.to_owned();
-                    self.params.add(&name, &part.small().await?);
-                    // A token that does not verify ends it here.
+                    self.params.add(&name, &part.read_small().await?);
+                    // An invalid token ends the upload here.
                     self.caller()?;
                 }
                 _ => part.skip().await?,
@@ -150,18 +151,19 @@ impl Publishing {
         Ok(())
     }
 
-    async fn store(&self, mut part: Part<'_>) -> Result<Stored, ApiError> {
+    async fn store(&self, mut part: Part<'_>) -> Result<StoredFile, ApiError> {
         let Some(first) = part.chunk().await? else {
-            return Err(ApiError::invalid("data, the file, is empty"));
+            return Err(ApiError::invalid("the file part, data, is empty"));
         };
-        let video_id: VideoId = checked(self.state.ids.next()?)?;
+        let video_id: VideoId = typed_id(self.state.ids.next()?)?;
         let key = publish::original_key(video_id, Uuid::new_v4());
         let path = Path::from(key.as_str());
-        let mut writer = ObjectWriter::begin(self.state.objects.as_ref(), &path).await.map_err(not_stored)?;
+        let mut writer =
+            ObjectWriter::begin(self.state.objects.as_ref(), &path).await.map_err(storage_error)?;
         match self.copy(first, part, &mut writer).await {
             Ok(bytes) => {
-                writer.finish().await.map_err(not_stored)?;
-                Ok(Stored { video_id, key, bytes })
+                writer.finish().await.map_err(storage_error)?;
+                Ok(StoredFile { video_id, key, bytes })
             }
             Err(error) => {
                 writer.abort().await;
@@ -183,72 +185,72 @@ impl Publishing {
             if count > limit_bytes {
                 return Err(ApiError::too_large(limit_bytes));
             }
-            writer.write(&bytes).await.map_err(not_stored)?;
+            writer.write(&bytes).await.map_err(storage_error)?;
             next = part.chunk().await?;
         }
         Ok(count)
     }
 
-    /// Appends the event that names a stored file.
-    async fn publish(&self, stored: &Stored, fate: &mut Fate) -> Result<Reply, ApiError> {
+    /// Appends the event that references a stored file.
+    async fn publish(&self, stored: &StoredFile, fate: &mut UploadFate) -> Result<Reply, ApiError> {
         let caller = self.caller()?.ok_or_else(|| ApiError::unauthenticated("token is missing; log in"))?;
         let title = self.params.limited_text("title", limits::TITLE)?;
         let request = idempotency::Request {
-            command: "publish",
             caller,
-            wish: format!("{title}\n{}", stored.bytes),
+            fingerprint: Fingerprint::new("publish", &format!("{title}\n{}", stored.bytes)),
             headers: &self.headers,
         };
-        let attempt = match Attempt::begin(&self.state, &request, Some(stored.video_id.get())).await? {
-            Begun::Open(attempt) => attempt,
-            Begun::Answered(reply) => return Ok(reply),
-        };
+        let attempt =
+            match IdempotentAttempt::begin(&self.state, &request, Some(stored.video_id.get())).await? {
+                Outcome::New(attempt) => attempt,
+                Outcome::Replay(reply) => return Ok(reply),
+            };
         let publish = Publish {
-            author_id: checked(caller)?,
+            author_id: typed_id(caller)?,
             title: Personal::new(title.to_owned()),
             original_key: stored.key.clone(),
         };
-        let envelope = self.event_of(&attempt, publish, fate).await?;
+        let envelope = self.decide_event(&attempt, publish, fate).await?;
         let acknowledged =
             match append(self.state.log.as_ref(), &self.state.read_models.freshness, &envelope).await {
                 Ok(acknowledged) => acknowledged,
                 Err(error) => {
-                    *fate = self.fate_after(&error, *fate);
+                    *fate = self.fate_after_failed_append(&error, *fate);
                     return Err(error.into());
                 }
             };
         let reply = Reply::new(&Answer::ok(), &acknowledged)?;
-        Ok(attempt.answer(&self.state, reply).await)
+        Ok(attempt.store_reply(&self.state, reply).await)
     }
 
-    /// The event to append: that of an earlier attempt, if there was one. It names the file of that attempt then.
-    async fn event_of(
+    /// Returns the event to append: that of an earlier attempt, which references that attempt's file, or a new one.
+    async fn decide_event(
         &self,
-        attempt: &Attempt,
+        attempt: &IdempotentAttempt,
         publish: Publish,
-        fate: &mut Fate,
+        fate: &mut UploadFate,
     ) -> Result<Envelope, ApiError> {
-        if let Some(decided) = attempt.decided() {
-            return Ok(decided.clone());
+        if let Some(stored) = attempt.stored_event() {
+            return Ok(stored.clone());
         }
         let original_key = publish.original_key.clone();
-        let event = publish::decide(publish, attempt.reserved.entity()?);
-        // Once it is decided, a retry may append it.
-        *fate = Fate::Named;
-        let envelope =
-            attempt.decide(&self.state, self.origin.envelope(attempt.reserved.stamp(), event)).await?;
-        if !names(&envelope, &original_key) {
-            *fate = Fate::Waste;
+        let event = publish::decide(publish, attempt.reservation.entity()?);
+        // Once the event is stored, a retry may append it.
+        *fate = UploadFate::Referenced;
+        let envelope = self.context.envelope(attempt.reservation.identity(), event);
+        let envelope = attempt.store_event(&self.state, envelope).await?;
+        if !references(&envelope, &original_key) {
+            *fate = UploadFate::Orphaned;
         }
         Ok(envelope)
     }
 
-    /// What becomes of a file whose event was not acknowledged.
-    fn fate_after(&self, error: &AppendError, fate: Fate) -> Fate {
+    /// Fate of a file whose event was not acknowledged.
+    fn fate_after_failed_append(&self, error: &AppendError, fate: UploadFate) -> UploadFate {
         match error {
             AppendError::Unknown(_) => fate,
             AppendError::Busy if self.headers.contains_key(IDEMPOTENCY_HEADER) => fate,
-            AppendError::Busy | AppendError::Refused(_) => Fate::Waste,
+            AppendError::Busy | AppendError::Refused(_) => UploadFate::Orphaned,
         }
     }
 
@@ -257,12 +259,12 @@ impl Publishing {
     }
 }
 
-fn names(envelope: &Envelope, key: &str) -> bool {
+fn references(envelope: &Envelope, key: &str) -> bool {
     matches!(&envelope.event, Event::Video(VideoEvent::VideoUploaded(uploaded)) if uploaded.original_key == key)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it is mapped over errors")]
-fn not_stored(error: object_store::Error) -> ApiError {
-    warn!(%error, "failed to store an upload");
+#[expect(clippy::needless_pass_by_value, reason = "used with map_err")]
+fn storage_error(error: object_store::Error) -> ApiError {
+    warn!(%error, "failed to store upload");
     ApiError::unavailable("the video can't be stored right now; try again in a moment")
 }

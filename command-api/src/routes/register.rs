@@ -1,28 +1,27 @@
 //! POST user/register.
 //!
-//! Someone is registered once the account is written: the announcement is safe in the outbox then, and a failure
-//! would be a lie that the next attempt runs into ("someone has this name"). Where the log does not take the
-//! announcement at once, the answer says `Vidlog-Stale: true` and readers of the user wait, until the relay has
-//! appended it, and say the same.
+//! Registration succeeds once the account row and its outbox entry are committed: a failure after that would make the
+//! retry see "name taken". If the event can't be appended immediately, the response has `Vidlog-Stale: true`, as have
+//! reads of the user until the relay has appended it.
 
 use axum::{Extension, extract::State};
 use tracing::error;
 use vidlog_contract::{Answer, ApiError, Call, Code, openapi::IdempotencyKey};
 use vidlog_events::{Event, Personal, UserEvent, UserRegistered};
 
-use super::credentials::{Credentials, IN_ANY_CASE, Refused, Typed};
+use super::credentials::{Credentials, CredentialsError, LoginForm, RESPONSE_DESCRIPTION};
 use crate::{
     accounts::{self, Account, CreateError, NewAccount},
-    execute::{begin_with_id, watched},
-    idempotency::{Begun, Request, Reserved},
+    execute::{begin_with_id, run_command},
+    idempotency::{Fingerprint, Outcome, Request, Reservation},
     mysql::api_error,
-    origin::Origin,
     outbox,
     reply::Reply,
+    request_context::RequestContext,
     state::CommandState,
 };
 
-/// Registers a user. Names are unique, also regardless of case.
+/// Registers a user. Names are unique regardless of case.
 #[utoipa::path(
     post,
     path = "/douyin/user/register/",
@@ -34,30 +33,29 @@ use crate::{
         IdempotencyKey,
     ),
     security(()),
-    responses((status = 200, body = Answer<Credentials>, description = IN_ANY_CASE))
+    responses((status = 200, body = Answer<Credentials>, description = RESPONSE_DESCRIPTION))
 )]
 pub(crate) async fn register(
     State(state): State<CommandState>,
-    Extension(origin): Extension<Origin>,
+    Extension(context): Extension<RequestContext>,
     call: Result<Call, ApiError>,
-) -> Result<Reply, Refused> {
-    let reply = watched("register", async {
+) -> Result<Reply, CredentialsError> {
+    let reply = run_command("register", async {
         let call = call?;
-        let typed = Typed::of(&call)?;
+        let form = LoginForm::from_call(&call)?;
         let request = Request {
-            command: "register",
             caller: 0,
-            // Not the password: whoever has the key must know it as well.
-            wish: typed.username.to_owned(),
+            // Excludes the password: a retry must prove that it knows it.
+            fingerprint: Fingerprint::new("register", form.username),
             headers: &call.headers,
         };
-        let reserved = match begin_with_id(&state, &request).await? {
-            Begun::Open(attempt) => attempt.reserved,
-            Begun::Answered(reply) => return Ok(reply),
+        let reservation = match begin_with_id(&state, &request).await? {
+            Outcome::New(attempt) => attempt.reservation,
+            Outcome::Replay(reply) => return Ok(reply),
         };
-        match accounts::find(&state.mysql, typed.username).await.map_err(api_error)? {
-            Some(account) => again(&state, account, reserved, &typed).await,
-            None => create(&state, &origin, reserved, &typed).await,
+        match accounts::find(&state.mysql, form.username).await.map_err(api_error)? {
+            Some(account) => retry_or_name_taken(&state, account, reservation, &form).await,
+            None => create(&state, &context, reservation, &form).await,
         }
     });
     Ok(reply.await?)
@@ -65,56 +63,57 @@ pub(crate) async fn register(
 
 async fn create(
     state: &CommandState,
-    origin: &Origin,
-    reserved: Reserved,
-    typed: &Typed<'_>,
+    context: &RequestContext,
+    reservation: Reservation,
+    form: &LoginForm<'_>,
 ) -> Result<Reply, ApiError> {
-    let user_id = reserved.entity()?;
-    let registered = UserRegistered { user_id, name: Personal::new(typed.username.to_owned()) };
-    let envelope = origin.envelope(reserved.stamp(), Event::User(UserEvent::UserRegistered(registered)));
+    let user_id = reservation.entity()?;
+    let registered = UserRegistered { user_id, name: Personal::new(form.username.to_owned()) };
+    let envelope =
+        context.envelope(reservation.identity(), Event::User(UserEvent::UserRegistered(registered)));
     let account = NewAccount {
         user_id: user_id.get(),
-        username: typed.username,
-        password_hash: state.passwords.hash(typed.password.to_owned()).await?,
-        announcement: &envelope,
+        username: form.username,
+        password_hash: state.passwords.hash(form.password.to_owned()).await?,
+        registration: &envelope,
     };
-    outbox::mark_not_appended(&state.read_models, std::slice::from_ref(&envelope.event)).await;
+    outbox::mark_pending(&state.read_models, std::slice::from_ref(&envelope.event)).await;
     let outbox_id = match accounts::create(&state.mysql, &account).await {
         Ok(id) => id,
-        Err(CreateError::Taken) => {
-            let found = accounts::find(&state.mysql, typed.username).await.map_err(api_error)?;
+        Err(CreateError::Exists) => {
+            let found = accounts::find(&state.mysql, form.username).await.map_err(api_error)?;
             return match found {
-                Some(account) => again(state, account, reserved, typed).await,
-                None => Err(taken()),
+                Some(account) => retry_or_name_taken(state, account, reservation, form).await,
+                None => Err(name_taken()),
             };
         }
         Err(CreateError::MySql(error)) => return Err(api_error(error)),
-        Err(error @ CreateError::Announcement(_)) => {
-            error!(%error, "failed to write an account");
+        Err(error @ CreateError::Event(_)) => {
+            error!(%error, "failed to write account");
             return Err(ApiError::internal());
         }
     };
-    let answer = Credentials::of(state, user_id.get())?;
+    let answer = Credentials::for_user(state, user_id.get())?;
     match outbox::append_now(state, outbox_id, &envelope).await {
         Some(acknowledged) => Reply::new(&answer, &acknowledged),
-        None => Reply::before_append(&answer),
+        None => Reply::pending_append(&answer),
     }
 }
 
-/// The name is there: it is someone else's, or the retry of an attempt whose answer was lost.
-async fn again(
+/// Responds if the name exists: with the account if this request is a retry of the attempt that created it.
+async fn retry_or_name_taken(
     state: &CommandState,
     account: Account,
-    reserved: Reserved,
-    typed: &Typed<'_>,
+    reservation: Reservation,
+    form: &LoginForm<'_>,
 ) -> Result<Reply, ApiError> {
-    let same = Some(account.user_id) == reserved.entity_id;
-    if same && state.passwords.verify(typed.password.to_owned(), Some(account.password_hash)).await? {
-        return Reply::before_append(&Credentials::of(state, account.user_id)?);
+    let is_retry = Some(account.user_id) == reservation.entity_id;
+    if is_retry && state.passwords.verify(form.password.to_owned(), Some(account.password_hash)).await? {
+        return Reply::pending_append(&Credentials::for_user(state, account.user_id)?);
     }
-    Err(taken())
+    Err(name_taken())
 }
 
-fn taken() -> ApiError {
+fn name_taken() -> ApiError {
     ApiError::new(Code::NameTaken, Code::NameTaken.meaning())
 }

@@ -6,19 +6,19 @@ use vidlog_contract::{
     openapi::{IdempotencyKey, Seen},
 };
 
-use super::number;
+use super::action_number;
 use crate::{
     commands::follow::{Follow, decide},
-    error::checked,
-    execute::{begin, execute, nothing, watched},
+    error::typed_id,
+    execute::{begin, empty_content, execute, run_command},
     facts::Facts,
-    idempotency::Request,
-    origin::Origin,
+    idempotency::{Fingerprint, Request},
     reply::Reply,
+    request_context::RequestContext,
     state::CommandState,
 };
 
-/// Follows a user, or takes that back. What is so already stays so.
+/// Follows or unfollows a user. Idempotent.
 #[utoipa::path(
     post,
     path = "/douyin/relation/action/",
@@ -34,24 +34,23 @@ use crate::{
 )]
 pub(crate) async fn action(
     State(state): State<CommandState>,
-    Extension(origin): Extension<Origin>,
+    Extension(context): Extension<RequestContext>,
     call: Call,
 ) -> Result<Reply, ApiError> {
-    watched("follow", async {
+    run_command("follow", async {
         let caller = call.caller()?;
         let (followee, action) = (call.params.id("to_user_id")?, call.params.action_type()?);
-        let follow = Follow { follower_id: checked(caller)?, followee_id: checked(followee)?, action };
-        follow.check()?;
+        let follow = Follow { follower_id: typed_id(caller)?, followee_id: typed_id(followee)?, action };
+        follow.validate()?;
         let facts = Facts::new(&state.read_models, caller, &call.headers)?;
         let request = Request {
-            command: "follow",
             caller,
-            wish: format!("{followee}\n{}", number(action)),
+            fingerprint: Fingerprint::new("follow", &format!("{followee}\n{}", action_number(action))),
             headers: &call.headers,
         };
-        let begun = begin(&state, &request).await?;
+        let outcome = begin(&state, &request).await?;
         let decide = async |_| Ok(decide(follow, facts.user(followee).await?)?);
-        execute(&state, &origin, begun, decide, nothing).await
+        execute(&state, &context, outcome, decide, empty_content).await
     })
     .await
 }

@@ -15,14 +15,14 @@ fn token(answer: &Answer) -> &str {
     answer.body["token"].as_str().unwrap()
 }
 
-/// A failed registration or login has all its fields.
+/// Asserts a failure with all response fields present.
 fn fails(answer: &Answer, code: Code) {
     answer.fails(code);
     assert_eq!((answer.body["user_id"].as_i64(), token(answer)), (Some(0), ""), "{answer:?}");
 }
 
 #[tokio::test]
-async fn a_registered_user_is_in_the_log_and_can_log_in() {
+async fn registered_user_is_logged_and_can_log_in() {
     let (world, api) = World::with_api().await;
     let registered = api.register("Zoë 🎬").await;
     registered.ok();
@@ -30,7 +30,7 @@ async fn a_registered_user_is_in_the_log_and_can_log_in() {
     assert!((1..1 << 53).contains(&id));
     assert_eq!(api.state.tokens.verify(token(&registered)), Ok(id));
 
-    let [logged] = &world.log.read(Stream::Users).await[..] else { panic!("one event") };
+    let [logged] = &world.log.read(Stream::Users).await[..] else { panic!("expected one event") };
     let Event::User(UserEvent::UserRegistered(event)) = &logged.envelope.event else { panic!() };
     assert_eq!((event.user_id.get(), event.name.reveal().as_str()), (id, "Zoë 🎬"));
     assert_eq!(logged.key, id.to_string());
@@ -47,12 +47,12 @@ async fn a_registered_user_is_in_the_log_and_can_log_in() {
 }
 
 #[tokio::test]
-async fn of_many_who_want_one_name_exactly_one_gets_it() {
+async fn concurrent_registrations_of_a_name_have_one_winner() {
     let (world, api) = World::with_api().await;
     let spellings = ["ada", "Ada", "aDa", "adA", "ADA"];
     let register = async |username| loop {
         let answer = api.register(username).await;
-        // On a busy machine not everyone gets a turn to have a password hashed, and is told to try again.
+        // On a loaded machine some password hashes time out; the client retries.
         if answer.code() != Code::Unavailable.number() {
             return answer;
         }
@@ -72,7 +72,7 @@ async fn of_many_who_want_one_name_exactly_one_gets_it() {
 }
 
 #[tokio::test]
-async fn a_failed_login_does_not_say_what_was_wrong() {
+async fn failed_login_does_not_reveal_the_cause() {
     let (_world, api) = World::with_api().await;
     api.register("ada").await.ok();
     let wrong_password = api.login("ada", "Secret").await;
@@ -83,7 +83,7 @@ async fn a_failed_login_does_not_say_what_was_wrong() {
 }
 
 #[tokio::test]
-async fn bad_input_fails_with_all_fields() {
+async fn invalid_input_fails_with_all_fields() {
     let (world, api) = World::with_api().await;
     let long = "x".repeat(33);
     for path in ["/douyin/user/register/", "/douyin/user/login/"] {
@@ -104,7 +104,7 @@ async fn bad_input_fails_with_all_fields() {
 }
 
 #[tokio::test]
-async fn limits_count_characters_and_a_body_is_as_good_as_a_query() {
+async fn limits_count_characters_in_query_and_body() {
     let (_world, api) = World::with_api().await;
     api.register(&"🎬".repeat(32)).await.ok();
     let form = Request::post("/douyin/user/register")
@@ -116,7 +116,7 @@ async fn limits_count_characters_and_a_body_is_as_good_as_a_query() {
 }
 
 #[tokio::test]
-async fn a_retried_registration_finds_its_user() {
+async fn retried_registration_returns_the_same_user() {
     let (world, api) = World::with_api().await;
     let register = |username: &str, password: &str| {
         let call = Call::to("/douyin/user/register/").with("username", username);
@@ -127,7 +127,7 @@ async fn a_retried_registration_finds_its_user() {
     assert_eq!(user_id(&first), user_id(&again));
     assert_eq!(api.state.tokens.verify(token(&again)), Ok(user_id(&first)));
 
-    // The key alone is not enough.
+    // The key alone does not suffice.
     fails(&register("ada", "Secret").await, Code::NameTaken);
     fails(&register("bob", "secret").await, Code::InvalidParameter);
     fails(&api.register("ada").await, Code::NameTaken);

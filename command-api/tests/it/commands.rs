@@ -1,4 +1,4 @@
-//! Each command, and its event as it is in the log.
+//! Commands and the events that they append.
 
 use vidlog_contract::Code;
 use vidlog_events::{CommentEvent, Event, FollowEvent, LikeEvent, MessageEvent, Stream};
@@ -9,13 +9,13 @@ use crate::support::{Answer, Api, Call, Logged, World};
 const ANN: i64 = 101;
 const BOB: i64 = 102;
 const EVE: i64 = 103;
-const NOBODY: i64 = 999;
+const UNKNOWN: i64 = 999;
 const VIDEO: i64 = 201;
 const DRAFT: i64 = 202;
 const REJECTED: i64 = 203;
 
-/// Ann has a published video, one that is being processed, and one that was rejected; Bob and Eve are there.
-async fn given() -> (World, Api) {
+/// Users Ann, Bob and Eve; Ann has a published, a processing and a rejected video.
+async fn setup() -> (World, Api) {
     let (world, api) = World::with_api().await;
     world.users(&[ANN, BOB, EVE]).await;
     world.video(VIDEO, ANN, VideoState::Published).await;
@@ -24,7 +24,7 @@ async fn given() -> (World, Api) {
     (world, api)
 }
 
-/// The one event of a stream, which an answer tells of.
+/// The only event of a stream, whose position the answer carries.
 async fn the_event(world: &World, stream: Stream, answer: &Answer) -> Logged {
     let mut events = world.log.read(stream).await;
     assert_eq!(events.len(), 1, "{events:?}");
@@ -35,8 +35,8 @@ async fn the_event(world: &World, stream: Stream, answer: &Answer) -> Logged {
 }
 
 #[tokio::test]
-async fn a_like_is_in_the_log_with_the_author() {
-    let (world, api) = given().await;
+async fn like_event_carries_the_author() {
+    let (world, api) = setup().await;
     let answer = api.like(BOB, VIDEO, 1).await;
     assert_eq!(answer.ok(), &serde_json::json!({"status_code": 0, "status_msg": "ok"}));
     let logged = the_event(&world, Stream::Likes, &answer).await;
@@ -49,8 +49,8 @@ async fn a_like_is_in_the_log_with_the_author() {
 }
 
 #[tokio::test]
-async fn an_unlike_is_an_event_though_nothing_was_liked() {
-    let (world, api) = given().await;
+async fn unlike_without_a_like_is_appended() {
+    let (world, api) = setup().await;
     let answer = api.like(BOB, VIDEO, 2).await;
     answer.ok();
     let logged = the_event(&world, Stream::Likes, &answer).await;
@@ -58,8 +58,8 @@ async fn an_unlike_is_an_event_though_nothing_was_liked() {
 }
 
 #[tokio::test]
-async fn what_is_so_already_is_an_event_nevertheless() {
-    let (world, api) = given().await;
+async fn repeated_likes_and_follows_are_appended() {
+    let (world, api) = setup().await;
     for _ in 0..3 {
         api.like(BOB, VIDEO, 1).await.ok();
         api.follow(BOB, ANN, 1).await.ok();
@@ -69,9 +69,9 @@ async fn what_is_so_already_is_an_event_nevertheless() {
 }
 
 #[tokio::test]
-async fn what_is_not_published_can_be_neither_liked_nor_commented_on() {
-    let (world, api) = given().await;
-    for (user, video) in [(BOB, DRAFT), (ANN, DRAFT), (BOB, REJECTED), (ANN, REJECTED), (BOB, NOBODY)] {
+async fn unpublished_video_rejects_likes_and_comments() {
+    let (world, api) = setup().await;
+    for (user, video) in [(BOB, DRAFT), (ANN, DRAFT), (BOB, REJECTED), (ANN, REJECTED), (BOB, UNKNOWN)] {
         api.like(user, video, 1).await.fails(Code::NotFound);
         api.like(user, video, 2).await.fails(Code::NotFound);
         api.comment(user, video, "nice").await.fails(Code::NotFound);
@@ -80,8 +80,8 @@ async fn what_is_not_published_can_be_neither_liked_nor_commented_on() {
 }
 
 #[tokio::test]
-async fn follows_are_in_the_log_under_the_follower() {
-    let (world, api) = given().await;
+async fn follow_events_are_keyed_by_follower() {
+    let (world, api) = setup().await;
     let followed = api.follow(BOB, ANN, 1).await;
     let unfollowed = api.follow(BOB, ANN, 2).await;
     let events = world.log.read(Stream::Follows).await;
@@ -96,14 +96,14 @@ async fn follows_are_in_the_log_under_the_follower() {
     }
 
     api.follow(BOB, BOB, 1).await.fails(Code::InvalidParameter);
-    api.follow(BOB, NOBODY, 1).await.fails(Code::NotFound);
+    api.follow(BOB, UNKNOWN, 1).await.fails(Code::NotFound);
     api.follow(BOB, ANN, 3).await.fails(Code::InvalidParameter);
     assert_eq!(world.log.read(Stream::Follows).await.len(), 2);
 }
 
 #[tokio::test]
-async fn a_comment_is_answered_as_it_will_be_read() {
-    let (world, api) = given().await;
+async fn comment_response_equals_the_read_model() {
+    let (world, api) = setup().await;
     let text = "Zoë: \"très bien\" 🎬";
     let answer = api.comment(BOB, VIDEO, text).await;
     let logged = the_event(&world, Stream::Comments, &answer).await;
@@ -124,8 +124,8 @@ async fn a_comment_is_answered_as_it_will_be_read() {
 }
 
 #[tokio::test]
-async fn a_comment_is_deleted_by_its_writer_or_by_the_author_only() {
-    let (world, api) = given().await;
+async fn only_either_author_can_delete_a_comment() {
+    let (world, api) = setup().await;
     world.comment(301, VIDEO, BOB).await;
     world.comment(302, VIDEO, BOB).await;
     api.delete_comment(EVE, VIDEO, 301).await.fails(Code::Forbidden);
@@ -157,11 +157,11 @@ async fn a_comment_is_deleted_by_its_writer_or_by_the_author_only() {
 }
 
 #[tokio::test]
-async fn what_is_not_folded_yet_is_not_said_to_be_missing() {
-    let (world, api) = given().await;
+async fn unfolded_comment_is_unavailable_not_missing() {
+    let (world, api) = setup().await;
     let answer = api.comment(BOB, VIDEO, "nice").await;
     let comment = answer.ok()["comment"]["id"].as_i64().unwrap();
-    // Nobody folds the log here, so the wait for the caller's own comment runs out.
+    // No projector runs here, so the wait for the caller's own comment times out.
     api.delete_comment(BOB, VIDEO, comment).await.fails(Code::Unavailable);
     world.comment(comment, VIDEO, BOB).await;
     world.passed(projections::COMMENTS_TABLE, &answer.position()).await;
@@ -169,8 +169,8 @@ async fn what_is_not_folded_yet_is_not_said_to_be_missing() {
 }
 
 #[tokio::test]
-async fn a_message_is_in_the_log_under_its_conversation() {
-    let (world, api) = given().await;
+async fn message_events_are_keyed_by_conversation() {
+    let (world, api) = setup().await;
     let answer = api.write(BOB, ANN, "salut 🎬").await;
     answer.ok();
     let logged = the_event(&world, Stream::Messages, &answer).await;
@@ -183,7 +183,7 @@ async fn a_message_is_in_the_log_under_its_conversation() {
     }
 
     api.write(BOB, BOB, "me").await.fails(Code::InvalidParameter);
-    api.write(BOB, NOBODY, "you").await.fails(Code::NotFound);
+    api.write(BOB, UNKNOWN, "you").await.fails(Code::NotFound);
     api.write(BOB, ANN, &"x".repeat(256)).await.fails(Code::InvalidParameter);
     let undo = Call::to("/douyin/message/action/").with("to_user_id", ANN).with("action_type", 2);
     api.call_as(BOB, undo.with("content", "x")).await.fails(Code::InvalidParameter);
@@ -191,8 +191,8 @@ async fn a_message_is_in_the_log_under_its_conversation() {
 }
 
 #[tokio::test]
-async fn every_command_needs_a_caller_whose_token_verifies() {
-    let (world, api) = given().await;
+async fn every_command_requires_a_valid_token() {
+    let (world, api) = setup().await;
     for path in ["favorite", "relation", "comment", "message"] {
         let call = || {
             Call::to(&format!("/douyin/{path}/action/"))
@@ -214,19 +214,19 @@ async fn every_command_needs_a_caller_whose_token_verifies() {
 }
 
 #[tokio::test]
-async fn an_event_tells_which_request_caused_it() {
-    let (world, api) = given().await;
+async fn event_carries_request_id_and_trace() {
+    let (world, api) = setup().await;
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let like = || Call::to("/douyin/favorite/action/").with("video_id", VIDEO).with("action_type", 1);
-    let told = api.call_as(BOB, like().header("x-request-id", "req-7").header("traceparent", trace)).await;
-    assert_eq!(told.headers["x-request-id"], "req-7");
-    let logged = the_event(&world, Stream::Likes, &told).await.envelope;
+    let valid = api.call_as(BOB, like().header("x-request-id", "req-7").header("traceparent", trace)).await;
+    assert_eq!(valid.headers["x-request-id"], "req-7");
+    let logged = the_event(&world, Stream::Likes, &valid).await.envelope;
     assert_eq!(logged.correlation_id.as_deref(), Some("req-7"));
     assert_eq!(logged.traceparent.as_deref(), Some(trace));
     assert_eq!(logged.id.get_version_num(), 7);
 
-    let untold = api.call_as(BOB, like().header("traceparent", "nonsense")).await;
-    let made = untold.headers["x-request-id"].to_str().unwrap().to_owned();
+    let invalid = api.call_as(BOB, like().header("traceparent", "nonsense")).await;
+    let made = invalid.headers["x-request-id"].to_str().unwrap().to_owned();
     let events = world.log.read(Stream::Likes).await;
     let last = &events.last().unwrap().envelope;
     assert_eq!((last.correlation_id.as_ref(), last.traceparent.as_ref()), (Some(&made), None));

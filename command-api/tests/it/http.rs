@@ -1,4 +1,4 @@
-//! What is true of every path.
+//! Properties of all paths.
 
 use axum::{
     body::Body,
@@ -18,7 +18,7 @@ const PATHS: [&str; 6] = [
 ];
 
 #[tokio::test]
-async fn paths_are_served_with_and_without_the_trailing_slash() {
+async fn trailing_slash_is_optional() {
     let (_world, api) = World::with_api().await;
     for path in PATHS {
         for path in [path.to_owned(), format!("{path}/")] {
@@ -30,7 +30,7 @@ async fn paths_are_served_with_and_without_the_trailing_slash() {
 }
 
 #[tokio::test]
-async fn other_paths_and_methods_are_answered_with_the_two_fields() {
+async fn unknown_paths_and_methods_have_status_fields() {
     let (_world, api) = World::with_api().await;
     let answer = api.call(Call::to("/douyin/nothing/")).await;
     answer.fails(Code::UnsupportedRequest);
@@ -46,24 +46,25 @@ async fn other_paths_and_methods_are_answered_with_the_two_fields() {
 }
 
 #[tokio::test]
-async fn a_body_has_its_limit() {
+async fn large_body_is_refused() {
     let (_world, api) = World::with_api().await;
     for path in PATHS {
-        let told = Request::post(path).header("content-length", 64 * 1024 + 1).body(Body::empty()).unwrap();
-        api.send(told).await.fails(Code::PayloadTooLarge);
-        let untold = Request::post(path)
+        let declared =
+            Request::post(path).header("content-length", 64 * 1024 + 1).body(Body::empty()).unwrap();
+        api.send(declared).await.fails(Code::PayloadTooLarge);
+        let undeclared = Request::post(path)
             .header("content-type", "application/x-www-form-urlencoded")
             .body(Body::from("x".repeat(64 * 1024 + 1)))
             .unwrap();
-        api.send(untold).await.fails(Code::PayloadTooLarge);
+        api.send(undeclared).await.fails(Code::PayloadTooLarge);
     }
 }
 
 #[test]
-fn every_path_is_described() {
+fn every_path_is_documented() {
     let document = vidlog_command_api::openapi();
     for path in PATHS {
-        let described = &document.paths.paths[&format!("{path}/")];
-        assert!(described.post.is_some(), "{path}");
+        let documented = &document.paths.paths[&format!("{path}/")];
+        assert!(documented.post.is_some(), "{path}");
     }
 }

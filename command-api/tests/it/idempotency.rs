@@ -1,4 +1,4 @@
-//! The same `Idempotency-Key`: the same event, and the same answer.
+//! Requests with the same `Idempotency-Key` have the same event and the same response.
 
 use std::{collections::HashSet, iter::zip};
 
@@ -14,7 +14,7 @@ const ANN: i64 = 101;
 const BOB: i64 = 102;
 const VIDEO: i64 = 201;
 
-async fn given() -> (World, Api) {
+async fn setup() -> (World, Api) {
     let (world, api) = World::with_api().await;
     world.users(&[ANN, BOB]).await;
     world.video(VIDEO, ANN, VideoState::Published).await;
@@ -31,14 +31,14 @@ fn delete(comment: i64) -> Call {
     call.with("action_type", 2).with("comment_id", comment)
 }
 
-fn same(one: &Answer, other: &Answer) {
+fn assert_same(one: &Answer, other: &Answer) {
     assert_eq!(one.text, other.text);
     assert_eq!(one.position(), other.position());
 }
 
 #[tokio::test]
-async fn a_retry_gets_the_first_answer_and_appends_nothing() {
-    let (world, api) = given().await;
+async fn retry_gets_the_first_reply_and_appends_nothing() {
+    let (world, api) = setup().await;
     let like = || Call::to("/douyin/favorite/action/").with("video_id", VIDEO).with("action_type", 1);
     let follow = || Call::to("/douyin/relation/action/").with("to_user_id", ANN).with("action_type", 1);
     let write = || {
@@ -59,14 +59,14 @@ async fn a_retry_gets_the_first_answer_and_appends_nothing() {
     ];
     for (first, again) in zip(&first, &again) {
         first.ok();
-        same(first, again);
+        assert_same(first, again);
     }
     assert_eq!(world.log.read_all().await.len(), 4);
 }
 
 #[tokio::test]
-async fn a_key_is_the_callers_own_and_for_one_request() {
-    let (world, api) = given().await;
+async fn key_is_bound_to_caller_and_request() {
+    let (world, api) = setup().await;
     let first = api.call_as(BOB, comment("nice").key("k")).await;
     let other = api.call_as(ANN, comment("nice").key("k")).await;
     assert_ne!(first.ok()["comment"]["id"], other.ok()["comment"]["id"]);
@@ -78,8 +78,8 @@ async fn a_key_is_the_callers_own_and_for_one_request() {
 }
 
 #[tokio::test]
-async fn attempts_at_the_same_moment_append_the_same_event() {
-    let (world, api) = given().await;
+async fn concurrent_attempts_append_the_same_event() {
+    let (world, api) = setup().await;
     let answers = join_all((0..8).map(|_| api.call_as(BOB, comment("nice").key("k")))).await;
     let bodies: HashSet<_> = answers.iter().map(|answer| answer.ok().to_string()).collect();
     assert_eq!(bodies.len(), 1);
@@ -93,8 +93,8 @@ async fn attempts_at_the_same_moment_append_the_same_event() {
     assert_eq!(events.len(), 1, "{events:?}");
 }
 
-/// Makes the latest attempt look as if it had ended between its append and its answer.
-async fn forget_answer(world: &World, event: &str) {
+/// Deletes the stored reply, as if the process had crashed between the append and the response.
+async fn delete_reply(world: &World, event: &str) {
     let key = world.keys.idempotency(BOB, "k");
     let commands =
         [cmd("HDEL").arg(&key).arg("answer").take(), cmd("HSET").arg(&key).arg("event").arg(event).take()];
@@ -102,15 +102,15 @@ async fn forget_answer(world: &World, event: &str) {
 }
 
 #[tokio::test]
-async fn a_retry_after_an_unknown_outcome_appends_the_same_event() {
-    let (world, api) = given().await;
+async fn retry_after_unknown_outcome_appends_the_same_event() {
+    let (world, api) = setup().await;
     world.comment(301, VIDEO, BOB).await;
     let first = api.call_as(BOB, delete(301).key("k")).await;
     first.ok();
     let events = world.log.read(Stream::Comments).await;
-    forget_answer(&world, &vidlog_command_api::stored::to_text(&events[0].envelope).unwrap()).await;
+    delete_reply(&world, &vidlog_command_api::envelope_json::to_json(&events[0].envelope).unwrap()).await;
 
-    // It happened: a new decision would be that there is no such comment.
+    // The deletion is folded: a new decision would reject it as not found.
     let update = sqlx::query("UPDATE comments SET deleted = TRUE");
     update.execute(&world.mysql).await.unwrap();
     world.passed(projections::COMMENTS_TABLE, &first.position()).await;
@@ -125,8 +125,8 @@ async fn a_retry_after_an_unknown_outcome_appends_the_same_event() {
 }
 
 #[tokio::test]
-async fn a_rejection_is_not_kept() {
-    let (world, api) = given().await;
+async fn rejection_is_not_stored() {
+    let (world, api) = setup().await;
     let like = || Call::to("/douyin/favorite/action/").with("video_id", 202).with("action_type", 1).key("k");
     api.call_as(BOB, like()).await.fails(Code::NotFound);
     world.video(202, ANN, VideoState::Published).await;
@@ -134,17 +134,17 @@ async fn a_rejection_is_not_kept() {
 }
 
 #[tokio::test]
-async fn a_retry_after_the_log_was_away_appends_what_was_decided_then() {
-    let (world, api) = given().await;
+async fn retry_after_kafka_outage_appends_the_stored_event() {
+    let (world, api) = setup().await;
     let cut_off = world.api_without_log().await;
     cut_off.call_as(BOB, comment("nice").key("k")).await.fails(Code::Unavailable);
     let key = world.keys.idempotency(BOB, "k");
     let decided: String = world.redis.query(cmd("HGET").arg(&key).arg("event")).await.unwrap();
-    let decided = vidlog_command_api::stored::from_text(&decided).unwrap();
+    let decided = vidlog_command_api::envelope_json::from_json(&decided).unwrap();
 
     let answer = api.call_as(BOB, comment("nice").key("k")).await;
     answer.ok();
     let events = world.log.read(Stream::Comments).await;
     assert_eq!(events.iter().map(|logged| &logged.envelope).collect::<Vec<_>>(), [&decided]);
-    same(&answer, &api.call_as(BOB, comment("nice").key("k")).await);
+    assert_same(&answer, &api.call_as(BOB, comment("nice").key("k")).await);
 }

@@ -1,4 +1,4 @@
-//! Node numbers: leased, renewed, lost, given back; and no id twice.
+//! Node number leases are claimed, renewed, lost and released, and no id repeats.
 
 use std::collections::HashSet;
 
@@ -15,13 +15,13 @@ use crate::support::{World, until};
 const NOW: i64 = 1_800_000_000_000;
 const LEASE_MS: i64 = 30_000;
 
-async fn given() -> World {
+async fn setup() -> World {
     let world = World::new().await;
     MIGRATOR.run(&world.mysql).await.unwrap();
     world
 }
 
-/// Ids until the lease has none left; at most some.
+/// Generates up to `most` ids, or as many as the lease allows.
 fn take(ids: &IdGenerator, most: usize) -> Vec<i64> {
     (0..most).map_while(|_| ids.next().ok()).collect()
 }
@@ -31,8 +31,8 @@ fn assert_all_differ(ids: &[i64]) {
 }
 
 #[tokio::test]
-async fn everyone_gets_the_lowest_free_number() {
-    let world = given().await;
+async fn concurrent_claims_get_the_lowest_free_numbers() {
+    let world = setup().await;
     let held = try_join_all((0..8).map(|_| claim(&world.mysql, NOW))).await.unwrap();
     let mut nodes: Vec<_> = held.iter().map(|held| held.as_ref().unwrap().lease.node).collect();
     nodes.sort_unstable();
@@ -45,8 +45,8 @@ async fn everyone_gets_the_lowest_free_number() {
 }
 
 #[tokio::test]
-async fn there_are_only_so_many_numbers() {
-    let world = given().await;
+async fn claims_fail_when_all_numbers_are_leased() {
+    let world = setup().await;
     for _ in 0..NODES {
         assert!(claim(&world.mysql, NOW).await.unwrap().is_some());
     }
@@ -55,13 +55,13 @@ async fn there_are_only_so_many_numbers() {
 }
 
 #[tokio::test]
-async fn a_lease_is_renewed_by_its_holder_only() {
-    let world = given().await;
+async fn only_the_holder_can_renew_a_lease() {
+    let world = setup().await;
     let first = claim(&world.mysql, NOW).await.unwrap().unwrap();
     assert_eq!(renew(&world.mysql, &first, NOW + 60_000).await.unwrap(), Some(NOW + 60_000));
     assert!(claim(&world.mysql, NOW + LEASE_MS).await.unwrap().unwrap().lease.node != first.lease.node);
 
-    // It expires by itself, and its number goes to another.
+    // The lease expires, and another instance claims the number.
     let second = claim(&world.mysql, NOW + 60_000).await.unwrap().unwrap();
     assert_eq!((second.lease.node, second.lease.from_ms), (first.lease.node, NOW + 60_000));
     assert_eq!(renew(&world.mysql, &first, NOW + 90_000).await.unwrap(), None);
@@ -70,12 +70,12 @@ async fn a_lease_is_renewed_by_its_holder_only() {
 }
 
 #[tokio::test]
-async fn ids_never_collide_whatever_the_clocks_say() {
-    let world = given().await;
+async fn ids_never_collide_despite_clock_jumps() {
+    let world = setup().await;
     let clocks = [Clock::fixed(NOW), Clock::fixed(NOW)];
     let generators = clocks.clone().map(IdGenerator::new);
     for ids in &generators {
-        ids.begin(claim(&world.mysql, NOW).await.unwrap().unwrap().lease);
+        ids.start_lease(claim(&world.mysql, NOW).await.unwrap().unwrap().lease);
     }
     let mut all = Vec::new();
     for step in [0, 0, -5_000, 3, -1] {
@@ -89,34 +89,34 @@ async fn ids_never_collide_whatever_the_clocks_say() {
 }
 
 #[tokio::test]
-async fn an_unreleased_lease_repeats_no_id_though_clocks_differ() {
-    let world = given().await;
-    // The first holder's clock is an hour ahead when it dies without a word.
+async fn unreleased_lease_repeats_no_id_across_clocks() {
+    let world = setup().await;
+    // The first holder's clock is an hour ahead when it crashes.
     let ahead = IdGenerator::new(Clock::fixed(NOW + 3_600_000));
-    ahead.begin(claim(&world.mysql, NOW + 3_600_000).await.unwrap().unwrap().lease);
+    ahead.start_lease(claim(&world.mysql, NOW + 3_600_000).await.unwrap().unwrap().lease);
     let before = take(&ahead, 100_000);
 
-    // Until its lease has expired by everyone's clock nobody has its number.
+    // No instance can claim the number before the lease expires by its own clock.
     let other = claim(&world.mysql, NOW).await.unwrap().unwrap().lease;
     assert_eq!(other.node, 1);
     let later = NOW + 3_600_000 + LEASE_MS;
     let next = claim(&world.mysql, later).await.unwrap().unwrap().lease;
     assert_eq!(next.node, 0);
-    // Then the clock of the next holder steps back to the right time.
+    // Then the next holder's clock is set back to the correct time.
     let behind = IdGenerator::new(Clock::fixed(NOW));
-    behind.begin(next);
+    behind.start_lease(next);
     let after = take(&behind, 100_000);
     assert!(before.iter().max() < after.iter().min());
 }
 
 #[tokio::test]
-async fn a_lease_that_is_taken_over_repeats_no_id() {
-    let world = given().await;
+async fn expired_lease_taken_over_repeats_no_id() {
+    let world = setup().await;
     let slow = IdGenerator::new(Clock::fixed(NOW));
-    slow.begin(claim(&world.mysql, NOW).await.unwrap().unwrap().lease);
-    // To one whose clock is ahead the lease has expired; the slow holder does not know that yet.
+    slow.start_lease(claim(&world.mysql, NOW).await.unwrap().unwrap().lease);
+    // The lease has expired by the clock of an instance that is ahead, but not by that of the holder.
     let fast = IdGenerator::new(Clock::fixed(NOW + LEASE_MS));
-    fast.begin(claim(&world.mysql, NOW + LEASE_MS).await.unwrap().unwrap().lease);
+    fast.start_lease(claim(&world.mysql, NOW + LEASE_MS).await.unwrap().unwrap().lease);
     let mut all = take(&fast, 10_000);
     all.extend(take(&slow, usize::MAX));
     assert_all_differ(&all);
@@ -124,7 +124,7 @@ async fn a_lease_that_is_taken_over_repeats_no_id() {
 }
 
 #[tokio::test]
-async fn an_instance_gives_its_number_back_when_it_stops() {
+async fn stopping_instance_releases_its_number() {
     let (world, api) = World::with_api().await;
     let last = api.state.ids.next().unwrap();
     assert_eq!(holders(&world).await, 1);
@@ -137,13 +137,14 @@ async fn an_instance_gives_its_number_back_when_it_stops() {
 }
 
 #[tokio::test]
-async fn an_instance_that_lost_its_number_takes_another() {
+async fn instance_that_lost_its_lease_claims_another() {
     let (world, api) = World::with_api().await;
     let last = api.state.ids.next().unwrap();
     assert_eq!(node_of(last), 0);
     let steal = sqlx::query("UPDATE node_leases SET holder = 'thief' WHERE node = 0");
     steal.execute(&world.mysql).await.unwrap();
-    until("it has another number", async || api.state.ids.next().is_ok_and(|id| node_of(id) == 1)).await;
+    until("the instance has another number", async || api.state.ids.next().is_ok_and(|id| node_of(id) == 1))
+        .await;
     assert!(api.state.ids.next().unwrap() > last);
     assert_eq!(holders(&world).await, 2);
 }

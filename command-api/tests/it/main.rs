@@ -1,4 +1,4 @@
-//! The command side against a real broker and real stores. Each test has a namespace of its own.
+//! Tests the command side against real Kafka, MySQL and Redis. Each test has its own namespace.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

@@ -17,8 +17,8 @@ use uuid::Uuid;
 use vidlog_command_api::{
     commands::publish::original_key,
     media::{
-        self, Limits, Media, MediaConfig, Uploads,
-        outcomes::{Outcomes, Upload, Verdict},
+        self, Limits, MediaConfig, MediaContext, UploadSource,
+        outcomes::{OutcomeStore, Upload, Verdict},
     },
 };
 use vidlog_events::{
@@ -28,7 +28,7 @@ use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 use crate::support::{Api, World, until};
 
-/// A worker that runs until the test asks it to stop.
+/// A worker that runs until the test stops it.
 struct Worker {
     shutdown: Shutdown,
     running: JoinHandle<anyhow::Result<()>>,
@@ -36,13 +36,14 @@ struct Worker {
 
 impl Worker {
     fn start(world: &World, api: &Api) -> Self {
-        let limits = Limits { searches: 2, first_pause: Duration::from_millis(20), ..Limits::default() };
-        let media = Media { limits, ..Media::of(&api.state) };
+        let limits =
+            Limits { max_missing: 2, initial_backoff: Duration::from_millis(20), ..Limits::default() };
+        let media = MediaContext { limits, ..MediaContext::from_state(&api.state) };
         let (log, namespace) = (world.kafka(), world.stores.namespace.clone());
         let shutdown = Shutdown::new();
         let stop = shutdown.clone();
         let running = tokio::spawn(async move {
-            let uploads = Uploads { log: &log, namespace: &namespace };
+            let uploads = UploadSource { log: &log, namespace: &namespace };
             media::run(MediaConfig::default(), uploads, media, Readiness::new(), stop).await
         });
         Self { shutdown, running }
@@ -81,14 +82,14 @@ fn original_of(envelope: &Envelope) -> Path {
 }
 
 /// Stores an original and appends its event.
-async fn uploaded(api: &Api, id: i64, content: Vec<u8>) -> Envelope {
+async fn upload_file(api: &Api, id: i64, content: Vec<u8>) -> Envelope {
     let envelope = upload(id);
     api.state.objects.put(&original_of(&envelope), content.into()).await.unwrap();
     api.state.log.append(&envelope).await.unwrap();
     envelope
 }
 
-/// The outcomes in the log, with all repetitions.
+/// The outcome events in the log, including repetitions.
 async fn outcomes(world: &World) -> Vec<Envelope> {
     let is_outcome =
         |envelope: &Envelope| !matches!(envelope.event, Event::Video(VideoEvent::VideoUploaded(_)));
@@ -96,17 +97,17 @@ async fn outcomes(world: &World) -> Vec<Envelope> {
     logged.filter(is_outcome).collect()
 }
 
-async fn until_settled(world: &World, count: usize) -> Vec<Envelope> {
-    until("all uploads are settled", async || world_outcomes(world).await >= count).await;
+async fn until_finalized(world: &World, count: usize) -> Vec<Envelope> {
+    until("all uploads are finalized", async || finalized_count(world).await >= count).await;
     outcomes(world).await
 }
 
-async fn world_outcomes(world: &World) -> usize {
-    let settled: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM media_outcomes WHERE appended")
+async fn finalized_count(world: &World) -> usize {
+    let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM media_outcomes WHERE appended")
         .fetch_one(&world.mysql)
         .await
         .unwrap();
-    usize::try_from(settled).unwrap()
+    usize::try_from(count).unwrap()
 }
 
 fn reason(envelope: &Envelope) -> (i64, &str) {
@@ -123,8 +124,8 @@ fn published(envelope: &Envelope) -> &VideoPublished {
     }
 }
 
-/// What ffmpeg makes.
-async fn made(arguments: &str) -> Vec<u8> {
+/// A file that ffmpeg generates.
+async fn generated(arguments: &str) -> Vec<u8> {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("made");
     let status = Command::new("ffmpeg")
@@ -140,8 +141,10 @@ async fn made(arguments: &str) -> Vec<u8> {
 
 /// A video of two seconds.
 async fn video() -> Vec<u8> {
-    made("-f lavfi -i testsrc=size=320x240:rate=25 -f lavfi -i sine -t 2 -codec:v mpeg4 -codec:a mp3 -f avi")
-        .await
+    generated(
+        "-f lavfi -i testsrc=size=320x240:rate=25 -f lavfi -i sine -t 2 -codec:v mpeg4 -codec:a mp3 -f avi",
+    )
+    .await
 }
 
 async fn probe(file: &FilePath) -> Value {
@@ -154,7 +157,7 @@ async fn probe(file: &FilePath) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// How many records of a namespace's uploads are committed, and how many there are.
+/// Sums of the committed offsets and of the end offsets of the namespace's video topic.
 fn committed(world: &World) -> (i64, i64) {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &world.log.brokers)
@@ -162,23 +165,23 @@ fn committed(world: &World) -> (i64, i64) {
         .create()
         .unwrap();
     let topic = world.log.topics.name(Stream::Videos);
-    let patience = Duration::from_mins(1);
+    let timeout = Duration::from_mins(1);
     let (mut list, mut ends) = (TopicPartitionList::new(), 0);
     for partition in 0..crate::support::PARTITIONS {
         list.add_partition(&topic, partition);
-        ends += consumer.fetch_watermarks(&topic, partition, patience).unwrap().1;
+        ends += consumer.fetch_watermarks(&topic, partition, timeout).unwrap().1;
     }
-    let committed = consumer.committed_offsets(list, patience).unwrap();
+    let committed = consumer.committed_offsets(list, timeout).unwrap();
     let offset = |offset| if let Offset::Offset(offset) = offset { offset } else { 0 };
     (committed.elements().iter().map(|element| offset(element.offset())).sum(), ends)
 }
 
 #[tokio::test]
-async fn a_video_is_published_playable_and_with_a_cover() {
+async fn video_is_published_with_playable_file_and_cover() {
     let (world, api) = World::with_api().await;
-    let upload = uploaded(&api, 9, video().await).await;
+    let upload = upload_file(&api, 9, video().await).await;
     let worker = Worker::start(&world, &api);
-    let outcomes = until_settled(&world, 1).await;
+    let outcomes = until_finalized(&world, 1).await;
     let (envelope, published) = (&outcomes[0], published(&outcomes[0]));
     assert_eq!((published.video_id.get(), published.author_id.get()), (9, 7));
     assert_eq!(envelope.causation_id, Some(upload.id.to_string()));
@@ -202,23 +205,24 @@ async fn a_video_is_published_playable_and_with_a_cover() {
     assert!((1.9..2.2).contains(&seconds), "{seconds}");
     assert_eq!(probe(&folder.path().join("jpg")).await["streams"][0]["codec_name"], "mjpeg");
 
-    until("all of it is committed", async || matches!(committed(&world), (2, 2))).await;
+    until("all offsets are committed", async || matches!(committed(&world), (2, 2))).await;
     worker.stop().await;
 }
 
 #[tokio::test]
-async fn what_is_no_video_is_rejected_with_a_reason_and_nothing_leaks() {
+async fn non_video_is_rejected_without_internal_details() {
     let (world, api) = World::with_api().await;
     let playlist = "#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:10,\n/etc/passwd\n#EXT-X-ENDLIST\n";
-    let mut truncated = made("-f lavfi -i testsrc=size=320x240:rate=25 -t 2 -codec:v mpeg4 -f mp4").await;
+    let mut truncated =
+        generated("-f lavfi -i testsrc=size=320x240:rate=25 -t 2 -codec:v mpeg4 -f mp4").await;
     truncated.truncate(truncated.len() / 2);
-    let picture = made("-f lavfi -i testsrc=size=64x48 -frames:v 1 -codec:v png -f image2pipe").await;
+    let picture = generated("-f lavfi -i testsrc=size=64x48 -frames:v 1 -codec:v png -f image2pipe").await;
     let contents = [b"Just a text.".to_vec(), playlist.into(), truncated, picture];
     for (id, content) in (1..).zip(contents) {
-        uploaded(&api, id, content).await;
+        upload_file(&api, id, content).await;
     }
     let worker = Worker::start(&world, &api);
-    let outcomes = until_settled(&world, 4).await;
+    let outcomes = until_finalized(&world, 4).await;
     assert_eq!(outcomes.len(), 4);
     for envelope in &outcomes {
         let (_, reason) = reason(envelope);
@@ -229,21 +233,21 @@ async fn what_is_no_video_is_rejected_with_a_reason_and_nothing_leaks() {
 }
 
 #[tokio::test]
-async fn an_outcome_that_was_stored_before_a_crash_is_appended_as_it_is() {
+async fn stored_outcome_is_appended_unchanged_after_a_crash() {
     let (world, api) = World::with_api().await;
-    let store = Outcomes::new(world.mysql.clone());
+    let store = OutcomeStore::new(world.mysql.clone());
     let verdict =
         Verdict::Publish { play_key: "videos/a.mp4".to_owned(), cover_key: "covers/a.jpg".to_owned() };
     let mut stored = Vec::new();
     for id in [1, 2] {
-        let upload = Upload::of(uploaded(&api, id, b"not looked at".to_vec()).await).unwrap();
+        let upload = Upload::from_envelope(upload_file(&api, id, b"not read".to_vec()).await).unwrap();
         stored.push(store.decide(&upload, verdict.clone(), 1_700_000_000_000).await.unwrap().envelope);
     }
-    // The second was appended too before the crash, and that was noted.
+    // The second outcome is also marked as appended.
     api.state.log.append(&stored[1]).await.unwrap();
     store.mark_appended(VideoId::new(2).unwrap()).await.unwrap();
     let worker = Worker::start(&world, &api);
-    until("all of it is committed", async || matches!(committed(&world), (4, 4))).await;
+    until("all offsets are committed", async || matches!(committed(&world), (4, 4))).await;
     let mut outcomes = outcomes(&world).await;
     outcomes.sort_by_key(|envelope| published(envelope).video_id);
     assert_eq!(outcomes, stored);
@@ -251,11 +255,11 @@ async fn an_outcome_that_was_stored_before_a_crash_is_appended_as_it_is() {
 }
 
 #[tokio::test]
-async fn whoever_decides_later_finds_what_was_decided() {
+async fn concurrent_decisions_return_the_first_outcome() {
     let (world, _api) = World::with_api().await;
-    let upload = Upload::of(upload(9)).unwrap();
+    let upload = Upload::from_envelope(upload(9)).unwrap();
     let decisions = (0..16).map(|number| {
-        let (store, upload) = (Outcomes::new(world.mysql.clone()), upload.clone());
+        let (store, upload) = (OutcomeStore::new(world.mysql.clone()), upload.clone());
         let verdict = match number % 2 {
             0 => Verdict::Publish { play_key: format!("videos/{number}"), cover_key: "c".to_owned() },
             _ => Verdict::Reject { reason: number.to_string() },
@@ -267,20 +271,20 @@ async fn whoever_decides_later_finds_what_was_decided() {
 }
 
 #[tokio::test]
-async fn no_two_videos_share_a_publish_time() {
+async fn publish_times_are_unique() {
     let (world, api) = World::with_api().await;
     let now_ms = 1_700_000_000_000;
     let decide = |id: i64| {
-        let store = Outcomes::new(api.state.mysql.clone());
-        let upload = Upload::of(upload(id)).unwrap();
+        let store = OutcomeStore::new(api.state.mysql.clone());
+        let upload = Upload::from_envelope(upload(id)).unwrap();
         let verdict = Verdict::Publish { play_key: "v".to_owned(), cover_key: "c".to_owned() };
-        // The clocks of workers differ, and this one stands still.
+        // Clocks of workers differ, and this one stands still.
         async move {
             let outcome = store.decide(&upload, verdict, now_ms - id % 3).await.unwrap();
             published(&outcome.envelope).published_ms
         }
     };
-    // As many at once as there are connections.
+    // Concurrency within the number of connections.
     let decided = stream::iter((1..=200).map(decide)).buffer_unordered(16);
     let times: Vec<_> = decided.collect().await;
     assert_eq!(times.iter().collect::<HashSet<_>>().len(), 200);
@@ -290,40 +294,40 @@ async fn no_two_videos_share_a_publish_time() {
 }
 
 #[tokio::test]
-async fn an_upload_waits_for_a_store_that_is_not_the_right_one() {
+async fn upload_waits_while_the_object_store_is_empty() {
     let (world, api) = World::with_api().await;
     let envelope = upload(9);
     api.state.log.append(&envelope).await.unwrap();
     let worker = Worker::start(&world, &api);
     let recorder = PrometheusBuilder::new().build_recorder();
     {
-        let _counted = metrics::set_default_local_recorder(&recorder);
+        let _recorder = metrics::set_default_local_recorder(&recorder);
         let failed = async || faults(&recorder.handle().render()) >= 4;
-        until("it was tried more often than a lost upload is", failed).await;
+        until("it was attempted more often than a lost upload", failed).await;
     }
     worker.stop().await;
     assert_eq!((committed(&world).0, world.count("media_outcomes").await), (0, 0));
 
     api.state.objects.put(&original_of(&envelope), video().await.into()).await.unwrap();
     let worker = Worker::start(&world, &api);
-    assert_eq!(published(&until_settled(&world, 1).await[0]).video_id.get(), 9);
+    assert_eq!(published(&until_finalized(&world, 1).await[0]).video_id.get(), 9);
     worker.stop().await;
 }
 
 #[tokio::test]
-async fn an_upload_that_was_lost_is_rejected_after_a_search() {
+async fn missing_original_is_rejected_after_max_attempts() {
     let (world, api) = World::with_api().await;
     api.state.log.append(&upload(9)).await.unwrap();
     api.state.objects.put(&Path::from("originals/another"), "content".into()).await.unwrap();
     let worker = Worker::start(&world, &api);
-    let outcomes = until_settled(&world, 1).await;
+    let outcomes = until_finalized(&world, 1).await;
     let expected = "The upload was lost on our side. Please upload the video again.";
     assert_eq!(reason(&outcomes[0]), (9, expected));
     worker.stop().await;
 }
 
 #[tokio::test]
-async fn a_record_that_cannot_be_read_does_not_stop_the_worker() {
+async fn undecodable_record_does_not_stop_the_worker() {
     let (world, api) = World::with_api().await;
     let producer: FutureProducer =
         ClientConfig::new().set("bootstrap.servers", &world.log.brokers).create().unwrap();
@@ -332,21 +336,21 @@ async fn a_record_that_cannot_be_read_does_not_stop_the_worker() {
         let record = FutureRecord::to(&topic).partition(partition).key("9").payload("{");
         producer.send(record, Duration::from_secs(5)).await.unwrap();
     }
-    uploaded(&api, 9, b"Just a text.".to_vec()).await;
+    upload_file(&api, 9, b"Just a text.".to_vec()).await;
     let worker = Worker::start(&world, &api);
-    until("all of it is committed", async || matches!(committed(&world), (5, 5))).await;
-    assert_eq!(world_outcomes(&world).await, 1);
+    until("all offsets are committed", async || matches!(committed(&world), (5, 5))).await;
+    assert_eq!(finalized_count(&world).await, 1);
     worker.stop().await;
 }
 
 #[tokio::test]
-async fn two_workers_share_the_uploads_and_each_is_settled_once() {
+async fn two_workers_finalize_each_upload_once() {
     let (world, api) = World::with_api().await;
     for id in 1..=12 {
-        uploaded(&api, id, format!("text {id}").into_bytes()).await;
+        upload_file(&api, id, format!("text {id}").into_bytes()).await;
     }
     let workers = [Worker::start(&world, &api), Worker::start(&world, &api)];
-    until("all of it is committed", async || matches!(committed(&world), (24, 24))).await;
+    until("all offsets are committed", async || matches!(committed(&world), (24, 24))).await;
     let mut ids: Vec<_> = outcomes(&world).await.iter().map(|envelope| reason(envelope).0).collect();
     ids.sort_unstable();
     ids.dedup();
@@ -357,26 +361,26 @@ async fn two_workers_share_the_uploads_and_each_is_settled_once() {
 }
 
 #[tokio::test]
-async fn more_uploads_than_can_be_begun_wait_for_their_turn() {
+async fn uploads_beyond_the_limit_wait() {
     let (world, api) = World::with_api().await;
     let uploads: Vec<_> = (1..=200).map(upload).collect();
     let appends = uploads.iter().map(|envelope| api.state.log.append(envelope));
     futures::future::try_join_all(appends).await.unwrap();
-    // The store is empty, so that none can be finished, until each is decided by somebody else.
+    // The store is empty, so no upload can finish until the test decides its outcome.
     let worker = Worker::start(&world, &api);
     let recorder = PrometheusBuilder::new().build_recorder();
     {
-        let _counted = metrics::set_default_local_recorder(&recorder);
+        let _recorder = metrics::set_default_local_recorder(&recorder);
         let many = async || faults(&recorder.handle().render()) > 200;
-        until("each that was begun was tried more than once", many).await;
+        until("each upload in progress was attempted more than once", many).await;
     }
-    let store = Outcomes::new(world.mysql.clone());
+    let store = OutcomeStore::new(world.mysql.clone());
     let verdict = Verdict::Reject { reason: "decided elsewhere".to_owned() };
     for envelope in uploads {
-        let upload = Upload::of(envelope).unwrap();
+        let upload = Upload::from_envelope(envelope).unwrap();
         store.decide(&upload, verdict.clone(), 1_700_000_000_000).await.unwrap();
     }
-    until("all of it is committed", async || matches!(committed(&world), (400, 400))).await;
+    until("all offsets are committed", async || matches!(committed(&world), (400, 400))).await;
     worker.stop().await;
 }
 

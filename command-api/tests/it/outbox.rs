@@ -1,4 +1,4 @@
-//! The outbox: what was committed reaches the log, whatever ended in between.
+//! The outbox relay appends committed events after crashes and outages.
 
 use uuid::Uuid;
 use vidlog_command_api::{
@@ -10,12 +10,12 @@ use vidlog_service_kit::clock::Clock;
 
 use crate::support::{World, until};
 
-/// An account is committed, and then everything ends. The entry is one that nobody's relay takes by itself for now.
-async fn register_and_die(world: &World, user: i64) -> Envelope {
+/// Commits an account without appending its event, as after a crash. The entry is too young for background relays.
+async fn register_without_append(world: &World, user: i64) -> Envelope {
     let name = format!("user {user}");
     let registered =
         UserRegistered { user_id: UserId::new(user).unwrap(), name: Personal::new(name.clone()) };
-    let announcement = Envelope {
+    let registration = Envelope {
         id: Uuid::now_v7(),
         source: "/vidlog/test".to_owned(),
         time_ms: young_ms() + user,
@@ -28,23 +28,23 @@ async fn register_and_die(world: &World, user: i64) -> Envelope {
         user_id: user,
         username: &name,
         password_hash: "x".to_owned(),
-        announcement: &announcement,
+        registration: &registration,
     };
     accounts::create(&world.mysql, &account).await.unwrap();
-    announcement
+    registration
 }
 
 #[tokio::test]
-async fn what_was_committed_is_appended_by_the_relay_as_it_was() {
+async fn relay_appends_committed_events_unchanged() {
     let (world, api) = World::with_api().await;
-    let first = register_and_die(&world, 1).await;
-    let second = register_and_die(&world, 2).await;
+    let first = register_without_append(&world, 1).await;
+    let second = register_without_append(&world, 2).await;
     let relay = Relay::new(api.state.clone());
-    // Young entries are left to those who wrote them.
-    assert_eq!(relay.pass(first.time_ms - 1).await.unwrap(), 0);
-    assert_eq!(relay.pass(first.time_ms).await.unwrap(), 1);
-    assert_eq!(relay.pass(i64::MAX).await.unwrap(), 1);
-    assert_eq!(relay.pass(i64::MAX).await.unwrap(), 0);
+    // Young entries belong to their writers.
+    assert_eq!(relay.run_once(first.time_ms - 1).await.unwrap(), 0);
+    assert_eq!(relay.run_once(first.time_ms).await.unwrap(), 1);
+    assert_eq!(relay.run_once(i64::MAX).await.unwrap(), 1);
+    assert_eq!(relay.run_once(i64::MAX).await.unwrap(), 0);
 
     let mut events = world.log.read(Stream::Users).await;
     events.sort_by_key(|event| event.timestamp_ms);
@@ -54,12 +54,12 @@ async fn what_was_committed_is_appended_by_the_relay_as_it_was() {
 }
 
 #[tokio::test]
-async fn many_relays_append_everything_once() {
+async fn concurrent_relays_append_each_event_once() {
     let (world, api) = World::with_api().await;
     for user in 1..=120 {
-        register_and_die(&world, user).await;
+        register_without_append(&world, user).await;
     }
-    let relays = (0..4).map(|_| async { Relay::new(api.state.clone()).pass(i64::MAX).await.unwrap() });
+    let relays = (0..4).map(|_| async { Relay::new(api.state.clone()).run_once(i64::MAX).await.unwrap() });
     let relayed: u64 = futures::future::join_all(relays).await.into_iter().sum();
     assert_eq!(relayed, 120);
     let events = world.log.read(Stream::Users).await;
@@ -69,25 +69,25 @@ async fn many_relays_append_everything_once() {
 }
 
 #[tokio::test]
-async fn what_can_not_be_read_holds_nothing_up() {
+async fn undecodable_entry_does_not_block_others() {
     let (world, api) = World::with_api().await;
     sqlx::query("INSERT INTO outbox (event, created_ms) VALUES ('{}', 0)")
         .execute(&world.mysql)
         .await
         .unwrap();
-    register_and_die(&world, 1).await;
-    assert_eq!(Relay::new(api.state.clone()).pass(i64::MAX).await.unwrap(), 1);
+    register_without_append(&world, 1).await;
+    assert_eq!(Relay::new(api.state.clone()).run_once(i64::MAX).await.unwrap(), 1);
     assert_eq!(world.count("outbox").await, 1);
 }
 
 #[tokio::test]
-async fn new_accounts_do_not_wait_for_a_relay_that_waits_for_the_log() {
+async fn waiting_relay_does_not_block_registrations() {
     let (world, api) = World::with_api().await;
-    register_and_die(&world, 1).await;
+    register_without_append(&world, 1).await;
     let cut_off = world.api_without_log().await;
     let relay = Relay::new(cut_off.state.clone());
-    let waiting = tokio::spawn(async move { relay.pass(i64::MAX).await });
-    until("the relay holds the entry", async || {
+    let waiting = tokio::spawn(async move { relay.run_once(i64::MAX).await });
+    until("the relay has locked the entry", async || {
         let free = "SELECT COUNT(*) FROM (SELECT id FROM outbox FOR UPDATE SKIP LOCKED) free";
         sqlx::query_scalar::<_, i64>(free).fetch_one(&world.mysql).await.unwrap() == 0
     })
@@ -98,7 +98,7 @@ async fn new_accounts_do_not_wait_for_a_relay_that_waits_for_the_log() {
 }
 
 #[tokio::test]
-async fn who_registers_while_the_log_is_away_is_told_so_and_announced_later() {
+async fn registration_during_kafka_outage_is_relayed_later() {
     let (world, api) = World::with_api().await;
     let cut_off = world.api_without_log().await;
     let registered = cut_off.register("ada").await;
@@ -109,16 +109,16 @@ async fn who_registers_while_the_log_is_away_is_told_so_and_announced_later() {
     cut_off.login("ada", "secret").await.ok();
     assert_eq!(world.log.read(Stream::Users).await, []);
 
-    // Either instance's own relay may come first.
-    _ = Relay::new(api.state.clone()).pass(i64::MAX).await;
-    until("the user is announced", async || world.count("outbox").await == 0).await;
+    // A background relay may append it first.
+    _ = Relay::new(api.state.clone()).run_once(i64::MAX).await;
+    until("the event is relayed", async || world.count("outbox").await == 0).await;
     let events = world.log.read(Stream::Users).await;
     assert_eq!(events.len(), 1);
     assert_eq!(events[0].key, id.to_string());
     assert_eq!(world.marks(&format!("user:{id}")).await, [events[0].position()]);
 }
 
-/// A time that is still young when the test is over. The broker refuses one that is an hour ahead.
+/// A creation time that stays young during the test. The broker refuses timestamps an hour ahead.
 fn young_ms() -> i64 {
     Clock::system().now_ms() + 600_000
 }

@@ -1,4 +1,4 @@
-//! The topics, and where a key's events go.
+//! Topic creation and partitioning.
 
 use futures::future::try_join_all;
 use rdkafka::{
@@ -15,7 +15,7 @@ use crate::support::{PARTITIONS, World};
 const LAYOUT: Layout = Layout { partitions: PARTITIONS, replication: 1 };
 
 #[tokio::test]
-async fn topics_are_created_once_whoever_does_it() {
+async fn concurrent_topic_creation_is_idempotent() {
     let world = World::new().await;
     let (brokers, topics) = (&world.log.brokers, &world.log.topics);
     try_join_all((0..3).map(|_| create_topics(brokers, topics, LAYOUT))).await.unwrap();
@@ -35,7 +35,7 @@ async fn topics_are_created_once_whoever_does_it() {
 }
 
 #[tokio::test]
-async fn another_number_of_partitions_is_an_error_that_says_what_to_do() {
+async fn different_partition_count_is_an_actionable_error() {
     let world = World::new().await;
     let (brokers, topics) = (&world.log.brokers, &world.log.topics);
     create_topics(brokers, topics, LAYOUT).await.unwrap();
@@ -46,7 +46,7 @@ async fn another_number_of_partitions_is_an_error_that_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_key_is_where_javas_clients_would_put_it() {
+async fn keys_are_partitioned_like_the_java_client() {
     let (world, api) = World::with_api().await;
     world.users(&[1]).await;
     for video in 1..=12 {

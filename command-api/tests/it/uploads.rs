@@ -33,7 +33,7 @@ use crate::support::{Answer, Api, World};
 const PATH: &str = "/douyin/publish/action/";
 const MEGABYTE: usize = 1024 * 1024;
 
-/// A form, part by part.
+/// Builder of a multipart form.
 #[derive(Clone, Default)]
 struct Form {
     body: Vec<u8>,
@@ -80,8 +80,8 @@ fn token(api: &Api, user: i64) -> String {
     api.state.tokens.sign(user).unwrap()
 }
 
-/// A form that is fine, with the token of user 7.
-fn fine(api: &Api) -> Form {
+/// A valid form with the token of user 7.
+fn valid_form(api: &Api) -> Form {
     Form::default().part("token", token(api, 7)).part("title", "A title").part("data", "content")
 }
 
@@ -94,7 +94,7 @@ async fn uploads(world: &World) -> Vec<VideoUploaded> {
     logged.into_iter().map(|logged| uploaded(logged.envelope.event)).collect()
 }
 
-/// The keys of what is in the object store.
+/// Keys of all objects in the store.
 async fn stored(api: &Api) -> Vec<String> {
     let objects = api.state.objects.list(None);
     objects.map_ok(|object| object.location.to_string()).try_collect().await.unwrap()
@@ -105,7 +105,7 @@ async fn content(api: &Api, key: &str) -> Bytes {
 }
 
 #[tokio::test]
-async fn an_upload_is_stored_and_then_logged_whatever_the_order_of_its_parts() {
+async fn parts_of_an_upload_may_come_in_any_order() {
     let (world, api) = World::with_api().await;
     let part = |form: Form, name: &str| match name {
         "token" => form.part(name, token(&api, 7)),
@@ -129,7 +129,7 @@ async fn an_upload_is_stored_and_then_logged_whatever_the_order_of_its_parts() {
 }
 
 #[tokio::test]
-async fn the_query_counts_before_the_form_and_a_bearer_where_there_is_no_parameter() {
+async fn query_precedes_form_precedes_bearer_token() {
     let (world, api) = World::with_api().await;
     let form = Form::default().part("data", "a").part("title", "form");
     let query = format!("token={}&title=query", token(&api, 1));
@@ -148,7 +148,7 @@ async fn the_query_counts_before_the_form_and_a_bearer_where_there_is_no_paramet
 }
 
 #[tokio::test]
-async fn a_form_that_lacks_something_leaves_nothing_behind() {
+async fn incomplete_form_leaves_no_object_behind() {
     let (world, api) = World::with_api().await;
     let data = Form::default().part("data", "content");
     let title = |title: &str| data.clone().part("title", title).part("token", token(&api, 7));
@@ -162,7 +162,7 @@ async fn a_form_that_lacks_something_leaves_nothing_behind() {
         (title("a\0b"), Code::InvalidParameter),
         (title(&"x".repeat(65 * 1024)), Code::PayloadTooLarge),
         (Form::default().part("title", "t").part("token", token(&api, 7)), Code::InvalidParameter),
-        (fine(&api).query("token=forged"), Code::Unauthenticated),
+        (valid_form(&api).query("token=forged"), Code::Unauthenticated),
     ];
     for (form, code) in forms {
         form.send(&api).await.fails(code);
@@ -182,18 +182,18 @@ async fn title_of_length(api: &Api, length: usize) -> Answer {
 }
 
 #[tokio::test]
-async fn what_is_too_large_by_its_content_length_is_not_read() {
+async fn upload_with_large_content_length_is_not_read() {
     let (_world, api) = World::with_api().await;
     let length = MEGABYTE + 64 * 1024 + 1;
-    let form = fine(&api).header("content-length", length.to_string());
-    let never = Body::from_stream(stream::pending::<io::Result<Bytes>>());
-    let answer = timeout(Duration::from_secs(30), api.send(form.request(never))).await.unwrap();
+    let form = valid_form(&api).header("content-length", length.to_string());
+    let endless = Body::from_stream(stream::pending::<io::Result<Bytes>>());
+    let answer = timeout(Duration::from_secs(30), api.send(form.request(endless))).await.unwrap();
     answer.fails(Code::PayloadTooLarge);
     assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
 }
 
 #[tokio::test]
-async fn what_is_too_large_in_the_end_is_refused_and_leaves_nothing_behind() {
+async fn upload_beyond_the_limit_leaves_no_object_behind() {
     let (_world, api) = World::with_api().await;
     let form = |size| Form::default().part("data", vec![b'x'; size]);
     let complete = |form: Form| form.part("token", token(&api, 7)).part("title", "t");
@@ -205,19 +205,19 @@ async fn what_is_too_large_in_the_end_is_refused_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_leaves_nothing_behind() {
+async fn disconnected_upload_leaves_no_object_behind() {
     let (_world, api) = World::with_api().await;
-    let form = fine(&api);
+    let form = valid_form(&api);
     let begun = form.body[..form.body.len() - 4].to_vec();
     let pieces = [Ok(Bytes::from(begun)), Err(io::Error::from(io::ErrorKind::ConnectionReset))];
     api.send(form.request(Body::from_stream(stream::iter(pieces)))).await.fails(Code::InvalidParameter);
     assert_eq!(stored(&api).await, [""; 0]);
 }
 
-/// A form with a file of megabytes that are made as they are taken; counts them.
+/// A form with a file of `megabytes` that is generated as it is consumed, and the number of chunks consumed.
 fn large(form: &Form, megabytes: usize) -> (Request<Body>, Arc<AtomicUsize>) {
-    let taken = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&taken);
+    let consumed = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&consumed);
     let content = stream::iter(0..megabytes * 16).map(move |_| {
         counter.fetch_add(1, Ordering::SeqCst);
         Bytes::from(vec![b'x'; MEGABYTE / 16])
@@ -228,7 +228,7 @@ fn large(form: &Form, megabytes: usize) -> (Request<Body>, Arc<AtomicUsize>) {
         .chain(content)
         .chain(stream::iter([Bytes::from("\r\n--b--\r\n")]))
         .map(Ok::<_, Infallible>);
-    (form.request(Body::from_stream(whole)), taken)
+    (form.request(Body::from_stream(whole)), consumed)
 }
 
 fn title_and_token(api: &Api) -> Form {
@@ -236,7 +236,7 @@ fn title_and_token(api: &Api) -> Form {
 }
 
 #[tokio::test]
-async fn fifty_megabytes_pass_through() {
+async fn fifty_megabyte_upload_succeeds() {
     let (world, api) = World::with_api().await;
     let state = CommandState { max_upload_bytes: 50 * MEGABYTE as u64, ..api.state.clone() };
     let (request, _) = large(&title_and_token(&api), 50);
@@ -248,32 +248,32 @@ async fn fifty_megabytes_pass_through() {
 }
 
 #[tokio::test]
-async fn no_more_is_taken_from_the_client_than_the_store_takes() {
+async fn slow_object_store_slows_the_client_down() {
     let (_world, api) = World::with_api().await;
     let config = ThrottleConfig { wait_put_per_call: Duration::from_hours(1), ..ThrottleConfig::default() };
     let objects = Arc::new(ThrottledStore::new(InMemory::new(), config));
     let state = CommandState { max_upload_bytes: u64::MAX, objects, ..api.state.clone() };
-    let (request, taken) = large(&title_and_token(&api), 200);
+    let (request, consumed) = large(&title_and_token(&api), 200);
     assert!(timeout(Duration::from_secs(3), router(state).oneshot(request)).await.is_err());
-    let megabytes = taken.load(Ordering::SeqCst) / 16;
-    assert!((10..=16).contains(&megabytes), "{megabytes} MB were taken in");
+    let megabytes = consumed.load(Ordering::SeqCst) / 16;
+    assert!((10..=16).contains(&megabytes), "{megabytes} MB were consumed");
 }
 
 #[tokio::test]
-async fn there_is_a_bound_on_uploads_at_once() {
+async fn concurrent_uploads_are_bounded() {
     let (_world, api) = World::with_api().await;
     let state = CommandState { upload_slots: Arc::new(Semaphore::new(0)), ..api.state.clone() };
-    let response = router(state).oneshot(fine(&api).request(Body::empty())).await.unwrap();
+    let response = router(state).oneshot(valid_form(&api).request(Body::empty())).await.unwrap();
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[tokio::test]
-async fn while_the_store_is_away_nothing_is_published() {
+async fn upload_fails_while_the_object_store_is_unavailable() {
     let (world, api) = World::with_api().await;
-    // Nobody can create a file there.
+    // No process can create a file there.
     let objects: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new_with_prefix("/proc").unwrap());
     let state = CommandState { objects, ..api.state.clone() };
-    let mut form = fine(&api);
+    let mut form = valid_form(&api);
     form.body.extend_from_slice(b"--b--\r\n");
     let response = router(state).oneshot(form.request(Body::from(form.body.clone()))).await.unwrap();
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -281,24 +281,24 @@ async fn while_the_store_is_away_nothing_is_published() {
 }
 
 #[tokio::test]
-async fn while_the_log_is_away_nothing_is_lost_and_a_retry_publishes_once() {
+async fn upload_retried_after_kafka_outage_publishes_once() {
     let (world, api) = World::with_api().await;
     let cut_off = world.api_without_log().await;
-    let form = fine(&api).header("idempotency-key", "k");
+    let form = valid_form(&api).header("idempotency-key", "k");
     form.clone().send(&cut_off).await.fails(Code::Unavailable);
     let kept = stored(&api).await;
-    assert_eq!(kept.len(), 1, "whether the event is in the log is not known");
+    assert_eq!(kept.len(), 1, "the outcome of the append is unknown");
 
     let first = form.clone().send(&api).await;
     let second = form.send(&api).await;
     assert_eq!((first.ok(), first.position()), (second.ok(), second.position()));
     let uploads = uploads(&world).await;
     assert_eq!((uploads.len(), &uploads[0].original_key), (1, &kept[0]));
-    assert_eq!(stored(&api).await, kept, "the files of the retries are not needed");
+    assert_eq!(stored(&api).await, kept, "the files of the retries are deleted");
 }
 
 #[tokio::test]
-async fn what_is_no_form_is_refused() {
+async fn body_that_is_not_multipart_is_refused() {
     let (_world, api) = World::with_api().await;
     let query = format!("{PATH}?token={}&title=t", token(&api, 7));
     let plain = |body: &'static str| Request::post(&query).body(Body::from(body)).unwrap();

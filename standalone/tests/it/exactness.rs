@@ -6,7 +6,7 @@ use futures::{StreamExt, stream};
 use serde_json::json;
 use uuid::Uuid;
 use vidlog_command_api::{
-    media::outcomes::{Outcomes, Upload, Verdict},
+    media::outcomes::{OutcomeStore, Upload, Verdict},
     publisher::{EventLog, KafkaLog},
 };
 use vidlog_events::{Envelope, Event, Personal, Topics, UserId, VideoEvent, VideoId, VideoUploaded};
@@ -158,13 +158,14 @@ async fn pages(app: &App) -> Vec<Vec<i64>> {
 async fn publish_in_one_millisecond(author: &User<'_>, count: i64) {
     let stores = &author.app.stores;
     let log = KafkaLog::open(&author.app.log.kafka_brokers, Topics::new(&stores.namespace)).unwrap();
-    let outcomes = Outcomes::new(mysql::open(stores.mysql_url.reveal(), 4).unwrap());
+    let outcomes = OutcomeStore::new(mysql::open(stores.mysql_url.reveal(), 4).unwrap());
     let now_ms = Clock::system().now_ms() - 60_000;
     let published = stream::iter(1..=count).map(async |number| {
         let uploaded = upload(number, author.id, now_ms);
         let keys =
             Verdict::Publish { play_key: format!("videos/{number}"), cover_key: format!("covers/{number}") };
-        let decided = outcomes.decide(&Upload::of(uploaded.clone()).unwrap(), keys, now_ms).await.unwrap();
+        let decided =
+            outcomes.decide(&Upload::from_envelope(uploaded.clone()).unwrap(), keys, now_ms).await.unwrap();
         // So that the worker of the system under test leaves it alone.
         outcomes.mark_appended(VideoId::new(number).unwrap()).await.unwrap();
         log.append(&uploaded).await.unwrap();

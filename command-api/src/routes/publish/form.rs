@@ -1,4 +1,4 @@
-//! The form of an upload, read as it comes in: in bounded memory, and only while it keeps coming.
+//! Reads the multipart form of an upload part by part, with bounds on memory and time.
 
 use std::{
     io,
@@ -22,135 +22,134 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use tokio::time::{Instant, timeout_at};
-use vidlog_contract::{ApiError, limits};
+use vidlog_contract::{ApiError, limits::FORM_BYTES};
 
-/// How long a client may send nothing.
+/// Maximum time between two chunks from the client.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long an upload may take: 200 MB at 1 Mbit/s.
+/// Maximum time of an upload: 200 MB at 1 Mbit/s.
 const TOTAL_TIMEOUT: Duration = Duration::from_mins(30);
-/// Bytes that may be waiting for a part's head or end to show. A part's head has some hundred.
-const MAX_UNREAD: usize = 1024 * 1024;
+/// Bytes that the parser may buffer while it looks for a part's header or end. A header has a few hundred bytes.
+const MAX_UNPARSED: usize = 1024 * 1024;
 
-/// A form that is being received.
+/// A form in reception.
 pub(super) struct Form {
     multipart: Multipart,
-    watch: Watch,
+    limits: Limits,
 }
 
-/// A part of a form that is being received.
+/// A part of a form in reception.
 pub(super) struct Part<'a> {
     field: Field<'a>,
-    watch: Watch,
+    limits: Limits,
 }
 
-/// Watches over the receiving of a form.
+/// Limits on the reception of a form.
 #[derive(Clone)]
-struct Watch {
-    limit_bytes: u64,
+struct Limits {
+    max_bytes: u64,
     deadline: Instant,
-    unread: Arc<AtomicUsize>,
+    /// Bytes received since the parser last returned a result.
+    unparsed: Arc<AtomicUsize>,
 }
 
 impl Form {
-    /// Begins to receive a form with a file of a number of bytes at most, and little beside it.
-    pub(super) async fn open(request: Request, limit_bytes: u64) -> Result<Self, ApiError> {
-        let unread = Arc::new(AtomicUsize::new(0));
-        let watch =
-            Watch { limit_bytes, deadline: Instant::now() + TOTAL_TIMEOUT, unread: Arc::clone(&unread) };
-        let mut request = request
-            .map(|body| Body::from_stream(Metered { body: body.into_data_stream(), unread, rest: false }));
-        let whole = usize::try_from(limit_bytes).unwrap_or(usize::MAX).saturating_add(limits::FORM_BYTES);
-        DefaultBodyLimit::max(whole).apply(&mut request);
+    /// Starts to receive a form with a file of at most `max_bytes`, and small other parts.
+    pub(super) async fn open(request: Request, max_bytes: u64) -> Result<Self, ApiError> {
+        let unparsed = Arc::new(AtomicUsize::new(0));
+        let limits =
+            Limits { max_bytes, deadline: Instant::now() + TOTAL_TIMEOUT, unparsed: Arc::clone(&unparsed) };
+        let mut request = request.map(|body| {
+            Body::from_stream(BoundedBody { body: body.into_data_stream(), unparsed, must_yield: false })
+        });
+        let max_body = usize::try_from(max_bytes).unwrap_or(usize::MAX).saturating_add(FORM_BYTES);
+        DefaultBodyLimit::max(max_body).apply(&mut request);
         let multipart = Multipart::from_request(request, &()).await.map_err(|_| {
             ApiError::invalid("the body must be multipart/form-data, with the fields data and title")
         })?;
-        Ok(Self { multipart, watch })
+        Ok(Self { multipart, limits })
     }
 
-    /// The next part. The one before must have been read to its end.
+    /// The next part. The previous part must have been read to its end.
     pub(super) async fn next(&mut self) -> Result<Option<Part<'_>>, ApiError> {
-        let watch = self.watch.clone();
-        let field = watch.within_time(self.multipart.next_field()).await?;
-        Ok(field.map(|field| Part { field, watch }))
+        let limits = self.limits.clone();
+        let field = limits.apply(self.multipart.next_field()).await?;
+        Ok(field.map(|field| Part { field, limits }))
     }
 }
 
 impl Part<'_> {
-    /// The name of the field.
+    /// Name of the part.
     pub(super) fn name(&self) -> &str {
         self.field.name().unwrap_or_default()
     }
 
-    /// The next bytes of the part: at least one, until its end.
+    /// The next, non-empty chunk; `None` at the end of the part.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, ApiError> {
         loop {
-            match self.watch.within_time(self.field.chunk()).await? {
+            match self.limits.apply(self.field.chunk()).await? {
                 Some(bytes) if bytes.is_empty() => {}
                 chunk => return Ok(chunk),
             }
         }
     }
 
-    /// The whole part, which must be small.
-    pub(super) async fn small(mut self) -> Result<Bytes, ApiError> {
-        let mut whole = BytesMut::new();
+    /// Reads a small part completely.
+    pub(super) async fn read_small(mut self) -> Result<Bytes, ApiError> {
+        let mut content = BytesMut::new();
         while let Some(bytes) = self.chunk().await? {
-            if whole.len() + bytes.len() > limits::FORM_BYTES {
-                return Err(ApiError::too_large(limits::FORM_BYTES as u64));
+            if content.len() + bytes.len() > FORM_BYTES {
+                return Err(ApiError::too_large(FORM_BYTES as u64));
             }
-            whole.extend_from_slice(&bytes);
+            content.extend_from_slice(&bytes);
         }
-        Ok(whole.freeze())
+        Ok(content.freeze())
     }
 
-    /// Reads to the end of a part that nobody asks for.
+    /// Reads the part to its end and discards it.
     pub(super) async fn skip(mut self) -> Result<(), ApiError> {
         while self.chunk().await?.is_some() {}
         Ok(())
     }
 }
 
-impl Watch {
-    async fn within_time<T>(
-        &self,
-        receiving: impl Future<Output = Result<T, MultipartError>>,
-    ) -> Result<T, ApiError> {
+impl Limits {
+    /// Awaits a read from the form within the limits.
+    async fn apply<T>(&self, read: impl Future<Output = Result<T, MultipartError>>) -> Result<T, ApiError> {
         let until = self.deadline.min(Instant::now() + IDLE_TIMEOUT);
-        let received = timeout_at(until, receiving)
+        let result = timeout_at(until, read)
             .await
-            .map_err(|_| ApiError::invalid("the upload stopped coming; try again"))?;
-        self.unread.store(0, Ordering::Relaxed);
-        received.map_err(|error| match error.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large(self.limit_bytes),
-            _ => ApiError::invalid("the upload ended early, or is no multipart/form-data"),
+            .map_err(|_| ApiError::invalid("the upload was too slow; try again"))?;
+        self.unparsed.store(0, Ordering::Relaxed);
+        result.map_err(|error| match error.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large(self.max_bytes),
+            _ => ApiError::invalid("the upload is incomplete or not valid multipart/form-data"),
         })
     }
 }
 
-/// A body that is handed on a little at a time. The form's parser takes all that it can get before it looks at it,
-/// and keeps it until it has understood it: so it is made to look after each piece, and a body in which it finds
-/// nothing is cut off.
-struct Metered {
+/// A body that yields after each chunk, and fails if the parser buffers too much. The parser reads all available
+/// chunks before it parses, and buffers them until it finds a header or an end: yielding makes it parse each chunk.
+struct BoundedBody {
     body: BodyDataStream,
-    unread: Arc<AtomicUsize>,
-    rest: bool,
+    unparsed: Arc<AtomicUsize>,
+    must_yield: bool,
 }
 
-impl Stream for Metered {
+impl Stream for BoundedBody {
     type Item = io::Result<Bytes>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if std::mem::take(&mut self.rest) {
+        if std::mem::take(&mut self.must_yield) {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        if self.unread.load(Ordering::Relaxed) > MAX_UNREAD {
+        if self.unparsed.load(Ordering::Relaxed) > MAX_UNPARSED {
             return Poll::Ready(Some(Err(io::Error::other("the form has a part without an end"))));
         }
         let polled = self.body.poll_next_unpin(context);
         if let Poll::Ready(Some(Ok(bytes))) = &polled {
-            self.unread.fetch_add(bytes.len(), Ordering::Relaxed);
-            self.rest = true;
+            self.unparsed.fetch_add(bytes.len(), Ordering::Relaxed);
+            self.must_yield = true;
         }
         polled.map_err(io::Error::other)
     }
@@ -165,72 +164,72 @@ mod tests {
 
     const HEAD: &str = "--b\r\nContent-Disposition: form-data; name=\"data\"\r\n\r\n";
 
-    /// A form that comes in pieces, and counts how many of them were taken.
-    fn request(pieces: Vec<Bytes>) -> (Request, Arc<AtomicUsize>) {
-        let taken = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&taken);
-        let pieces = futures::stream::iter(pieces.into_iter().map(move |piece| {
+    /// A request with a chunked form, and the number of chunks that were read.
+    fn request(chunks: Vec<Bytes>) -> (Request, Arc<AtomicUsize>) {
+        let consumed = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&consumed);
+        let chunks = futures::stream::iter(chunks.into_iter().map(move |chunk| {
             counter.fetch_add(1, Ordering::Relaxed);
-            Ok::<_, io::Error>(piece)
+            Ok::<_, io::Error>(chunk)
         }));
         let request = Request::post("/")
             .header(CONTENT_TYPE, "multipart/form-data; boundary=b")
-            .body(Body::from_stream(pieces))
+            .body(Body::from_stream(chunks))
             .unwrap();
-        (request, taken)
+        (request, consumed)
     }
 
-    fn pieces(head: &str, count: usize) -> Vec<Bytes> {
-        let piece = Bytes::from(vec![b'x'; 64 * 1024]);
+    fn chunks(head: &str, count: usize) -> Vec<Bytes> {
+        let chunk = Bytes::from(vec![b'x'; 64 * 1024]);
         let head = Bytes::from(head.to_owned());
-        std::iter::once(head).chain(std::iter::repeat_n(piece, count)).collect()
+        std::iter::once(head).chain(std::iter::repeat_n(chunk, count)).collect()
     }
 
     #[tokio::test]
-    async fn no_more_is_taken_in_than_is_read() {
-        let (request, taken) = request(pieces(HEAD, 1000));
+    async fn body_is_consumed_as_it_is_read() {
+        let (request, consumed) = request(chunks(HEAD, 1000));
         let mut form = Form::open(request, u64::MAX).await.unwrap();
         let mut part = form.next().await.unwrap().unwrap();
         for read in 0..1000 {
             part.chunk().await.unwrap();
-            assert!(taken.load(Ordering::Relaxed) <= read + 3);
+            assert!(consumed.load(Ordering::Relaxed) <= read + 3);
         }
     }
 
     #[tokio::test]
-    async fn a_part_without_an_end_is_cut_off() {
+    async fn endless_header_is_cut_off() {
         for head in ["--b\r\nContent-Disposition: form-data; name=\"", "no boundary"] {
-            let (request, taken) = request(pieces(head, 1000));
+            let (request, consumed) = request(chunks(head, 1000));
             let mut form = Form::open(request, u64::MAX).await.unwrap();
             let error = form.next().await.err().unwrap();
             assert_eq!(error.code, Code::InvalidParameter);
-            assert!(taken.load(Ordering::Relaxed) < 30);
+            assert!(consumed.load(Ordering::Relaxed) < 30);
         }
     }
 
     #[tokio::test]
-    async fn a_part_that_nobody_asks_for_is_skipped() {
-        let mut all = pieces(HEAD, 1000);
-        all.push(Bytes::from(format!("\r\n{}small\r\n--b--\r\n", HEAD.replace("data", "title"))));
-        let (request, _) = request(all);
+    async fn unknown_part_is_skipped() {
+        let mut chunks = chunks(HEAD, 1000);
+        chunks.push(Bytes::from(format!("\r\n{}small\r\n--b--\r\n", HEAD.replace("data", "title"))));
+        let (request, _) = request(chunks);
         let mut form = Form::open(request, u64::MAX).await.unwrap();
         form.next().await.unwrap().unwrap().skip().await.unwrap();
         let part = form.next().await.unwrap().unwrap();
         assert_eq!(part.name(), "title");
-        assert_eq!(part.small().await.unwrap(), "small");
+        assert_eq!(part.read_small().await.unwrap(), "small");
         assert!(form.next().await.unwrap().is_none());
     }
 
     #[tokio::test]
-    async fn a_body_beyond_the_limit_is_too_large() {
-        let (request, _) = request(pieces(HEAD, 1000));
+    async fn body_beyond_the_limit_is_too_large() {
+        let (request, _) = request(chunks(HEAD, 1000));
         let mut form = Form::open(request, 1024).await.unwrap();
         let part = form.next().await.unwrap().unwrap();
         assert_eq!(part.skip().await.unwrap_err().code, Code::PayloadTooLarge);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_form_that_stops_coming_is_given_up() {
+    async fn stalled_form_times_out() {
         let head = futures::stream::iter([Ok::<_, io::Error>(Bytes::from(HEAD))]);
         let request = Request::post("/")
             .header(CONTENT_TYPE, "multipart/form-data; boundary=b")
@@ -242,7 +241,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn any_other_body_is_refused() {
+    async fn other_content_type_is_refused() {
         let request = Request::post("/").body(Body::from("token=a")).unwrap();
         let error = Form::open(request, 1024).await.err().unwrap();
         assert_eq!(error.code, Code::InvalidParameter);

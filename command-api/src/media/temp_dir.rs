@@ -1,4 +1,4 @@
-//! Folders for temporary files, one for each attempt at an upload.
+//! Temporary directories, one per attempt to process an upload.
 
 use std::{env, fs, io, path::Path, time::Duration};
 
@@ -6,34 +6,34 @@ use tempfile::TempDir;
 use tracing::{info, warn};
 
 const PREFIX: &str = "vidlog-media-";
-/// No attempt takes so long. A folder that is older was left by a worker that was killed.
+/// Longer than any attempt takes: older directories were left behind by killed workers.
 const ABANDONED_AFTER: Duration = Duration::from_hours(24);
 
-/// Makes a folder that is removed when it is dropped.
-pub(super) fn make() -> io::Result<TempDir> {
+/// Creates a directory that is removed on drop.
+pub(super) fn create() -> io::Result<TempDir> {
     tempfile::Builder::new().prefix(PREFIX).tempdir()
 }
 
-/// Removes what workers left behind that were killed.
+/// Removes directories that killed workers left behind.
 pub(super) fn remove_abandoned() {
     remove_older(&env::temp_dir(), ABANDONED_AFTER);
 }
 
 fn remove_older(parent: &Path, age: Duration) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(PREFIX) && is_folder_older(&entry, age) {
-            let folder = entry.path();
-            match fs::remove_dir_all(&folder) {
-                Ok(()) => info!(folder = %folder.display(), "removed an abandoned folder"),
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) && is_directory_older(&entry, age) {
+            let directory = entry.path();
+            match fs::remove_dir_all(&directory) {
+                Ok(()) => info!(directory = %directory.display(), "abandoned temporary directory removed"),
                 Err(error) => {
-                    warn!(folder = %folder.display(), %error, "failed to remove an abandoned folder");
+                    warn!(directory = %directory.display(), %error, "failed to remove abandoned temporary directory");
                 }
             }
         }
     }
 }
 
-fn is_folder_older(entry: &fs::DirEntry, age: Duration) -> bool {
+fn is_directory_older(entry: &fs::DirEntry, age: Duration) -> bool {
     let modified = entry.metadata().ok().filter(fs::Metadata::is_dir).and_then(|found| found.modified().ok());
     modified.and_then(|modified| modified.elapsed().ok()).is_some_and(|elapsed| elapsed >= age)
 }
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_abandoned_folders_are_removed() {
+    fn only_abandoned_directories_are_removed() {
         let parent = TempDir::new().unwrap();
         let path = |name: &str| parent.path().join(name);
         for name in ["vidlog-media-abc/deep", "another"] {

@@ -1,40 +1,40 @@
-//! An event as it waits in MySQL for its append: the record as it will go to Kafka, as JSON.
+//! JSON form of an event envelope, for storing an event before it is appended: the Kafka record as JSON.
 //!
-//! `{"stream":"users","headers":[["ce_id","…"],…],"value":"{…}"}`. It is decoded by the same code that decodes the
-//! log, so whatever the log can hold can wait here.
+//! `{"stream":"users","headers":[["ce_id","…"],…],"value":"{…}"}`. The log's decoder decodes it, so every event that
+//! the log can hold can be stored.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vidlog_events::{DecodeError, Envelope, Stream, decode};
 
-/// Why a stored event can't be read or written.
+/// Error of encoding or decoding a stored event.
 #[derive(Debug, Error)]
-pub enum StoredError {
+pub enum EnvelopeJsonError {
     /// The text is not JSON of this form.
-    #[error("the stored event is not of its form")]
+    #[error("the stored event has an invalid form")]
     Form(#[from] serde_json::Error),
     /// The payload is not UTF-8.
-    #[error("the event's payload is not text")]
+    #[error("the event's payload is not UTF-8")]
     NotText(#[from] std::string::FromUtf8Error),
     /// No stream has this name.
-    #[error("there is no stream {0:?}")]
+    #[error("unknown stream {0:?}")]
     UnknownStream(String),
-    /// The record in it is not an event.
-    #[error("the stored record is not an event")]
+    /// The record does not decode as an event.
+    #[error("the stored record does not decode")]
     Event(#[from] DecodeError),
 }
 
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredRecord {
     stream: String,
     headers: Vec<(String, String)>,
     value: String,
 }
 
-/// The text of an event.
-pub fn to_text(envelope: &Envelope) -> Result<String, StoredError> {
+/// Encodes an envelope.
+pub fn to_json(envelope: &Envelope) -> Result<String, EnvelopeJsonError> {
     let record = envelope.encode()?;
-    let stored = Stored {
+    let stored = StoredRecord {
         stream: record.stream.name().to_owned(),
         headers: record.headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
         value: String::from_utf8(record.value)?,
@@ -42,13 +42,13 @@ pub fn to_text(envelope: &Envelope) -> Result<String, StoredError> {
     Ok(serde_json::to_string(&stored)?)
 }
 
-/// The event of a text.
-pub fn from_text(text: &str) -> Result<Envelope, StoredError> {
-    let stored: Stored = serde_json::from_str(text)?;
+/// Decodes an envelope.
+pub fn from_json(json: &str) -> Result<Envelope, EnvelopeJsonError> {
+    let stored: StoredRecord = serde_json::from_str(json)?;
     let stream = Stream::ALL
         .into_iter()
         .find(|stream| stream.name() == stored.stream)
-        .ok_or_else(|| StoredError::UnknownStream(stored.stream.clone()))?;
+        .ok_or_else(|| EnvelopeJsonError::UnknownStream(stored.stream.clone()))?;
     let header = |name: &str| {
         stored.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value.as_bytes())
     };
@@ -78,17 +78,17 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_read_as_it_was_stored() {
-        assert_eq!(from_text(&to_text(&envelope()).unwrap()).unwrap(), envelope());
+    fn stored_event_round_trips() {
+        assert_eq!(from_json(&to_json(&envelope()).unwrap()).unwrap(), envelope());
     }
 
     #[test]
-    fn anything_else_is_an_error() {
-        assert!(matches!(from_text("{}"), Err(StoredError::Form(_))));
-        let text = to_text(&envelope()).unwrap();
+    fn invalid_record_is_an_error() {
+        assert!(matches!(from_json("{}"), Err(EnvelopeJsonError::Form(_))));
+        let text = to_json(&envelope()).unwrap();
         let dreams = text.replace("\"users\"", "\"dreams\"");
-        assert!(matches!(from_text(&dreams), Err(StoredError::UnknownStream(_))));
+        assert!(matches!(from_json(&dreams), Err(EnvelopeJsonError::UnknownStream(_))));
         let likes = text.replace("\"users\"", "\"likes\"");
-        assert!(matches!(from_text(&likes), Err(StoredError::Event(_))));
+        assert!(matches!(from_json(&likes), Err(EnvelopeJsonError::Event(_))));
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! The contract itself is fixed, because the client is. Nothing in here knows a store or the log.
 
-pub mod answer;
 pub mod call;
 pub mod config;
 pub mod error;
@@ -11,11 +10,12 @@ mod numbers;
 pub mod objects;
 pub mod openapi;
 pub mod params;
+pub mod response;
 pub mod times;
 pub mod token;
 
-pub use answer::{Answer, Empty};
 pub use call::Call;
 pub use error::{ApiError, Code};
 pub use params::{Action, Params};
+pub use response::{Answer, Empty};
 pub use token::Tokens;

@@ -21,7 +21,7 @@ use vidlog_schemas::{Keys, projections::Projection};
 
 use crate::{
     error::{ReadError, Store},
-    live::Heard,
+    generation_cache::Heard,
     metrics::{FALLBACK_READS, FRESHNESS_TIMEOUTS, FRESHNESS_WAIT_SECONDS, FRESHNESS_WAITS},
     position::{Position, Scope},
     stores::{Source, Views},

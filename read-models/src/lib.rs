@@ -10,7 +10,7 @@ mod error;
 mod facts;
 mod fallback;
 pub mod freshness;
-mod live;
+mod generation_cache;
 mod media;
 pub mod metrics;
 mod models;

@@ -10,7 +10,7 @@ use vidlog_schemas::Keys;
 use crate::{
     breaker::{Breaker, Guarded, guard},
     error::{ReadError, Store},
-    live::Live,
+    generation_cache::Live,
 };
 
 /// A query that takes longer holds its connection from others; with the waits before it, a request still ends

@@ -88,7 +88,7 @@ pub fn scopes(event: &Event) -> Vec<Scope> {
 /// Counts and logs a position that could not be recorded.
 pub(crate) fn report_unrecorded(error: &ReadError) {
     counter!(UNRECORDED_POSITIONS).increment(1);
-    if error.is_away(Store::Redis) {
+    if error.is_unavailable(Store::Redis) {
         // The circuit breaker logs once that Redis is unavailable.
         debug!(%error, "failed to record position for readers");
     } else {

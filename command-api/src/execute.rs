@@ -6,7 +6,7 @@ use metrics::{counter, histogram};
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
-use vidlog_contract::{Answer, ApiError};
+use vidlog_contract::{ApiError, ApiResponse};
 use vidlog_events::Event;
 
 use crate::{
@@ -80,7 +80,7 @@ pub async fn execute<T: Serialize>(
     };
     let (envelope, content) = tokio::try_join!(event, content(reservation))?;
     let acknowledged = append(state.log.as_ref(), &state.read_models.freshness, &envelope).await?;
-    let reply = Reply::new(&Answer::new(content), &acknowledged)?;
+    let reply = Reply::new(&ApiResponse::new(content), &acknowledged)?;
     Ok(attempt.store_reply(state, reply).await)
 }
 

@@ -3,7 +3,8 @@
 use axum::http::HeaderMap;
 use vidlog_contract::{ApiError, objects::User};
 use vidlog_read_models::{
-    Fresh, Need, Position, ReadError, ReadModels, Scope, Source, VideoFact, freshness::named_positions,
+    Fresh, FreshnessRequirement, Position, ReadError, ReadModels, Scope, Source, VideoFact,
+    freshness::client_positions,
 };
 use vidlog_schemas::projections::{self, Projection};
 
@@ -13,7 +14,7 @@ use crate::commands::comment::CommentFacts;
 pub(crate) struct Facts<'a> {
     read_models: &'a ReadModels,
     caller: i64,
-    extra: Vec<Position>,
+    client_positions: Vec<Position>,
 }
 
 impl<'a> Facts<'a> {
@@ -23,7 +24,7 @@ impl<'a> Facts<'a> {
         caller: i64,
         headers: &HeaderMap,
     ) -> Result<Self, ApiError> {
-        Ok(Self { read_models, caller, extra: named_positions(headers)? })
+        Ok(Self { read_models, caller, client_positions: client_positions(headers)? })
     }
 
     /// Reads a video.
@@ -81,7 +82,8 @@ impl<'a> Facts<'a> {
         Reading: Future<Output = Result<T, ReadError>>,
     {
         let scopes = scope.into_iter().chain([Scope::User(self.caller)]).collect();
-        let need = Need { scopes, projections, extra: self.extra.clone() };
+        let need =
+            FreshnessRequirement { scopes, projections, client_positions: self.client_positions.clone() };
         Ok(self.read_models.freshness.read(need, read).await?)
     }
 }

@@ -132,7 +132,7 @@ impl IdempotentAttempt {
         let json = envelope_json::to_json(&envelope).map_err(|error| invalid_record(&error))?;
         let commands =
             [cmd("HSETNX").arg(key).arg(EVENT).arg(json).take(), cmd("HGET").arg(key).arg(EVENT).take()];
-        let mut results = state.read_models.views.all(&commands).await.map_err(redis_error)?;
+        let mut results = state.read_models.views.pipeline(&commands).await.map_err(redis_error)?;
         results.take::<i64>()?;
         let stored: String = results.take()?;
         envelope_json::from_json(&stored).map_err(|error| invalid_record(&error))
@@ -165,7 +165,7 @@ async fn reserve(state: &CommandState, key: Key, reservation: Reservation) -> Re
         cmd("PEXPIRE").arg(&key).arg(KEY_TTL_MS).take(),
         cmd("HMGET").arg(&key).arg(&[RESERVED, EVENT, ANSWER]).take(),
     ];
-    let mut results = state.read_models.views.all(&commands).await.map_err(redis_error)?;
+    let mut results = state.read_models.views.pipeline(&commands).await.map_err(redis_error)?;
     results.take::<i64>()?;
     results.take::<i64>()?;
     let (stored, event, reply): (String, Option<String>, Option<String>) = results.take()?;
@@ -198,7 +198,7 @@ fn key_from_headers(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
 
 fn redis_error(error: ReadError) -> ApiError {
     match error {
-        ReadError::Away { .. } => ApiError::unavailable(
+        ReadError::Unavailable { .. } => ApiError::unavailable(
             "nothing was written: the Idempotency-Key could not be stored; try again in a moment",
         ),
         fault @ ReadError::Fault { .. } => fault.into(),

@@ -230,7 +230,7 @@ async fn clear_pending_mark(read_models: &ReadModels, event: &Event) {
         .map(|scope| read_models.keys.recent_writes(&scope.to_string()))
         .map(|key| cmd("ZREM").arg(key).arg(&field).take())
         .collect();
-    if let Err(error) = read_models.views.all(&commands).await {
+    if let Err(error) = read_models.views.pipeline(&commands).await {
         report_unrecorded(&error);
     }
 }

@@ -9,7 +9,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use tracing::error;
-use vidlog_contract::{Answer, ApiError};
+use vidlog_contract::{ApiError, ApiResponse};
 use vidlog_read_models::freshness::{POSITION_HEADER, STALE_HEADER};
 
 use crate::append::Acknowledged;
@@ -28,7 +28,7 @@ pub struct Reply {
 
 impl Reply {
     /// The reply once the event is acknowledged.
-    pub fn new<T: Serialize>(answer: &Answer<T>, acknowledged: &Acknowledged) -> Result<Self, ApiError> {
+    pub fn new<T: Serialize>(answer: &ApiResponse<T>, acknowledged: &Acknowledged) -> Result<Self, ApiError> {
         Ok(Self {
             body: json(answer)?,
             position: Some(acknowledged.position.to_string()),
@@ -37,7 +37,7 @@ impl Reply {
     }
 
     /// The reply if the outbox relay appends the event later.
-    pub fn pending_append<T: Serialize>(answer: &Answer<T>) -> Result<Self, ApiError> {
+    pub fn pending_append<T: Serialize>(answer: &ApiResponse<T>) -> Result<Self, ApiError> {
         Ok(Self { body: json(answer)?, position: None, stale: true })
     }
 }
@@ -62,7 +62,7 @@ impl IntoResponse for Reply {
     }
 }
 
-fn json<T: Serialize>(answer: &Answer<T>) -> Result<String, ApiError> {
+fn json<T: Serialize>(answer: &ApiResponse<T>) -> Result<String, ApiError> {
     serde_json::to_string(answer).map_err(|error| {
         error!(%error, "failed to serialize reply");
         ApiError::internal()
@@ -77,7 +77,7 @@ mod tests {
 
     fn reply(is_recorded: bool) -> Reply {
         let position = Position { stream: "likes", partition: 3, next_offset: 42 };
-        Reply::new(&Answer::ok(), &Acknowledged { position, is_recorded }).unwrap()
+        Reply::new(&ApiResponse::ok(), &Acknowledged { position, is_recorded }).unwrap()
     }
 
     #[test]
@@ -92,7 +92,7 @@ mod tests {
     fn reply_without_recorded_position_is_stale() {
         let response = reply(false).into_response();
         assert_eq!(response.headers()["vidlog-stale"], "true");
-        let response = Reply::pending_append(&Answer::ok()).unwrap().into_response();
+        let response = Reply::pending_append(&ApiResponse::ok()).unwrap().into_response();
         assert_eq!(response.headers()["vidlog-stale"], "true");
         assert!(!response.headers().contains_key("vidlog-position"));
     }

@@ -12,7 +12,7 @@ use axum::{
 use metrics::counter;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::error;
-use vidlog_contract::{ApiError, error::wrong_method};
+use vidlog_contract::{ApiError, error::method_not_allowed};
 
 use crate::{
     metrics::PANICS,
@@ -39,7 +39,7 @@ pub fn routes(state: CommandState) -> Router {
         .merge(with_optional_slash("/douyin/comment/action", post(comment::action)))
         .merge(with_optional_slash("/douyin/relation/action", post(relation::action)))
         .merge(with_optional_slash("/douyin/message/action", post(message::action)))
-        .method_not_allowed_fallback(async || wrong_method())
+        .method_not_allowed_fallback(async || method_not_allowed())
         .layer(CatchPanicLayer::custom(panic_response))
         .layer(from_fn_with_state(state.clone(), request_context::attach))
         .with_state(state)

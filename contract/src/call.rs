@@ -53,19 +53,19 @@ where
     type Rejection = ApiError;
 
     async fn from_request(mut request: Request, state: &S) -> Result<Self, ApiError> {
-        refuse_large_body(request.headers(), limits::FORM_BYTES as u64)?;
+        check_content_length(request.headers(), limits::FORM_BYTES as u64)?;
         let headers = std::mem::take(request.headers_mut());
         let query = request.uri().query().unwrap_or_default().to_owned();
         let form = if has_form(request.method(), &headers) { form_of(request).await? } else { Bytes::new() };
         let params = Params::parse(query.as_bytes(), &form);
-        let caller = identify(&params, &headers, &Tokens::from_ref(state))?;
+        let caller = authenticate(&params, &headers, &Tokens::from_ref(state))?;
         Ok(Self { params, headers, caller })
     }
 }
 
 /// Who calls: the parameter `token`, else `Authorization: Bearer`. `None` is an anonymous reader; a token that is
 /// there but does not verify is an error.
-pub fn identify(params: &Params, headers: &HeaderMap, tokens: &Tokens) -> Result<Option<i64>, ApiError> {
+pub fn authenticate(params: &Params, headers: &HeaderMap, tokens: &Tokens) -> Result<Option<i64>, ApiError> {
     let token = match params.optional("token")? {
         Some(token) => Some(token),
         None => bearer(headers)?,
@@ -74,7 +74,7 @@ pub fn identify(params: &Params, headers: &HeaderMap, tokens: &Tokens) -> Result
 }
 
 /// Refuses a body that says it is larger than a limit, before any of it is read.
-pub fn refuse_large_body(headers: &HeaderMap, limit_bytes: u64) -> Result<(), ApiError> {
+pub fn check_content_length(headers: &HeaderMap, limit_bytes: u64) -> Result<(), ApiError> {
     let Some(length) = headers.get(CONTENT_LENGTH) else {
         return Ok(());
     };

@@ -194,7 +194,7 @@ impl IntoResponse for ApiError {
 }
 
 /// The answer to a known path with another method: 405, with the two fields.
-pub fn wrong_method() -> Response {
+pub fn method_not_allowed() -> Response {
     let error = ApiError::new(Code::UnsupportedRequest, "this path does not answer this method");
     let mut response = error.into_response();
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
@@ -232,6 +232,6 @@ mod tests {
         assert_eq!(ApiError::unavailable("try again").into_response().status(), 503);
         assert_eq!(ApiError::internal().into_response().status(), 500);
         assert_eq!(ApiError::no_such_path().into_response().status(), 404);
-        assert_eq!(wrong_method().status(), 405);
+        assert_eq!(method_not_allowed().status(), 405);
     }
 }

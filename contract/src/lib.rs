@@ -17,5 +17,5 @@ pub mod token;
 pub use call::Call;
 pub use error::{ApiError, Code};
 pub use params::{Action, Params};
-pub use response::{Answer, Empty};
+pub use response::{ApiResponse, Empty};
 pub use token::Tokens;

@@ -39,7 +39,7 @@ pub struct IdempotencyKey {
 /// The header of a call that must see certain writes.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
-pub struct Seen {
+pub struct PositionHeader {
     /// Positions that must be seen, comma separated, as commands answered them; at most 16. The caller's own writes
     /// of the last minute are waited for without it.
     #[param(rename = "Vidlog-Position", required = false, nullable = false, example = "likes:3:1042")]
@@ -47,7 +47,7 @@ pub struct Seen {
 }
 
 /// Adds to a document what all of its endpoints have in common: how a caller is known, the headers, how calls fail.
-pub fn complete(document: &mut OpenApi) {
+pub fn add_common_parts(document: &mut OpenApi) {
     add_components(document.components.get_or_insert_default());
     document.security = Some(["token", "bearer"].map(requirement).into());
     for (path, item) in &mut document.paths.paths {
@@ -77,7 +77,7 @@ fn add_components(components: &mut Components) {
 }
 
 fn complete_read(operation: &mut Operation) {
-    add_parameters(operation, Seen::into_params(|| None));
+    add_parameters(operation, PositionHeader::into_params(|| None));
     complete_answer(operation, &[("Vidlog-Stale", STALE)]);
 }
 

@@ -11,7 +11,7 @@ use crate::error::Code;
 
 /// A successful answer: the two fields of every answer, and beside them what was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Answer<T> {
+pub struct ApiResponse<T> {
     /// Always 0.
     #[schema(example = 0)]
     status_code: i32,
@@ -22,7 +22,7 @@ pub struct Answer<T> {
     content: T,
 }
 
-impl<T> Answer<T> {
+impl<T> ApiResponse<T> {
     /// Answers with some fields.
     pub const fn new(content: T) -> Self {
         Self { status_code: Code::Ok.number(), status_msg: Code::Ok.meaning(), content }
@@ -33,14 +33,14 @@ impl<T> Answer<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Empty {}
 
-impl Answer<Empty> {
+impl ApiResponse<Empty> {
     /// It went well.
     pub const fn ok() -> Self {
         Self::new(Empty {})
     }
 }
 
-impl<T: Serialize> IntoResponse for Answer<T> {
+impl<T: Serialize> IntoResponse for ApiResponse<T> {
     fn into_response(self) -> Response {
         Json(self).into_response()
     }
@@ -63,9 +63,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_content_stands_beside_the_two_fields() {
-        let response = Answer::new(List { video_list: Vec::new() }).into_response();
+        let response = ApiResponse::new(List { video_list: Vec::new() }).into_response();
         assert_eq!(response.headers()["content-type"], "application/json");
         assert_eq!(body(response).await, r#"{"status_code":0,"status_msg":"ok","video_list":[]}"#);
-        assert_eq!(body(Answer::ok().into_response()).await, r#"{"status_code":0,"status_msg":"ok"}"#);
+        assert_eq!(body(ApiResponse::ok().into_response()).await, r#"{"status_code":0,"status_msg":"ok"}"#);
     }
 }

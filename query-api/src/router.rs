@@ -6,7 +6,7 @@ use axum::{
     routing::{MethodRouter, get},
 };
 use tower_http::catch_panic::CatchPanicLayer;
-use vidlog_contract::{ApiError, error::wrong_method};
+use vidlog_contract::{ApiError, error::method_not_allowed};
 
 use crate::{
     guard,
@@ -32,7 +32,7 @@ pub fn routes(state: QueryState) -> Router {
         .merge(both("/douyin/relation/friend/list", get(relation::friends)))
         .merge(both("/douyin/message/chat", get(message::chat)))
         .route("/static/{*key}", get(media::serve))
-        .method_not_allowed_fallback(async || wrong_method())
+        .method_not_allowed_fallback(async || method_not_allowed())
         .layer(CatchPanicLayer::custom(guard::panicked))
         .layer(from_fn_with_state(state.slots.clone(), guard::bound))
         .layer(from_fn(guard::measure))

@@ -12,14 +12,14 @@ pub(crate) mod user;
 use serde::Serialize;
 use utoipa::ToSchema;
 use vidlog_contract::{
-    Answer, ApiError, Call,
+    ApiError, ApiResponse, Call,
     objects::{User, Video},
 };
-use vidlog_read_models::{Fresh, Need, Scope, freshness::named_positions};
+use vidlog_read_models::{Fresh, FreshnessRequirement, Scope, freshness::client_positions};
 use vidlog_schemas::projections::{self, Projection};
 
 /// What a handler answers.
-type Answered<T> = Result<Fresh<Answer<T>>, ApiError>;
+type Answered<T> = Result<Fresh<ApiResponse<T>>, ApiError>;
 
 /// The projections of everything that users and videos show, with those of the lists of them.
 const CARDS: &[Projection] = &[
@@ -59,9 +59,13 @@ fn user_of(call: &Call) -> Result<i64, ApiError> {
 }
 
 /// What a read must see: the writes of the caller and those to what is read, and what the caller says it has seen.
-fn need(call: &Call, read: Option<Scope>, projections: &'static [Projection]) -> Result<Need, ApiError> {
+fn need(
+    call: &Call,
+    read: Option<Scope>,
+    projections: &'static [Projection],
+) -> Result<FreshnessRequirement, ApiError> {
     let caller = call.viewer().map(Scope::User);
     let mut scopes: Vec<_> = caller.into_iter().chain(read).collect();
     scopes.dedup();
-    Ok(Need { scopes, projections, extra: named_positions(&call.headers)? })
+    Ok(FreshnessRequirement { scopes, projections, client_positions: client_positions(&call.headers)? })
 }

@@ -46,11 +46,11 @@ pub(crate) async fn guard<S: Guarded, T, E: Into<ReadError>>(
 ) -> Result<T, ReadError> {
     if guarded.breaker().is_open.load(Ordering::Relaxed) {
         let reason = "it did not answer a moment ago".to_owned();
-        return Err(ReadError::Away { store: S::STORE, reason });
+        return Err(ReadError::Unavailable { store: S::STORE, reason });
     }
     let result = call.await.map_err(Into::into);
     if let Err(error) = &result
-        && error.is_away(S::STORE)
+        && error.is_unavailable(S::STORE)
     {
         counter!(STORE_FAILURES, "store" => S::STORE.name()).increment(1);
         if !guarded.breaker().is_open.swap(true, Ordering::Relaxed) {
@@ -114,7 +114,7 @@ mod tests {
     async fn calls_fail_without_trying_until_the_store_is_back() {
         let store = Fake::default();
         for _ in 0..10 {
-            assert!(store.call().await.unwrap_err().is_away(Store::Redis));
+            assert!(store.call().await.unwrap_err().is_unavailable(Store::Redis));
         }
         assert_eq!(store.calls.load(Ordering::Relaxed), 1, "one call was enough to know");
         sleep(PROBE_PAUSE * 4).await;

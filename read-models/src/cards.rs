@@ -14,7 +14,7 @@ use crate::{
     fallback,
     media::builtin,
     models::ReadModels,
-    stores::{Answers, Source},
+    stores::{Replies, Source},
 };
 
 impl ReadModels {
@@ -118,12 +118,12 @@ impl ReadModels {
             // Whom the viewer follows stands behind everything else.
             cmd("ZMSCORE").arg(self.keys.following(viewer)).arg(ids).take()
         }));
-        let mut answers = self.views.all(&commands).await?;
+        let mut replies = self.views.pipeline(&commands).await?;
         let mut cards = HashMap::with_capacity(ids.len());
         for id in ids {
-            cards.insert(*id, user_card(&mut answers)?);
+            cards.insert(*id, user_card(&mut replies)?);
         }
-        for id in members(viewer, ids, &mut answers)? {
+        for id in members(viewer, ids, &mut replies)? {
             cards.entry(id).or_default().is_follow = true;
         }
         Ok(cards)
@@ -152,14 +152,14 @@ impl ReadModels {
             // What the viewer likes stands behind everything else.
             cmd("ZMSCORE").arg(self.keys.favorites(viewer)).arg(ids).take()
         }));
-        let mut answers = self.views.all(&commands).await?;
+        let mut replies = self.views.pipeline(&commands).await?;
         let mut cards = HashMap::with_capacity(ids.len());
         for id in ids {
-            if let Some(card) = video_card(&mut answers)? {
+            if let Some(card) = video_card(&mut replies)? {
                 cards.insert(*id, card);
             }
         }
-        for id in members(viewer, ids, &mut answers)? {
+        for id in members(viewer, ids, &mut replies)? {
             cards.entry(id).and_modify(|card| card.is_favorite = true);
         }
         Ok(cards)
@@ -176,23 +176,23 @@ impl ReadModels {
     }
 }
 
-fn user_card(answers: &mut Answers) -> Result<UserCard, ReadError> {
+fn user_card(replies: &mut Replies) -> Result<UserCard, ReadError> {
     Ok(UserCard {
-        name: answers.take()?,
-        follow_count: answers.take()?,
-        follower_count: answers.take()?,
+        name: replies.take()?,
+        follow_count: replies.take()?,
+        follower_count: replies.take()?,
         is_follow: false,
-        total_favorited: answers.take::<Option<i64>>()?.unwrap_or(0),
-        work_count: answers.take()?,
-        favorite_count: answers.take()?,
+        total_favorited: replies.take::<Option<i64>>()?.unwrap_or(0),
+        work_count: replies.take()?,
+        favorite_count: replies.take()?,
     })
 }
 
 type VideoFields = (Option<i64>, Option<String>, Option<i8>, Option<String>, Option<String>, Option<String>);
 
-fn video_card(answers: &mut Answers) -> Result<Option<VideoCard>, ReadError> {
-    let (author, title, state, play_key, cover_key, reason): VideoFields = answers.take()?;
-    let (favorite_count, comment_count) = (answers.take()?, answers.take()?);
+fn video_card(replies: &mut Replies) -> Result<Option<VideoCard>, ReadError> {
+    let (author, title, state, play_key, cover_key, reason): VideoFields = replies.take()?;
+    let (favorite_count, comment_count) = (replies.take()?, replies.take()?);
     let (Some(author_id), Some(state)) = (author, state) else {
         return Ok(None);
     };
@@ -212,11 +212,11 @@ fn video_card(answers: &mut Answers) -> Result<Option<VideoCard>, ReadError> {
 }
 
 /// Those of the ids that the answer to a `ZMSCORE` has a score for, if there was one.
-fn members(viewer: Option<i64>, ids: &[i64], answers: &mut Answers) -> Result<Vec<i64>, ReadError> {
+fn members(viewer: Option<i64>, ids: &[i64], replies: &mut Replies) -> Result<Vec<i64>, ReadError> {
     if viewer.is_none() || ids.is_empty() {
         return Ok(Vec::new());
     }
-    let scores: Vec<Option<f64>> = answers.take()?;
+    let scores: Vec<Option<f64>> = replies.take()?;
     Ok(ids.iter().zip(scores).filter(|(_, score)| score.is_some()).map(|(id, _)| *id).collect())
 }
 

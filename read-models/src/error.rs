@@ -35,8 +35,8 @@ impl fmt::Display for Store {
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The store does not answer: another may, or the same one later.
-    #[error("{store} is away: {reason}")]
-    Away {
+    #[error("{store} unavailable: {reason}")]
+    Unavailable {
         /// Which.
         store: Store,
         /// What it said, if anything.
@@ -54,35 +54,43 @@ pub enum ReadError {
 
 impl ReadError {
     /// Whether it is because this store is away.
-    pub fn is_away(&self, which: Store) -> bool {
-        matches!(self, Self::Away { store, .. } if *store == which)
+    pub fn is_unavailable(&self, which: Store) -> bool {
+        matches!(self, Self::Unavailable { store, .. } if *store == which)
     }
 
     pub(crate) fn fault(store: Store, reason: impl fmt::Display) -> Self {
         Self::Fault { store, reason: reason.to_string() }
     }
 
-    fn away(store: Store, reason: impl fmt::Display) -> Self {
-        Self::Away { store, reason: reason.to_string() }
+    fn unavailable(store: Store, reason: impl fmt::Display) -> Self {
+        Self::Unavailable { store, reason: reason.to_string() }
     }
 }
 
 impl From<RedisError> for ReadError {
     fn from(error: RedisError) -> Self {
-        if redis_is_away(&error) { Self::away(Store::Redis, error) } else { Self::fault(Store::Redis, error) }
+        if is_redis_unavailable(&error) {
+            Self::unavailable(Store::Redis, error)
+        } else {
+            Self::fault(Store::Redis, error)
+        }
     }
 }
 
 impl From<sqlx::Error> for ReadError {
     fn from(error: sqlx::Error) -> Self {
-        if mysql_is_away(&error) { Self::away(Store::MySql, error) } else { Self::fault(Store::MySql, error) }
+        if is_mysql_unavailable(&error) {
+            Self::unavailable(Store::MySql, error)
+        } else {
+            Self::fault(Store::MySql, error)
+        }
     }
 }
 
 impl From<ReadError> for ApiError {
     fn from(error: ReadError) -> Self {
         match error {
-            ReadError::Away { store, reason } => {
+            ReadError::Unavailable { store, reason } => {
                 // That a store went away was logged once, by its breaker.
                 debug!(%store, reason, "a call could not be answered");
                 Self::unavailable("this can't be read right now; try again in a moment")
@@ -95,7 +103,7 @@ impl From<ReadError> for ApiError {
     }
 }
 
-fn redis_is_away(error: &RedisError) -> bool {
+fn is_redis_unavailable(error: &RedisError) -> bool {
     let server = match error.kind() {
         ErrorKind::Server(kind) => matches!(
             kind,
@@ -110,7 +118,7 @@ fn redis_is_away(error: &RedisError) -> bool {
     server || error.is_io_error() || error.is_timeout() || error.is_connection_dropped()
 }
 
-fn mysql_is_away(error: &sqlx::Error) -> bool {
+fn is_mysql_unavailable(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
@@ -138,9 +146,9 @@ mod tests {
     #[test]
     fn a_store_that_is_away_is_not_a_fault_of_ours() {
         let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-        assert!(ReadError::from(RedisError::from(refused)).is_away(Store::Redis));
+        assert!(ReadError::from(RedisError::from(refused)).is_unavailable(Store::Redis));
         let error = ReadError::from(sqlx::Error::PoolTimedOut);
-        assert!(error.is_away(Store::MySql) && !error.is_away(Store::Redis));
+        assert!(error.is_unavailable(Store::MySql) && !error.is_unavailable(Store::Redis));
         assert_eq!(ApiError::from(error).code, Code::Unavailable);
     }
 
@@ -148,13 +156,13 @@ mod tests {
     fn a_cluster_with_a_slot_missing_or_on_the_move_is_away() {
         for kind in [ServerErrorKind::ClusterDown, ServerErrorKind::TryAgain, ServerErrorKind::BusyLoading] {
             let error = RedisError::from((ErrorKind::Server(kind), "a slot is not to be had"));
-            assert!(ReadError::from(error).is_away(Store::Redis), "{kind:?}");
+            assert!(ReadError::from(error).is_unavailable(Store::Redis), "{kind:?}");
         }
         let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
-        assert!(ReadError::from(RedisError::from(late)).is_away(Store::Redis));
+        assert!(ReadError::from(RedisError::from(late)).is_unavailable(Store::Redis));
         // No fault of the cluster, which says so whenever it is asked.
         let crossed = RedisError::from((ErrorKind::Server(ServerErrorKind::CrossSlot), "two slots"));
-        assert!(!ReadError::from(crossed).is_away(Store::Redis));
+        assert!(!ReadError::from(crossed).is_unavailable(Store::Redis));
     }
 
     #[test]
@@ -162,7 +170,7 @@ mod tests {
         let wrong_type = RedisError::from((ErrorKind::UnexpectedReturnType, "secret"));
         let error = ApiError::from(ReadError::from(wrong_type));
         assert_eq!(error, ApiError::internal());
-        let error = ApiError::from(ReadError::away(Store::MySql, "secret"));
+        let error = ApiError::from(ReadError::unavailable(Store::MySql, "secret"));
         assert!(!error.message.contains("secret"));
     }
 }

@@ -39,13 +39,13 @@ const MAX_WAIT: Duration = Duration::from_secs(2);
 /// Reads that wait at once. More are answered as they are, and said to be stale: whoever asks for a position that will
 /// never come must not take the place of others.
 const MAX_WAITING: usize = 256;
-/// Generations that a read follows. A second is only heard of by answers that overtake each other.
+/// Generations that a read follows. A second is only heard of by replies that overtake each other.
 const MAX_SWITCHES: usize = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 
 /// The positions that a request names in its headers.
-pub fn named_positions(headers: &HeaderMap) -> Result<Vec<Position>, ApiError> {
+pub fn client_positions(headers: &HeaderMap) -> Result<Vec<Position>, ApiError> {
     let Some(header) = headers.get(POSITION_HEADER) else { return Ok(Vec::new()) };
     let text = header.to_str().map_err(|_| ApiError::invalid("Vidlog-Position is not text"))?;
     Position::parse_list(text).map_err(|error| ApiError::invalid(format!("Vidlog-Position: {error}")))
@@ -61,13 +61,13 @@ pub struct Freshness {
 
 /// What a read must see.
 #[derive(Clone, Debug)]
-pub struct Need {
+pub struct FreshnessRequirement {
     /// Whose marks count: the caller, and what is read.
     pub scopes: Vec<Scope>,
     /// The projections that are read. A mark of a stream that none of them folds is not waited for.
     pub projections: &'static [Projection],
     /// Positions that the reader itself named.
-    pub extra: Vec<Position>,
+    pub client_positions: Vec<Position>,
 }
 
 /// Something that was read, and whether it may lack what the reader could expect to see.
@@ -88,7 +88,7 @@ impl<T> Fresh<T> {
 
 impl<T> Fresh<Option<T>> {
     /// The value, such as a "user", or why there is none: what a stale read lacks may well exist.
-    pub fn found(self, what: &str) -> Result<Fresh<T>, ApiError> {
+    pub fn require(self, what: &str) -> Result<Fresh<T>, ApiError> {
         match self.value {
             Some(value) => Ok(Fresh { value, stale: self.stale }),
             None if self.stale => Err(ApiError::unavailable(format!(
@@ -126,7 +126,7 @@ impl Freshness {
                 .push(cmd("ZADD").arg(&key).arg("GT").arg(position.next_offset).arg(position.field()).take());
             commands.push(cmd("PEXPIRE").arg(&key).arg(MARK_LIFETIME_MS).take());
         }
-        self.views.all(&commands).await.map(drop)
+        self.views.pipeline(&commands).await.map(drop)
     }
 
     /// Reads what is at least as new as the marks.
@@ -134,7 +134,11 @@ impl Freshness {
     /// The marks are fetched while the read goes on. If there are any, the read is repeated once they are passed:
     /// that they are passed by now says nothing about a read that began before. While Redis is away, or one of its
     /// views is not complete, the read is asked for from the tables.
-    pub async fn read<T, F, Reading>(&self, need: Need, read: F) -> Result<Fresh<T>, ReadError>
+    pub async fn read<T, F, Reading>(
+        &self,
+        need: FreshnessRequirement,
+        read: F,
+    ) -> Result<Fresh<T>, ReadError>
     where
         F: Fn(Source) -> Reading,
         Reading: Future<Output = Result<T, ReadError>>,
@@ -148,13 +152,13 @@ impl Freshness {
                 let passed = self.wait(&awaited).await;
                 (self.read_views(need.projections, &read).await, !passed)
             }
-            (Err(error), first) if error.is_away(Store::Redis) => (first, true),
+            (Err(error), first) if error.is_unavailable(Store::Redis) => (first, true),
             (Err(error), _) => return Err(error),
         };
         match answer {
             Ok(Some(value)) => return Ok(Fresh { value, stale }),
             Ok(None) => {}
-            Err(error) if error.is_away(Store::Redis) => {}
+            Err(error) if error.is_unavailable(Store::Redis) => {}
             Err(error) => return Err(error),
         }
         counter!(FALLBACK_READS).increment(1);
@@ -184,17 +188,17 @@ impl Freshness {
         Ok(None)
     }
 
-    async fn awaited(&self, need: &Need) -> Result<Awaited, ReadError> {
+    async fn awaited(&self, need: &FreshnessRequirement) -> Result<Awaited, ReadError> {
         let commands: Vec<_> = need
             .scopes
             .iter()
             .map(|scope| self.keys.recent_writes(&scope.to_string()))
             .map(|key| cmd("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES").take())
             .collect();
-        let mut answers = self.views.all(&commands).await?;
-        let mut positions = need.extra.clone();
+        let mut replies = self.views.pipeline(&commands).await?;
+        let mut positions = need.client_positions.clone();
         for _ in &commands {
-            let marks: Vec<(String, i64)> = answers.take()?;
+            let marks: Vec<(String, i64)> = replies.take()?;
             positions
                 .extend(marks.into_iter().filter_map(|(field, offset)| Position::of_field(&field, offset)));
         }
@@ -244,9 +248,9 @@ impl Freshness {
             .map(|(projection, fields)| (self.keys.progress(projection), fields.keys().collect::<Vec<_>>()))
             .map(|(key, fields)| cmd("HMGET").arg(key).arg(fields).take())
             .collect();
-        let mut answers = self.views.all(&commands).await?;
+        let mut replies = self.views.pipeline(&commands).await?;
         for (_, fields) in awaited {
-            let progress: Vec<Option<i64>> = answers.take()?;
+            let progress: Vec<Option<i64>> = replies.take()?;
             if progress.iter().zip(fields.values()).any(|(progress, offset)| progress.unwrap_or(0) < *offset)
             {
                 return Ok(false);

@@ -1,6 +1,6 @@
 //! The shared read side of both APIs: what the read models say about users and videos, and how fresh that is.
 //!
-//! Answers come from the Redis views. While Redis is away, or a view is not complete, they come from the MySQL tables,
+//! Replies come from the Redis views. While Redis is away, or a view is not complete, they come from the MySQL tables,
 //! which are folded from the same log; [`freshness`] decides between the two and says so.
 
 mod breaker;
@@ -19,8 +19,8 @@ mod stores;
 
 pub use error::{ReadError, Store};
 pub use facts::{CommentFact, VideoFact};
-pub use freshness::{Fresh, Freshness, Need};
+pub use freshness::{Fresh, Freshness, FreshnessRequirement};
 pub use media::{MediaUrls, builtin};
 pub use models::ReadModels;
 pub use position::{Position, PositionError, Scope};
-pub use stores::{Answers, Source, Tables, Views};
+pub use stores::{Replies, Source, Tables, Views};

@@ -17,7 +17,7 @@ use crate::{
 /// within its own limit.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Which store answers a read that both can answer.
+/// Which store replies a read that both can answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The Redis views: the ordinary case.
@@ -41,9 +41,9 @@ pub struct Tables {
     breaker: Breaker,
 }
 
-/// The answers to many commands, in their order.
+/// The replies to many commands, in their order.
 #[derive(Debug)]
-pub struct Answers {
+pub struct Replies {
     values: vec::IntoIter<Value>,
 }
 
@@ -54,18 +54,18 @@ impl Views {
 
     /// Sends one command.
     pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, ReadError> {
-        self.all(std::slice::from_ref(command)).await?.take()
+        self.pipeline(std::slice::from_ref(command)).await?.take()
     }
 
     /// Sends many commands in one round trip. The last to be answered is which views are complete.
-    pub async fn all(&self, commands: &[Cmd]) -> Result<Answers, ReadError> {
+    pub async fn pipeline(&self, commands: &[Cmd]) -> Result<Replies, ReadError> {
         if commands.is_empty() {
-            return Ok(Answers { values: Vec::new().into_iter() });
+            return Ok(Replies { values: Vec::new().into_iter() });
         }
         let commands = [commands, &[self.live.question()]].concat();
         let mut values = guard(self, self.redis.all(&commands)).await?;
         self.live.hear(values.pop().unwrap_or(Value::Nil))?;
-        Ok(Answers { values: values.into_iter() })
+        Ok(Replies { values: values.into_iter() })
     }
 
     pub(crate) const fn live(&self) -> &Live {
@@ -85,7 +85,7 @@ impl Guarded for Views {
     }
 }
 
-impl Answers {
+impl Replies {
     /// The next answer.
     pub fn take<T: FromRedisValue>(&mut self) -> Result<T, ReadError> {
         let value =

@@ -3,7 +3,7 @@
 use axum::Router;
 use utoipa::{OpenApi as _, openapi::OpenApi};
 use utoipa_swagger_ui::SwaggerUi;
-use vidlog_contract::openapi::complete;
+use vidlog_contract::openapi::add_common_parts;
 
 /// What is said of the whole.
 #[derive(utoipa::OpenApi)]
@@ -28,7 +28,7 @@ pub fn openapi() -> OpenApi {
     let mut document = Document::openapi();
     document.merge(vidlog_command_api::openapi());
     document.merge(vidlog_query_api::openapi());
-    complete(&mut document);
+    add_common_parts(&mut document);
     document
 }
 

@@ -4,9 +4,9 @@ use axum::{Extension, extract::State};
 use serde::Serialize;
 use utoipa::ToSchema;
 use vidlog_contract::{
-    Action, Answer, ApiError, Call, limits,
+    Action, ApiError, ApiResponse, Call, limits,
     objects::Comment,
-    openapi::{IdempotencyKey, Seen},
+    openapi::{IdempotencyKey, PositionHeader},
     times::month_and_day,
 };
 use vidlog_events::{CommentId, Personal};
@@ -42,9 +42,9 @@ pub(crate) struct Posted {
         ("comment_text" = Option<String>, Query, description = "for 1: 1 to 255 characters"),
         ("comment_id" = Option<i64>, Query, description = "for 2"),
         IdempotencyKey,
-        Seen,
+        PositionHeader,
     ),
-    responses((status = 200, body = Answer<Posted>))
+    responses((status = 200, body = ApiResponse<Posted>))
 )]
 pub(crate) async fn action(
     State(state): State<CommandState>,

@@ -7,7 +7,7 @@ use axum::{
 use serde::Serialize;
 use tracing::error;
 use utoipa::ToSchema;
-use vidlog_contract::{Answer, ApiError, Call, error::Status, limits};
+use vidlog_contract::{ApiError, ApiResponse, Call, error::Status, limits};
 
 use crate::{passwords::PasswordError, state::CommandState};
 
@@ -35,8 +35,8 @@ pub(super) struct LoginForm<'a> {
 
 impl Credentials {
     /// The response for a user, with a new token.
-    pub(super) fn for_user(state: &CommandState, user_id: i64) -> Result<Answer<Self>, ApiError> {
-        Ok(Answer::new(Self { user_id, token: state.tokens.sign(user_id)? }))
+    pub(super) fn for_user(state: &CommandState, user_id: i64) -> Result<ApiResponse<Self>, ApiError> {
+        Ok(ApiResponse::new(Self { user_id, token: state.tokens.sign(user_id)? }))
     }
 }
 

@@ -2,8 +2,8 @@
 
 use axum::{Extension, extract::State};
 use vidlog_contract::{
-    Answer, ApiError, Call, Empty,
-    openapi::{IdempotencyKey, Seen},
+    ApiError, ApiResponse, Call, Empty,
+    openapi::{IdempotencyKey, PositionHeader},
 };
 
 use super::action_number;
@@ -28,9 +28,9 @@ use crate::{
         ("video_id" = i64, Query),
         ("action_type" = i32, Query, description = "1 like, 2 unlike"),
         IdempotencyKey,
-        Seen,
+        PositionHeader,
     ),
-    responses((status = 200, body = Answer<Empty>))
+    responses((status = 200, body = ApiResponse<Empty>))
 )]
 pub(crate) async fn action(
     State(state): State<CommandState>,

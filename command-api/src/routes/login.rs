@@ -1,7 +1,7 @@
 //! POST user/login.
 
 use axum::extract::State;
-use vidlog_contract::{Answer, ApiError, Call, Code};
+use vidlog_contract::{ApiError, ApiResponse, Call, Code};
 
 use super::credentials::{Credentials, CredentialsError, LoginForm, RESPONSE_DESCRIPTION};
 use crate::{accounts, execute::run_command, mysql::api_error, state::CommandState};
@@ -18,12 +18,12 @@ use crate::{accounts, execute::run_command, mysql::api_error, state::CommandStat
         ("password" = String, Query),
     ),
     security(()),
-    responses((status = 200, body = Answer<Credentials>, description = RESPONSE_DESCRIPTION))
+    responses((status = 200, body = ApiResponse<Credentials>, description = RESPONSE_DESCRIPTION))
 )]
 pub(crate) async fn login(
     State(state): State<CommandState>,
     call: Result<Call, ApiError>,
-) -> Result<Answer<Credentials>, CredentialsError> {
+) -> Result<ApiResponse<Credentials>, CredentialsError> {
     let answer = run_command("login", async {
         let call = call?;
         let LoginForm { username, password } = LoginForm::from_call(&call)?;

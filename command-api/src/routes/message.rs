@@ -2,8 +2,8 @@
 
 use axum::{Extension, extract::State};
 use vidlog_contract::{
-    Action, Answer, ApiError, Call, Empty, limits,
-    openapi::{IdempotencyKey, Seen},
+    Action, ApiError, ApiResponse, Call, Empty, limits,
+    openapi::{IdempotencyKey, PositionHeader},
 };
 use vidlog_events::Personal;
 
@@ -29,9 +29,9 @@ use crate::{
         ("action_type" = i32, Query, description = "1 send"),
         ("content" = String, Query, description = "1 to 255 characters"),
         IdempotencyKey,
-        Seen,
+        PositionHeader,
     ),
-    responses((status = 200, body = Answer<Empty>))
+    responses((status = 200, body = ApiResponse<Empty>))
 )]
 pub(crate) async fn action(
     State(state): State<CommandState>,

@@ -12,8 +12,8 @@ use tracing::{error, warn};
 use utoipa::ToSchema;
 use uuid::Uuid;
 use vidlog_contract::{
-    Answer, ApiError, Empty, Params,
-    call::{identify, refuse_large_body},
+    ApiError, ApiResponse, Empty, Params,
+    call::{authenticate, check_content_length},
     limits,
     openapi::IdempotencyKey,
 };
@@ -57,7 +57,7 @@ pub(crate) struct UploadForm {
         IdempotencyKey,
     ),
     request_body(content = inline(UploadForm), content_type = "multipart/form-data"),
-    responses((status = 200, body = Answer<Empty>))
+    responses((status = 200, body = ApiResponse<Empty>))
 )]
 pub(crate) async fn action(
     State(state): State<CommandState>,
@@ -103,7 +103,7 @@ impl UploadHandler {
     /// Checks the headers and the query, which may suffice to refuse the body.
     fn new(state: CommandState, context: RequestContext, request: &Request) -> Result<Self, ApiError> {
         let limit_bytes = state.max_upload_bytes;
-        refuse_large_body(request.headers(), limit_bytes.saturating_add(limits::FORM_BYTES as u64))
+        check_content_length(request.headers(), limit_bytes.saturating_add(limits::FORM_BYTES as u64))
             .map_err(|_| ApiError::too_large(limit_bytes))?;
         let query = request.uri().query().unwrap_or_default();
         let headers = request.headers().clone();
@@ -219,7 +219,7 @@ impl UploadHandler {
                     return Err(error.into());
                 }
             };
-        let reply = Reply::new(&Answer::ok(), &acknowledged)?;
+        let reply = Reply::new(&ApiResponse::ok(), &acknowledged)?;
         Ok(attempt.store_reply(&self.state, reply).await)
     }
 
@@ -255,7 +255,7 @@ impl UploadHandler {
     }
 
     fn caller(&self) -> Result<Option<i64>, ApiError> {
-        identify(&self.params, &self.headers, &self.state.tokens)
+        authenticate(&self.params, &self.headers, &self.state.tokens)
     }
 }
 

@@ -6,7 +6,7 @@
 
 use axum::{Extension, extract::State};
 use tracing::error;
-use vidlog_contract::{Answer, ApiError, Call, Code, openapi::IdempotencyKey};
+use vidlog_contract::{ApiError, ApiResponse, Call, Code, openapi::IdempotencyKey};
 use vidlog_events::{Event, Personal, UserEvent, UserRegistered};
 
 use super::credentials::{Credentials, CredentialsError, LoginForm, RESPONSE_DESCRIPTION};
@@ -33,7 +33,7 @@ use crate::{
         IdempotencyKey,
     ),
     security(()),
-    responses((status = 200, body = Answer<Credentials>, description = RESPONSE_DESCRIPTION))
+    responses((status = 200, body = ApiResponse<Credentials>, description = RESPONSE_DESCRIPTION))
 )]
 pub(crate) async fn register(
     State(state): State<CommandState>,

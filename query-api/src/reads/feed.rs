@@ -89,10 +89,10 @@ async fn ids_of_weeks(
             .take()
     };
     let commands: Vec<_> = weeks.iter().map(newest_of).collect();
-    let mut answers = models.views.all(&commands).await?;
+    let mut replies = models.views.pipeline(&commands).await?;
     let mut entries = Vec::with_capacity(FEED_PAGE);
     for _ in &commands {
-        entries.extend(answers.take::<Vec<(i64, i64)>>()?);
+        entries.extend(replies.take::<Vec<(i64, i64)>>()?);
     }
     Ok(entries)
 }

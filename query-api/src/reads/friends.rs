@@ -60,9 +60,9 @@ async fn places_in_views(models: &ReadModels, user: i64) -> Result<Option<Vec<Pl
         .arg("MAX")
         .arg("WITHSCORES")
         .take();
-    let mut answers = models.views.all(&[exists, friends]).await?;
-    let exists: bool = answers.take()?;
-    let friends: Vec<(i64, i64)> = answers.take()?;
+    let mut replies = models.views.pipeline(&[exists, friends]).await?;
+    let exists: bool = replies.take()?;
+    let friends: Vec<(i64, i64)> = replies.take()?;
     Ok(exists.then(|| friends.into_iter().map(|(id, score)| Place { score, id }).collect()))
 }
 

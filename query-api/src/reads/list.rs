@@ -147,13 +147,13 @@ async fn places_in_views(
     let exists = cmd("HEXISTS").arg(models.keys.user_card(list.user())).arg("name").take();
     let key = list.key(models);
     let Some(after) = page.after else {
-        let mut answers = models.views.all(&[exists, newest(&key, page.fetch())]).await?;
-        let exists: bool = answers.take()?;
-        return Ok(exists.then_some(places(answers.take()?)));
+        let mut replies = models.views.pipeline(&[exists, newest(&key, page.fetch())]).await?;
+        let exists: bool = replies.take()?;
+        return Ok(exists.then_some(places(replies.take()?)));
     };
     let ties = cmd("ZCOUNT").arg(&key).arg(after.score).arg(after.score).take();
-    let mut answers = models.views.all(&[exists, ties]).await?;
-    let (exists, ties): (bool, usize) = (answers.take()?, answers.take()?);
+    let mut replies = models.views.pipeline(&[exists, ties]).await?;
+    let (exists, ties): (bool, usize) = (replies.take()?, replies.take()?);
     if !exists {
         return Ok(None);
     }

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
-use vidlog_contract::{Answer, Call, limits, objects::Comment};
+use vidlog_contract::{ApiResponse, Call, limits, objects::Comment};
 use vidlog_read_models::Scope;
 use vidlog_schemas::projections::{self, Projection};
 
@@ -40,7 +40,7 @@ pub(crate) struct CommentList {
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
     security((), ("token" = []), ("bearer" = [])),
-    responses((status = 200, body = Answer<CommentList>))
+    responses((status = 200, body = ApiResponse<CommentList>))
 )]
 pub(crate) async fn list(State(state): State<QueryState>, call: Call) -> Answered<CommentList> {
     let video = call.params.id("video_id")?;
@@ -51,6 +51,6 @@ pub(crate) async fn list(State(state): State<QueryState>, call: Call) -> Answere
         .freshness
         .read(need, |source| reads::comments::of_video(models, source, call.viewer(), video, page))
         .await?
-        .found("video")?;
-    Ok(read.map(|(comment_list, next_cursor)| Answer::new(CommentList { comment_list, next_cursor })))
+        .require("video")?;
+    Ok(read.map(|(comment_list, next_cursor)| ApiResponse::new(CommentList { comment_list, next_cursor })))
 }

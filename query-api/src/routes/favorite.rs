@@ -1,7 +1,7 @@
 //! GET favorite/list.
 
 use axum::extract::State;
-use vidlog_contract::{Answer, Call, limits};
+use vidlog_contract::{ApiResponse, Call, limits};
 use vidlog_read_models::Scope;
 
 use super::{Answered, CARDS, VideoList, need, user_of};
@@ -23,7 +23,7 @@ use crate::{
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
     security((), ("token" = []), ("bearer" = [])),
-    responses((status = 200, body = Answer<VideoList>))
+    responses((status = 200, body = ApiResponse<VideoList>))
 )]
 pub(crate) async fn list(State(state): State<QueryState>, call: Call) -> Answered<VideoList> {
     let user = user_of(&call)?;
@@ -34,6 +34,6 @@ pub(crate) async fn list(State(state): State<QueryState>, call: Call) -> Answere
         .freshness
         .read(need, |source| reads::list::videos(models, source, call.viewer(), List::Favorites(user), page))
         .await?
-        .found("user")?;
-    Ok(read.map(|(video_list, next_cursor)| Answer::new(VideoList { video_list, next_cursor })))
+        .require("user")?;
+    Ok(read.map(|(video_list, next_cursor)| ApiResponse::new(VideoList { video_list, next_cursor })))
 }

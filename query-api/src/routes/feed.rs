@@ -3,7 +3,7 @@
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
-use vidlog_contract::{Answer, Call, objects::Video, times};
+use vidlog_contract::{ApiResponse, Call, objects::Video, times};
 
 use super::{Answered, CARDS, need};
 use crate::{reads, state::QueryState};
@@ -27,7 +27,7 @@ pub(crate) struct Feed {
             seconds below 1e11; missing, empty, 0 or not a number: now"),
     ),
     security((), ("token" = []), ("bearer" = [])),
-    responses((status = 200, body = Answer<Feed>))
+    responses((status = 200, body = ApiResponse<Feed>))
 )]
 pub(crate) async fn feed(State(state): State<QueryState>, call: Call) -> Answered<Feed> {
     let before = times::parse(call.params.optional("latest_time")?);
@@ -40,6 +40,6 @@ pub(crate) async fn feed(State(state): State<QueryState>, call: Call) -> Answere
     Ok(read.map(|page| {
         let next_time = page.last().map_or_else(|| state.clock.now_ms(), |oldest| oldest.published_ms);
         let video_list = page.into_iter().map(|published| published.video).collect();
-        Answer::new(Feed { video_list, next_time })
+        ApiResponse::new(Feed { video_list, next_time })
     }))
 }

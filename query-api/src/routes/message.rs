@@ -3,7 +3,7 @@
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
-use vidlog_contract::{Answer, Call, limits, objects::Message, times};
+use vidlog_contract::{ApiResponse, Call, limits, objects::Message, times};
 use vidlog_read_models::Scope;
 use vidlog_schemas::projections::{self, Projection};
 
@@ -39,7 +39,7 @@ pub(crate) struct MessageList {
         ("limit" = Option<i64>, Query, description = "1 to 1000"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
-    responses((status = 200, body = Answer<MessageList>))
+    responses((status = 200, body = ApiResponse<MessageList>))
 )]
 pub(crate) async fn chat(State(state): State<QueryState>, call: Call) -> Answered<MessageList> {
     let caller = call.caller()?;
@@ -55,6 +55,6 @@ pub(crate) async fn chat(State(state): State<QueryState>, call: Call) -> Answere
         .freshness
         .read(need, |source| reads::chat::messages(models, source, chat, page))
         .await?
-        .found("user")?;
-    Ok(read.map(|(message_list, next_cursor)| Answer::new(MessageList { message_list, next_cursor })))
+        .require("user")?;
+    Ok(read.map(|(message_list, next_cursor)| ApiResponse::new(MessageList { message_list, next_cursor })))
 }

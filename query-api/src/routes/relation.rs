@@ -3,7 +3,7 @@
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
-use vidlog_contract::{Answer, Call, limits, objects::FriendUser};
+use vidlog_contract::{ApiResponse, Call, limits, objects::FriendUser};
 use vidlog_read_models::Scope;
 use vidlog_schemas::projections::{self, Projection};
 
@@ -45,7 +45,7 @@ pub(crate) struct FriendList {
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
     security((), ("token" = []), ("bearer" = [])),
-    responses((status = 200, body = Answer<UserList>))
+    responses((status = 200, body = ApiResponse<UserList>))
 )]
 pub(crate) async fn follows(State(state): State<QueryState>, call: Call) -> Answered<UserList> {
     let user = user_of(&call)?;
@@ -64,7 +64,7 @@ pub(crate) async fn follows(State(state): State<QueryState>, call: Call) -> Answ
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
     security((), ("token" = []), ("bearer" = [])),
-    responses((status = 200, body = Answer<UserList>))
+    responses((status = 200, body = ApiResponse<UserList>))
 )]
 pub(crate) async fn followers(State(state): State<QueryState>, call: Call) -> Answered<UserList> {
     let user = user_of(&call)?;
@@ -82,7 +82,7 @@ pub(crate) async fn followers(State(state): State<QueryState>, call: Call) -> An
         ("limit" = Option<i64>, Query, description = "1 to 1000"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
-    responses((status = 200, body = Answer<FriendList>))
+    responses((status = 200, body = ApiResponse<FriendList>))
 )]
 pub(crate) async fn friends(State(state): State<QueryState>, call: Call) -> Answered<FriendList> {
     let caller = call.caller()?;
@@ -94,8 +94,8 @@ pub(crate) async fn friends(State(state): State<QueryState>, call: Call) -> Answ
         .freshness
         .read(need, |source| reads::friends::of_user(models, source, caller, user, page))
         .await?
-        .found("user")?;
-    Ok(read.map(|(user_list, next_cursor)| Answer::new(FriendList { user_list, next_cursor })))
+        .require("user")?;
+    Ok(read.map(|(user_list, next_cursor)| ApiResponse::new(FriendList { user_list, next_cursor })))
 }
 
 async fn users(state: &QueryState, call: &Call, user: i64, list: List) -> Answered<UserList> {
@@ -106,6 +106,6 @@ async fn users(state: &QueryState, call: &Call, user: i64, list: List) -> Answer
         .freshness
         .read(need, |source| reads::list::users(models, source, call.viewer(), list, page))
         .await?
-        .found("user")?;
-    Ok(read.map(|(user_list, next_cursor)| Answer::new(UserList { user_list, next_cursor })))
+        .require("user")?;
+    Ok(read.map(|(user_list, next_cursor)| ApiResponse::new(UserList { user_list, next_cursor })))
 }

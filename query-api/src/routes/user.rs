@@ -3,7 +3,7 @@
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
-use vidlog_contract::{Answer, Call, objects::User};
+use vidlog_contract::{ApiResponse, Call, objects::User};
 use vidlog_read_models::Scope;
 
 use super::{Answered, CARDS, need, user_of};
@@ -25,7 +25,7 @@ pub(crate) struct Card {
         ("user_id" = Option<i64>, Query, description = "missing: the caller"),
     ),
     security((), ("token" = []), ("bearer" = [])),
-    responses((status = 200, body = Answer<Card>))
+    responses((status = 200, body = ApiResponse<Card>))
 )]
 pub(crate) async fn user(State(state): State<QueryState>, call: Call) -> Answered<Card> {
     let user = user_of(&call)?;
@@ -35,6 +35,6 @@ pub(crate) async fn user(State(state): State<QueryState>, call: Call) -> Answere
         .freshness
         .read(need, |source| reads::user::card(models, source, call.viewer(), user))
         .await?
-        .found("user")?;
-    Ok(read.map(|user| Answer::new(Card { user })))
+        .require("user")?;
+    Ok(read.map(|user| ApiResponse::new(Card { user })))
 }

@@ -6,7 +6,7 @@ use axum::{body::Body, http::Request};
 use redis::cmd;
 use serde_json::Value;
 use tokio::time::timeout;
-use vidlog_read_models::Need;
+use vidlog_read_models::FreshnessRequirement;
 use vidlog_schemas::projections::{FEED, FOLLOWS, LIKES, USER_CARDS};
 
 use crate::support::{Api, NOW, World};
@@ -131,7 +131,11 @@ async fn a_wait_follows_a_changed_generation() {
 async fn redis_may_lose_everything_in_the_middle_of_a_read() {
     let world = world().await;
     let models = world.state().models;
-    let need = Need { scopes: Vec::new(), projections: &[LIKES, USER_CARDS], extra: Vec::new() };
+    let need = FreshnessRequirement {
+        scopes: Vec::new(),
+        projections: &[LIKES, USER_CARDS],
+        client_positions: Vec::new(),
+    };
     let world = &world;
     let read = async |source| {
         let before = models.users(source, None, &[1]).await?;

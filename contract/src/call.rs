@@ -1,4 +1,4 @@
-//! A call as a handler gets it: its parameters, and who calls.
+//! A request as a handler receives it: its parameters and its caller.
 
 use std::time::Duration;
 
@@ -20,26 +20,26 @@ use crate::{error::ApiError, limits, params::Params, token::Tokens};
 
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// A call with any body but an upload.
+/// Any request but an upload.
 ///
-/// Extracting it fails if the body is too large or there is a token that does not verify; an anonymous call is
-/// fine until the handler asks for the [`Call::caller`].
+/// Extraction fails if the body is too large or a token is present that does not verify. An anonymous request is
+/// accepted; [`Call::caller`] rejects it.
 #[derive(Clone, Debug)]
 pub struct Call {
     /// The parameters of the query, then of the body.
     pub params: Params,
-    /// The headers, for what travels beside the contract.
+    /// The headers.
     pub headers: HeaderMap,
     caller: Option<i64>,
 }
 
 impl Call {
-    /// The user who calls, where there must be one.
+    /// Returns the caller, or an error for an anonymous request.
     pub fn caller(&self) -> Result<i64, ApiError> {
         self.caller.ok_or_else(|| ApiError::unauthenticated("token is missing; log in"))
     }
 
-    /// The user who calls, if it is not an anonymous reader.
+    /// Returns the caller; `None` for an anonymous request.
     pub const fn viewer(&self) -> Option<i64> {
         self.caller
     }
@@ -56,15 +56,17 @@ where
         check_content_length(request.headers(), limits::FORM_BYTES as u64)?;
         let headers = std::mem::take(request.headers_mut());
         let query = request.uri().query().unwrap_or_default().to_owned();
-        let form = if has_form(request.method(), &headers) { form_of(request).await? } else { Bytes::new() };
+        let form =
+            if has_form(request.method(), &headers) { read_form(request).await? } else { Bytes::new() };
         let params = Params::parse(query.as_bytes(), &form);
         let caller = authenticate(&params, &headers, &Tokens::from_ref(state))?;
         Ok(Self { params, headers, caller })
     }
 }
 
-/// Who calls: the parameter `token`, else `Authorization: Bearer`. `None` is an anonymous reader; a token that is
-/// there but does not verify is an error.
+/// Authenticates a request by the parameter `token`, else by `Authorization: Bearer`.
+///
+/// Returns `None` for an anonymous request. A token that is present but does not verify is an error.
 pub fn authenticate(params: &Params, headers: &HeaderMap, tokens: &Tokens) -> Result<Option<i64>, ApiError> {
     let token = match params.optional("token")? {
         Some(token) => Some(token),
@@ -73,7 +75,7 @@ pub fn authenticate(params: &Params, headers: &HeaderMap, tokens: &Tokens) -> Re
     token.map(|token| tokens.verify(token)).transpose()
 }
 
-/// Refuses a body that says it is larger than a limit, before any of it is read.
+/// Rejects a body whose Content-Length exceeds a limit, before any of it is read.
 pub fn check_content_length(headers: &HeaderMap, limit_bytes: u64) -> Result<(), ApiError> {
     let Some(length) = headers.get(CONTENT_LENGTH) else {
         return Ok(());
@@ -91,7 +93,7 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     };
     let header = header.to_str().map_err(|_| ApiError::unauthenticated("the token is not valid; log in"))?;
     let (scheme, token) = header.split_once(' ').unwrap_or((header, ""));
-    // Another scheme is for somebody between the client and us.
+    // Another scheme is meant for a proxy in between.
     Ok(Some(token.trim()).filter(|token| scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()))
 }
 
@@ -101,11 +103,11 @@ fn has_form(method: &Method, headers: &HeaderMap) -> bool {
     method == Method::POST && media_type.trim().eq_ignore_ascii_case(FORM)
 }
 
-/// The body, read no further than its limit: there may be no Content-Length.
-/// How long a form may take to arrive. It is small: one that takes longer only holds what others could use.
+/// The longest time that a form may take to arrive. A slower one only holds a request slot.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-async fn form_of(mut request: Request) -> Result<Bytes, ApiError> {
+/// Reads the body, up to its limit even without a Content-Length.
+async fn read_form(mut request: Request) -> Result<Bytes, ApiError> {
     DefaultBodyLimit::max(limits::FORM_BYTES).apply(&mut request);
     let body = timeout(BODY_TIMEOUT, Bytes::from_request(request, &()));
     let body = body.await.map_err(|_| ApiError::invalid("the body did not arrive in time"))?;
@@ -155,14 +157,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn parameters_come_from_the_query_then_from_the_form() {
+    async fn query_parameters_win_over_form_parameters() {
         let call = call(post_form("a=1").body(Body::from("a=2&b=3")).unwrap()).await.unwrap();
         assert_eq!(call.params.required("a"), Ok("1"));
         assert_eq!(call.params.required("b"), Ok("3"));
     }
 
     #[tokio::test]
-    async fn the_body_of_a_get_is_ignored() {
+    async fn body_of_a_get_is_ignored() {
         let request = get("a=1").header(CONTENT_TYPE, FORM).body(Body::from("b=3&token=x")).unwrap();
         let call = call(request).await.unwrap();
         assert_eq!(call.params.optional("b"), Ok(None));
@@ -170,33 +172,36 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_is_no_form_is_ignored() {
+    async fn body_of_another_type_is_ignored() {
         let request =
             Request::post("/?a=1").header(CONTENT_TYPE, "application/json").body(Body::from("{}")).unwrap();
         assert_eq!(call(request).await.unwrap().params.required("a"), Ok("1"));
     }
 
     #[tokio::test]
-    async fn a_large_body_is_refused_from_its_content_length() {
+    async fn large_body_is_rejected_by_its_content_length() {
         let request = |length: usize| {
             post_form("").header(CONTENT_LENGTH, length).body(Body::from_stream(never())).unwrap()
         };
         let result =
             tokio::time::timeout(std::time::Duration::from_secs(1), call(request(64 * 1024 + 1))).await;
-        assert_eq!(result.expect("answered without reading").unwrap_err().code, Code::PayloadTooLarge);
+        assert_eq!(
+            result.expect("a response before the body is read").unwrap_err().code,
+            Code::PayloadTooLarge
+        );
         let whole =
             post_form("").header(CONTENT_LENGTH, 64 * 1024).body(Body::from(vec![b'a'; 64 * 1024])).unwrap();
         assert_eq!(code(whole).await, None);
     }
 
     #[tokio::test]
-    async fn a_large_body_without_a_content_length_is_refused() {
+    async fn large_body_without_content_length_is_rejected() {
         let request = post_form("").body(Body::from(vec![b'a'; 64 * 1024 + 1])).unwrap();
         assert_eq!(code(request).await, Some(Code::PayloadTooLarge));
     }
 
     #[tokio::test]
-    async fn a_missing_or_empty_token_is_an_anonymous_reader() {
+    async fn missing_or_empty_token_is_anonymous() {
         let requests = [
             get("").body(Body::empty()).unwrap(),
             get("token=").body(Body::empty()).unwrap(),
@@ -212,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_token_is_a_parameter_or_a_bearer() {
+    async fn token_is_a_parameter_or_a_bearer() {
         let (seven, eight) = (app().0.sign(7).unwrap(), app().0.sign(8).unwrap());
         let bearer = format!("bearer {eight}");
         let requests = [
@@ -228,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_that_does_not_verify_is_an_error() {
+    async fn token_that_does_not_verify_is_an_error() {
         let bearer = format!("Bearer {}", app().0.sign(8).unwrap());
         let requests = [
             get("token=forged").body(Body::empty()).unwrap(),

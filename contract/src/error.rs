@@ -1,4 +1,4 @@
-//! What is answered when a call fails.
+//! Error codes and the body of an error response.
 
 use std::borrow::Cow;
 
@@ -13,37 +13,37 @@ use utoipa::{
     openapi::{Object, Type},
 };
 
-/// Why a call failed, as the client sees it: the `status_code` of the answer.
+/// The `status_code` of a response: success, or why the request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
-    /// It did not fail.
+    /// Success.
     Ok = 0,
-    /// A parameter is missing, malformed or out of its limits.
+    /// A parameter or the body is missing, malformed or out of its limits.
     InvalidParameter = 10001,
-    /// There is no caller where one is needed, or the token does not verify.
+    /// The request needs a caller and is anonymous, or its token does not verify.
     Unauthenticated = 10002,
-    /// The caller may not do this.
+    /// The caller lacks the permission.
     Forbidden = 10003,
     /// The user, video or comment does not exist.
     NotFound = 10004,
-    /// Someone has this user name.
+    /// The user name is taken.
     NameTaken = 10005,
-    /// User name or password is wrong.
+    /// The user name or the password is wrong.
     LoginFailed = 10006,
     /// The body is too large.
     PayloadTooLarge = 10007,
-    /// Too many calls; try again later. Reserved: nothing answers it yet.
+    /// The caller sends too many requests. Reserved: no endpoint returns it yet.
     TooManyRequests = 10008,
-    /// A store or the log is away, or there is no capacity; try again later.
+    /// A store or the log is unavailable, or there is no capacity. The caller can retry.
     Unavailable = 10009,
-    /// A fault of ours.
+    /// A fault of the server.
     Internal = 10010,
-    /// No such path, or not with this method.
+    /// The path does not exist, or does not take this method.
     UnsupportedRequest = 10011,
 }
 
 impl Code {
-    /// Every code: the one list that the documentation shows.
+    /// Every code, in the order of the documentation.
     pub const ALL: [Self; 12] = [
         Self::Ok,
         Self::InvalidParameter,
@@ -59,30 +59,32 @@ impl Code {
         Self::UnsupportedRequest,
     ];
 
-    /// The number on the wire. Clients compare it: it never changes.
+    /// Returns the number on the wire. Clients compare it, so it never changes.
     pub const fn number(self) -> i32 {
         self as i32
     }
 
-    /// What it means, for the documentation.
+    /// Returns the meaning, for the documentation.
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::InvalidParameter => "a parameter is missing, malformed or out of its limits",
-            Self::Unauthenticated => "there is no caller where one is needed, or the token does not verify",
-            Self::Forbidden => "the caller may not do this",
+            Self::Unauthenticated => "the request needs a token and has none, or the token does not verify",
+            Self::Forbidden => "the caller lacks the permission",
             Self::NotFound => "the user, video or comment does not exist",
-            Self::NameTaken => "someone has this user name",
-            Self::LoginFailed => "user name or password is wrong",
+            Self::NameTaken => "the user name is taken",
+            Self::LoginFailed => "the user name or the password is wrong",
             Self::PayloadTooLarge => "the body is too large",
-            Self::TooManyRequests => "too many calls; try again later (reserved: nothing answers it yet)",
-            Self::Unavailable => "a store is away or there is no capacity; try again later",
+            Self::TooManyRequests => {
+                "too many requests; try again later (reserved: no endpoint returns it yet)"
+            }
+            Self::Unavailable => "a store is unavailable or there is no capacity; try again later",
             Self::Internal => "a fault of the server",
-            Self::UnsupportedRequest => "no such path, or not with this method (HTTP 405)",
+            Self::UnsupportedRequest => "the path does not exist, or does not take this method (HTTP 405)",
         }
     }
 
-    /// The HTTP status: 200 for all that is about the business, its own for faults of transport or capacity.
+    /// Returns the HTTP status: 200 for business errors, its own for errors of transport or capacity.
     pub const fn http_status(self) -> StatusCode {
         match self {
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -101,82 +103,83 @@ impl Code {
     }
 }
 
-/// A call that failed: a code and a sentence for the one who called. It never holds the text of an error from
-/// inside; that is logged where it is handled.
+/// An error response: a code and a sentence for the caller.
+///
+/// It never contains the text of an internal error, which is logged where it is handled.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{code:?}: {message}")]
 pub struct ApiError {
-    /// Why.
+    /// The error code.
     pub code: Code,
-    /// Why, in words.
+    /// The reason, for people.
     pub message: Cow<'static, str>,
 }
 
 impl ApiError {
-    /// A failed call.
+    /// Returns an error with a code.
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
         Self { code, message: message.into() }
     }
 
-    /// A parameter is missing, malformed or out of its limits.
+    /// Returns the error of a missing, malformed or out-of-range parameter.
     pub fn invalid(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::InvalidParameter, message)
     }
 
-    /// There is no caller, or the token does not verify.
+    /// Returns the error of a missing or invalid token.
     pub fn unauthenticated(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::Unauthenticated, message)
     }
 
-    /// The caller may not do this.
+    /// Returns the error of a caller without permission.
     pub fn forbidden(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::Forbidden, message)
     }
 
-    /// Something with this name does not exist: "user", "video".
-    pub fn not_found(what: &str) -> Self {
-        Self::new(Code::NotFound, format!("there is no such {what}"))
+    /// Returns the error of a missing entity, such as "user".
+    pub fn not_found(entity: &str) -> Self {
+        Self::new(Code::NotFound, format!("there is no such {entity}"))
     }
 
-    /// A store or the log is away. The message says what the caller can do about it.
-    pub fn unavailable(what_to_do: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(Code::Unavailable, what_to_do)
+    /// Returns the error of an unavailable store, log or slot. The message says what the caller can do.
+    pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::Unavailable, message)
     }
 
-    /// A fault of ours, logged where it was found.
+    /// Returns the error of a server fault, which is logged where it occurs.
     pub const fn internal() -> Self {
         Self { code: Code::Internal, message: Cow::Borrowed("something went wrong on the server") }
     }
 
-    /// A body above its limit.
+    /// Returns the error of a body above its limit.
     pub fn too_large(limit_bytes: u64) -> Self {
         Self::new(Code::PayloadTooLarge, format!("the body may have at most {limit_bytes} bytes"))
     }
 
-    /// There is no such path: 404, with the two fields.
+    /// Returns the error of an unknown path: 404 with the two status fields.
     pub const fn no_such_path() -> Self {
         Self { code: Code::UnsupportedRequest, message: Cow::Borrowed("there is no such path") }
     }
 }
 
-/// The two fields of every answer, and all that there is of a failed one where nothing else is said.
+/// The two status fields of every response. An error response has no others unless its endpoint documents them.
 #[derive(Serialize, ToSchema)]
 pub struct Status {
-    /// 0, or why the call failed.
+    /// 0, or the error code.
     #[schema(schema_with = status_code)]
     pub status_code: i32,
-    /// The same in words.
+    /// The reason, for people.
     #[schema(example = "there is no such video")]
     pub status_msg: Cow<'static, str>,
 }
 
-/// The schema of `status_code`, with every code there is.
+/// Returns the `OpenAPI` schema of `status_code`, which lists every code.
 fn status_code() -> Object {
     let line = |code: Code| {
         format!("- {} (HTTP {}): {}", code.number(), code.http_status().as_u16(), code.meaning())
     };
     let mut schema = Object::with_type(Type::Integer);
-    schema.description = Some(format!("0, or why the call failed:\n{}", Code::ALL.map(line).join("\n")));
+    schema.description = Some(format!("0, or the error code:\n{}", Code::ALL.map(line).join("\n")));
     schema.enum_values = Some(Code::ALL.map(|code| code.number().into()).into());
     schema
 }
@@ -186,16 +189,16 @@ impl IntoResponse for ApiError {
         let status = Status { status_code: self.code.number(), status_msg: self.message };
         let mut response = (self.code.http_status(), Json(status)).into_response();
         if self.code == Code::PayloadTooLarge {
-            // The rest of the body is not read, so that this connection can't carry another request.
+            // The rest of the body is not read, so the connection cannot carry another request.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
 }
 
-/// The answer to a known path with another method: 405, with the two fields.
+/// Returns the response to a known path with another method: 405 with the two status fields.
 pub fn method_not_allowed() -> Response {
-    let error = ApiError::new(Code::UnsupportedRequest, "this path does not answer this method");
+    let error = ApiError::new(Code::UnsupportedRequest, "this path does not take this method");
     let mut response = error.into_response();
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
     response
@@ -210,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_is_listed_once_and_explained() {
+    fn every_code_is_listed_and_documented() {
         let numbers: HashSet<_> = Code::ALL.map(Code::number).into();
         assert_eq!(numbers.len(), Code::ALL.len());
         assert!(Code::ALL.iter().all(|code| !code.meaning().is_empty()));
@@ -218,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_error_is_the_two_fields_and_nothing_else() {
+    async fn error_body_has_only_the_status_fields() {
         let response = ApiError::not_found("video").into_response();
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["content-type"], "application/json");
@@ -227,7 +230,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn faults_of_transport_and_capacity_have_their_own_http_status() {
+    async fn transport_and_capacity_errors_have_an_http_status() {
         assert_eq!(ApiError::too_large(1).into_response().status(), 413);
         assert_eq!(ApiError::unavailable("try again").into_response().status(), 503);
         assert_eq!(ApiError::internal().into_response().status(), 500);

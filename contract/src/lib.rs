@@ -1,6 +1,6 @@
-//! What both APIs share of the client contract: how a call is read, how it is answered, and every limit between.
+//! The client contract as both APIs implement it: requests, responses, error codes and limits.
 //!
-//! The contract itself is fixed, because the client is. Nothing in here knows a store or the log.
+//! The contract is fixed, because the client is. This crate depends on no store and not on the log.
 
 pub mod call;
 pub mod config;

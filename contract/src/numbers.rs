@@ -1,12 +1,12 @@
-//! Numbers as clients write them.
+//! Parsing of numbers as clients write them.
 //!
 //! Some clients hold every number in a double and print it as such: `4.5e+15`, `1700000000000.0`. A `+` in a query
 //! arrives as a space, so `4.5e 15` is the same number.
 
-/// More digits than any number of the contract has; a longer exponent would only cost time.
+/// The largest exponent. No number of the contract has as many digits, so a larger one only costs time.
 const MAX_EXPONENT: usize = 40;
 
-/// The whole number that a text writes, exactly, if it writes one that fits.
+/// Parses a whole number exactly; `None` if the text is none or it does not fit.
 pub(crate) fn integral(text: &str) -> Option<i64> {
     if let Ok(number) = text.parse() {
         return Some(number);
@@ -16,7 +16,7 @@ pub(crate) fn integral(text: &str) -> Option<i64> {
         None => (false, text),
     };
     let (mantissa, exponent) = match text.split_once(['e', 'E']) {
-        Some((mantissa, exponent)) => (mantissa, exponent_of(exponent)?),
+        Some((mantissa, exponent)) => (mantissa, parse_exponent(exponent)?),
         None => (text, 0),
     };
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
@@ -25,26 +25,25 @@ pub(crate) fn integral(text: &str) -> Option<i64> {
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    // Digits after the point must be used up by the exponent, or the number is not whole.
+    // The exponent must cover the digits after the point, or the number is not whole.
     let zeros = exponent.checked_sub(fraction.len())?;
     let magnitude: i64 = format!("{digits}{}", "0".repeat(zeros)).parse().ok()?;
     Some(if negative { -magnitude } else { magnitude })
 }
 
-/// The number that a text writes, whole or not, if it writes one. One that no double holds is the nearest that
-/// an `i64` does.
+/// Parses a number and truncates it to an `i64`, saturating; `None` if the text is no number.
 pub(crate) fn rounded(text: &str) -> Option<i64> {
     if let Some(number) = integral(text) {
         return Some(number);
     }
     let number: f64 = text.replacen("e ", "e+", 1).replacen("E ", "e+", 1).parse().ok()?;
-    // "inf" and "nan" parse, but are words.
+    // `parse` accepts "inf" and "nan".
     let is_number = number.is_finite() || text.bytes().any(|byte| byte.is_ascii_digit());
     #[expect(clippy::cast_possible_truncation, reason = "a cast from a double saturates")]
     is_number.then_some(number as i64)
 }
 
-fn exponent_of(text: &str) -> Option<usize> {
+fn parse_exponent(text: &str) -> Option<usize> {
     let digits = text.strip_prefix(['+', ' ']).unwrap_or(text);
     if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
@@ -57,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whole_numbers_are_read_exactly_however_they_are_written() {
+    fn whole_numbers_parse_exactly_in_every_notation() {
         for (text, number) in [
             ("7", 7),
             ("007", 7),
@@ -75,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_not_whole() {
+    fn other_text_is_no_whole_number() {
         for text in [
             "",
             " ",
@@ -97,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn times_need_not_be_whole() {
+    fn fractions_are_truncated() {
         assert_eq!(rounded("1.5"), Some(1));
         assert_eq!(rounded("1.7e 12"), Some(1_700_000_000_000));
         assert_eq!(rounded("99999999999999999999"), Some(i64::MAX));

@@ -1,45 +1,45 @@
-//! The objects of the contract, exactly as the client knows them. Zero and false are always written.
+//! The objects of the contract. Zero and false are always serialized.
 
 use serde::Serialize;
 use utoipa::ToSchema;
 use vidlog_schemas::rows;
 
-/// A user, as one caller sees it.
+/// A user, relative to the caller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct User {
     /// The user's id, below 2^53.
     pub id: i64,
     /// The user's name.
     pub name: String,
-    /// How many users it follows.
+    /// Number of users that it follows.
     pub follow_count: i64,
-    /// How many users follow it.
+    /// Number of its followers.
     pub follower_count: i64,
     /// Whether the caller follows it.
     pub is_follow: bool,
-    /// Address of its picture.
+    /// URL of the avatar.
     pub avatar: String,
-    /// Address of the picture at the top of its page.
+    /// URL of the profile's background image.
     pub background_image: String,
-    /// What it says about itself.
+    /// The profile's text.
     pub signature: String,
-    /// How many likes its videos have.
+    /// Number of likes of its videos.
     pub total_favorited: i64,
-    /// The length of publish/list as the caller sees it.
+    /// The length of publish/list for the caller.
     pub work_count: i64,
-    /// How many videos it likes.
+    /// Number of videos that it likes.
     pub favorite_count: i64,
 }
 
-/// What became of an upload.
+/// The state of an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VideoState {
-    /// It is still being checked and converted; only its author sees it.
+    /// The upload is being checked and transcoded; visible to its author only.
     Processing,
-    /// Everyone sees it.
+    /// Visible to everyone.
     Published,
-    /// It can't be published; only its author sees it, with the reason.
+    /// The upload cannot be published; visible to its author only, with the reason.
     Rejected,
 }
 
@@ -53,28 +53,28 @@ impl From<rows::VideoState> for VideoState {
     }
 }
 
-/// A video, as one caller sees it.
+/// A video, relative to the caller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Video {
     /// The video's id, below 2^53.
     pub id: i64,
-    /// Who uploaded it.
+    /// The user who uploaded it.
     pub author: User,
-    /// Address of the file to play; of a placeholder until it is published.
+    /// URL of the playable file; of a placeholder until the video is published.
     pub play_url: String,
-    /// Address of its cover picture; of a placeholder until it is published.
+    /// URL of the cover; of a placeholder until the video is published.
     pub cover_url: String,
-    /// How many users like it.
+    /// Number of likes.
     pub favorite_count: i64,
-    /// How many comments it has.
+    /// Number of comments.
     pub comment_count: i64,
     /// Whether the caller likes it.
     pub is_favorite: bool,
-    /// Its title.
+    /// The title.
     pub title: String,
-    /// What became of the upload. Others than the author only ever see `published`.
+    /// The state of the upload. Always `published` for callers other than the author.
     pub state: VideoState,
-    /// Why it was rejected; empty if it was not.
+    /// The reason of a rejection; empty otherwise.
     pub state_reason: String,
 }
 
@@ -83,11 +83,11 @@ pub struct Video {
 pub struct Comment {
     /// The comment's id, below 2^53.
     pub id: i64,
-    /// Who wrote it.
+    /// The user who wrote it.
     pub user: User,
-    /// Its text.
+    /// The text.
     pub content: String,
-    /// When it was written, "mm-dd", UTC.
+    /// The date of the comment, "mm-dd", UTC.
     #[schema(example = "11-14")]
     pub create_date: String,
 }
@@ -97,23 +97,23 @@ pub struct Comment {
 pub struct Message {
     /// The message's id, below 2^53.
     pub id: i64,
-    /// Who receives it.
+    /// The recipient.
     pub to_user_id: i64,
-    /// Who sent it.
+    /// The sender.
     pub from_user_id: i64,
-    /// Its text.
+    /// The text.
     pub content: String,
-    /// When, milliseconds since 1970; it rises strictly within a conversation.
+    /// The time in milliseconds since 1970; strictly increasing within a conversation.
     pub create_time: i64,
 }
 
-/// A user who follows the caller and is followed back, with their latest message.
+/// A mutual follow, with the latest message between it and the caller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FriendUser {
     /// The user.
     #[serde(flatten)]
     pub user: User,
-    /// The latest message between the two; empty where there is none.
+    /// The latest message between the two; empty if there is none.
     pub message: String,
     /// 1 if the caller sent that message, else 0.
     #[serde(rename = "msgType")]
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_and_false_are_written() {
+    fn zero_and_false_are_serialized() {
         let expected = json!({
             "id": 1, "name": "Ada", "follow_count": 0, "follower_count": 0, "is_follow": false, "avatar": "a",
             "background_image": "b", "signature": "", "total_favorited": 0, "work_count": 0, "favorite_count": 0,
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_friend_is_a_user_with_two_more_fields() {
+    fn friend_is_a_user_with_two_more_fields() {
         let friend = FriendUser { user: user(), message: String::new(), msg_type: 0 };
         let value = serde_json::to_value(friend).unwrap();
         assert_eq!(

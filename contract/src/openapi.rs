@@ -1,4 +1,4 @@
-//! What all endpoints have in common, as the `OpenAPI` document describes it: once here, not once an endpoint.
+//! The parts of the `OpenAPI` document that all endpoints share.
 
 use utoipa::{
     IntoParams, PartialSchema,
@@ -13,58 +13,56 @@ use utoipa::{
 
 use crate::error::{Code, Status};
 
-/// Where the endpoints of the client contract are; others answer no status.
+/// The base path of the client contract. Endpoints outside it do not return the status fields.
 const CONTRACT: &str = "/douyin/";
 const JSON: &str = "application/json";
 const STATUS: &str = "Status";
-const OUTCOME: &str = "It was answered, which is not to say that it went well: `status_code` tells. 0 is success. \
-    Whatever is wrong with the call itself (codes 10001 to 10006) is HTTP 200 too, with a `status_code` of the list \
-    at `Status`.";
-const STALE: &str = "`true` where the caller's latest writes may not be seen yet";
-const POSITION: &str =
-    "Where in the log the event of this command is, if it is known; to be named in reads elsewhere";
-const REQUEST_ID: &str = "Names the request, here and in its events: 1 to 128 printable ASCII characters. One that \
-    is none is replaced; whichever it is stands in the answer, also in a failure";
+const OUTCOME: &str = "`status_code` is 0 on success. Business errors (codes 10001 to 10006) are HTTP 200 too, with a \
+    `status_code` that the schema `Status` lists.";
+const STALE: &str = "`true` if the response may lack the caller's latest writes";
+const POSITION: &str = "Log position of this command's event, if known. A read that sends it waits for it";
+const REQUEST_ID: &str = "Id of the request in logs and events: 1 to 128 printable ASCII characters. A missing or invalid \
+    one is replaced by a new id. Every response, also an error, contains the id";
 
-/// The header of a call that may be repeated.
+/// The header that makes a retry idempotent.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 pub struct IdempotencyKey {
-    /// Names this attempt, at most 255 characters. For 24 hours a retry with the same key and parameters changes
-    /// nothing more, and is answered alike.
+    /// Idempotency key, at most 255 characters. For 24 hours a retry with the same key and parameters changes nothing
+    /// and returns the first response.
     #[param(rename = "Idempotency-Key", required = false, nullable = false)]
     pub idempotency_key: Option<String>,
 }
 
-/// The header of a call that must see certain writes.
+/// The header that names positions which a read must include.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 pub struct PositionHeader {
-    /// Positions that must be seen, comma separated, as commands answered them; at most 16. The caller's own writes
-    /// of the last minute are waited for without it.
+    /// Positions that commands returned, comma separated, at most 16. The read waits for them. It waits for the
+    /// caller's own writes of the last 10 minutes even without this header.
     #[param(rename = "Vidlog-Position", required = false, nullable = false, example = "likes:3:1042")]
     pub vidlog_position: Option<String>,
 }
 
-/// Adds to a document what all of its endpoints have in common: how a caller is known, the headers, how calls fail.
+/// Adds the security schemes, headers and error responses that all endpoints share.
 pub fn add_common_parts(document: &mut OpenApi) {
     add_components(document.components.get_or_insert_default());
     document.security = Some(["token", "bearer"].map(requirement).into());
     for (path, item) in &mut document.paths.paths {
         if path.starts_with(CONTRACT) {
-            item.get.iter_mut().for_each(complete_read);
-            item.post.iter_mut().for_each(complete_command);
+            item.get.iter_mut().for_each(extend_read);
+            item.post.iter_mut().for_each(extend_command);
         }
         for operation in item.get.iter_mut().chain(&mut item.post) {
-            add_faults(operation, &[Code::Internal, Code::Unavailable]);
+            add_errors(operation, &[Code::Internal, Code::Unavailable]);
         }
     }
 }
 
 fn add_components(components: &mut Components) {
     components.schemas.insert(STATUS.to_owned(), Status::schema());
-    let token = "What register or login answered. In a form it may stand in the body. It goes before `Authorization`; \
-        empty is as good as missing, but one that does not verify is a failure, 10002.";
+    let token = "The token that register or login returned. On POST also in the body. It takes precedence over \
+        `Authorization`. Empty counts as missing; one that does not verify is error 10002.";
     let token = SecurityScheme::ApiKey(ApiKey::Query(ApiKeyValue::with_description("token", token)));
     let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
     components.add_security_scheme("token", token);
@@ -76,12 +74,12 @@ fn add_components(components: &mut Components) {
     }
 }
 
-fn complete_read(operation: &mut Operation) {
+fn extend_read(operation: &mut Operation) {
     add_parameters(operation, PositionHeader::into_params(|| None));
-    complete_answer(operation, &[("Vidlog-Stale", STALE)]);
+    extend_success(operation, &[("Vidlog-Stale", STALE)]);
 }
 
-fn complete_command(operation: &mut Operation) {
+fn extend_command(operation: &mut Operation) {
     let request_id = ParameterBuilder::new()
         .name("X-Request-Id")
         .parameter_in(ParameterIn::Header)
@@ -89,16 +87,16 @@ fn complete_command(operation: &mut Operation) {
         .schema(Some(Object::with_type(Type::String)));
     add_parameters(operation, vec![request_id.build()]);
     let headers = [("X-Request-Id", REQUEST_ID), ("Vidlog-Position", POSITION), ("Vidlog-Stale", STALE)];
-    complete_answer(operation, &headers);
+    extend_success(operation, &headers);
 }
 
 fn add_parameters(operation: &mut Operation, parameters: Vec<Parameter>) {
     operation.parameters.get_or_insert_default().extend(parameters.into_iter().map(RefOr::T));
 }
 
-/// Says of HTTP 200 that it may be a failure, which has no more than the status.
-fn complete_answer(operation: &mut Operation, headers: &[(&str, &str)]) {
-    add_faults(operation, &[Code::PayloadTooLarge]);
+/// Documents that HTTP 200 may also carry a business error, which has only the status fields.
+fn extend_success(operation: &mut Operation, headers: &[(&str, &str)]) {
+    add_errors(operation, &[Code::PayloadTooLarge]);
     let Some(RefOr::T(answer)) = operation.responses.responses.get_mut("200") else { return };
     answer.description = [answer.description.as_str(), OUTCOME].join(" ").trim().into();
     answer.headers.extend(headers.iter().map(|(name, what)| ((*name).to_owned(), header(what))));
@@ -107,12 +105,12 @@ fn complete_answer(operation: &mut Operation, headers: &[(&str, &str)]) {
     }
 }
 
-fn add_faults(operation: &mut Operation, faults: &[Code]) {
-    let fault = |code: &Code| {
+fn add_errors(operation: &mut Operation, errors: &[Code]) {
+    let error = |code: &Code| {
         let response = Ref::from_response_name(format!("{code:?}"));
         (code.http_status().as_u16().to_string(), RefOr::<Response>::Ref(response))
     };
-    operation.responses.responses.extend(faults.iter().map(fault));
+    operation.responses.responses.extend(errors.iter().map(error));
 }
 
 fn header(what: &str) -> RefOr<Header> {

@@ -1,8 +1,8 @@
-//! The parameters of a call.
+//! The parameters of a request.
 //!
-//! Clients repeat parameters: in the query, and again in an urlencoded body. The query counts before the body, and
-//! of what is repeated in one of them the first. Parameters that nobody asks for are never looked at, so that
-//! nonsense in them is no error.
+//! Clients repeat parameters: in the query, and again in the body. The query takes precedence over the body, and the
+//! first value over later ones. A parameter is validated when a handler reads it, so an invalid unknown parameter is
+//! no error.
 
 use std::{collections::HashMap, ops::RangeInclusive};
 
@@ -10,29 +10,29 @@ use percent_encoding::percent_decode;
 
 use crate::{error::ApiError, limits, numbers::integral};
 
-/// What an `action_type` of 1 or 2 asks for.
+/// The value of `action_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// 1: like, follow, comment, send.
     Do,
-    /// 2: take that back.
+    /// 2: undo that.
     Undo,
 }
 
-/// The parameters of a call, by name.
+/// The parameters of a request, by name.
 #[derive(Clone, Debug, Default)]
 pub struct Params {
-    values: HashMap<String, Result<String, Unreadable>>,
+    values: HashMap<String, Result<String, InvalidText>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Unreadable {
+enum InvalidText {
     NotUtf8,
     HasNul,
 }
 
 impl Params {
-    /// The parameters of a query and an urlencoded body, either of which may be empty.
+    /// Parses a query and an urlencoded body. Either may be empty.
     pub fn parse(query: &[u8], form: &[u8]) -> Self {
         let mut params = Self::default();
         for pair in query.split(|byte| *byte == b'&').chain(form.split(|byte| *byte == b'&')) {
@@ -45,35 +45,35 @@ impl Params {
         params
     }
 
-    /// Adds a decoded parameter, such as a field of a multipart body, unless there is one of its name.
+    /// Adds a decoded parameter, such as a field of a multipart body, unless its name is present already.
     pub fn add(&mut self, name: &str, value: &[u8]) {
         if name.is_empty() || self.values.contains_key(name) {
             return;
         }
         let value = match str::from_utf8(value) {
-            Err(_) => Err(Unreadable::NotUtf8),
-            Ok(text) if text.contains('\0') => Err(Unreadable::HasNul),
+            Err(_) => Err(InvalidText::NotUtf8),
+            Ok(text) if text.contains('\0') => Err(InvalidText::HasNul),
             Ok(text) => Ok(text.to_owned()),
         };
         self.values.insert(name.to_owned(), value);
     }
 
-    /// A parameter that may be missing. An empty one counts as missing.
+    /// Returns an optional parameter. An empty value counts as missing.
     pub fn optional(&self, name: &str) -> Result<Option<&str>, ApiError> {
         match self.values.get(name) {
             None => Ok(None),
             Some(Ok(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
-            Some(Err(Unreadable::NotUtf8)) => Err(ApiError::invalid(format!("{name} is not valid UTF-8"))),
-            Some(Err(Unreadable::HasNul)) => Err(ApiError::invalid(format!("{name} contains a NUL"))),
+            Some(Err(InvalidText::NotUtf8)) => Err(ApiError::invalid(format!("{name} is not valid UTF-8"))),
+            Some(Err(InvalidText::HasNul)) => Err(ApiError::invalid(format!("{name} contains a NUL"))),
         }
     }
 
-    /// A parameter that must be there.
+    /// Returns a required parameter.
     pub fn required(&self, name: &str) -> Result<&str, ApiError> {
         self.optional(name)?.ok_or_else(|| ApiError::invalid(format!("{name} is missing")))
     }
 
-    /// An id that must be there, in 1..=[`limits::MAX_ID`].
+    /// Returns a required id, in 1..=[`limits::MAX_ID`].
     pub fn id(&self, name: &str) -> Result<i64, ApiError> {
         let text = self.required(name)?;
         integral(text)
@@ -81,7 +81,7 @@ impl Params {
             .ok_or_else(|| ApiError::invalid(format!("{name} is not an id")))
     }
 
-    /// An id that may be missing.
+    /// Returns an optional id.
     pub fn optional_id(&self, name: &str) -> Result<Option<i64>, ApiError> {
         match self.optional(name)? {
             None => Ok(None),
@@ -89,7 +89,7 @@ impl Params {
         }
     }
 
-    /// A text with a number of characters within limits, exactly as it was sent.
+    /// Returns a required text whose number of characters is within limits, exactly as sent.
     pub fn limited_text(&self, name: &str, limits: RangeInclusive<usize>) -> Result<&str, ApiError> {
         let text = self.required(name)?;
         if limits.contains(&text.chars().count()) {
@@ -99,7 +99,7 @@ impl Params {
         Err(ApiError::invalid(format!("{name} must have {min} to {max} characters")))
     }
 
-    /// A whole number within bounds that may be missing.
+    /// Returns an optional whole number within bounds.
     pub fn optional_number(&self, name: &str, bounds: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
         let Some(text) = self.optional(name)? else {
             return Ok(None);
@@ -111,7 +111,7 @@ impl Params {
         Err(ApiError::invalid(format!("{name} must be a whole number from {min} to {max}")))
     }
 
-    /// `action_type`: 1 or 2.
+    /// Returns the required `action_type`.
     pub fn action_type(&self) -> Result<Action, ApiError> {
         match integral(self.required("action_type")?) {
             Some(1) => Ok(Action::Do),
@@ -121,7 +121,7 @@ impl Params {
     }
 }
 
-/// Decodes `application/x-www-form-urlencoded` bytes. A `%` that begins no escape stands for itself.
+/// Decodes `application/x-www-form-urlencoded` bytes. A `%` that starts no escape is a literal.
 fn form_decode(bytes: &[u8]) -> Vec<u8> {
     let spaced: Vec<u8> = bytes.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
     percent_decode(&spaced).collect()
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_query_counts_before_the_body_and_the_first_before_the_second() {
+    fn query_wins_over_body_and_first_value_over_later() {
         let params = Params::parse(b"a=1&a=2&b=3", b"b=4&c=5&c=6");
         assert_eq!(params.required("a"), Ok("1"));
         assert_eq!(params.required("b"), Ok("3"));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_an_error_only_where_it_is_needed() {
+    fn missing_parameter_is_an_error_only_if_required() {
         let params = query("empty=&novalue&=x&&");
         for name in ["empty", "novalue", "missing"] {
             assert_eq!(params.optional(name), Ok(None));
@@ -160,14 +160,14 @@ mod tests {
     }
 
     #[test]
-    fn text_is_decoded_and_otherwise_kept_as_it_was_sent() {
+    fn text_is_decoded_and_otherwise_unchanged() {
         let params = query("t=%20a+b%2B%F0%9F%98%80=%zz%25%0a&%74u=x");
         assert_eq!(params.required("t"), Ok(" a b+😀=%zz%\n"));
         assert_eq!(params.required("tu"), Ok("x"));
     }
 
     #[test]
-    fn text_that_is_not_utf_8_or_has_a_nul_is_refused_if_anyone_asks_for_it() {
+    fn invalid_text_is_an_error_when_read() {
         let params = query("bad=%ff&nul=a%00b&surrogate=%ed%a0%80&good=1&%ff=2");
         assert_eq!(params.optional("bad").unwrap_err().message, "bad is not valid UTF-8");
         assert_eq!(params.optional("nul").unwrap_err().message, "nul contains a NUL");
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_may_be_written_with_an_exponent() {
+    fn ids_may_have_an_exponent() {
         assert_eq!(query("id=4.5e+15").id("id"), Ok(4_500_000_000_000_000));
         assert_eq!(query("id=4.5e%2B15").id("id"), Ok(4_500_000_000_000_000));
         assert_eq!(query("id=9007199254740991").id("id"), Ok(limits::MAX_ID));
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_whole_and_within_bounds() {
+    fn numbers_are_whole_and_bounded() {
         assert_eq!(query("limit=30").optional_number("limit", 1..=500), Ok(Some(30)));
         assert_eq!(query("limit=").optional_number("limit", 1..=500), Ok(None));
         for limit in ["0", "501", "x", "1.5"] {
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn an_action_is_1_or_2() {
+    fn action_is_1_or_2() {
         assert_eq!(query("action_type=1").action_type(), Ok(Action::Do));
         assert_eq!(query("action_type=2").action_type(), Ok(Action::Undo));
         for text in ["", "action_type=", "action_type=3", "action_type=like"] {
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_a_multipart_body_are_added_behind_the_query() {
+    fn added_fields_follow_the_query() {
         let mut params = query("token=a");
         params.add("token", b"b");
         params.add("title", "Ünder".as_bytes());

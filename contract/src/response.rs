@@ -1,4 +1,4 @@
-//! What is answered when a call succeeds.
+//! The body of a successful response.
 
 use axum::{
     Json,
@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::error::Code;
 
-/// A successful answer: the two fields of every answer, and beside them what was asked for.
+/// A successful response: the two status fields of every response, then the fields of the content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ApiResponse<T> {
     /// Always 0.
@@ -23,18 +23,18 @@ pub struct ApiResponse<T> {
 }
 
 impl<T> ApiResponse<T> {
-    /// Answers with some fields.
+    /// Returns a response with the fields of a content.
     pub const fn new(content: T) -> Self {
         Self { status_code: Code::Ok.number(), status_msg: Code::Ok.meaning(), content }
     }
 }
 
-/// The content of an answer that has nothing to say but that it went well.
+/// The content of a response that has only the two status fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Empty {}
 
 impl ApiResponse<Empty> {
-    /// It went well.
+    /// Returns a response without content.
     pub const fn ok() -> Self {
         Self::new(Empty {})
     }
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_content_stands_beside_the_two_fields() {
+    async fn content_fields_follow_the_status_fields() {
         let response = ApiResponse::new(List { video_list: Vec::new() }).into_response();
         assert_eq!(response.headers()["content-type"], "application/json");
         assert_eq!(body(response).await, r#"{"status_code":0,"status_msg":"ok","video_list":[]}"#);

@@ -1,16 +1,16 @@
-//! Times as clients send and show them. All are milliseconds since 1970, UTC, on our side.
+//! Times of the contract. Internally, all are milliseconds since 1970, UTC.
 
 use time::{OffsetDateTime, UtcOffset};
 
 use crate::numbers::rounded;
 
-/// A time above this is in milliseconds, any other in seconds: 1e11 s is the year 5138, 1e11 ms is 1973.
+/// The largest time in seconds; a larger one is in milliseconds. 1e11 s is the year 5138, 1e11 ms is 1973.
 const LARGEST_SECONDS: i64 = 100_000_000_000;
 
-/// A time parameter: `latest_time` or `pre_msg_time`. `None` where it is missing, empty, "0" or not a number.
+/// Parses `latest_time` or `pre_msg_time`; `None` if it is missing, empty, "0" or not a number.
 ///
-/// The future is not special here, and need not be: nothing is ever published after `latest_time` unless a clock
-/// is ahead, and then comparing as usual is what keeps the pages apart.
+/// A future time is compared like any other: no video is published after it unless a clock is ahead, and then the
+/// comparison keeps the pages disjoint.
 pub fn parse(text: Option<&str>) -> Option<i64> {
     let number = rounded(text?)?;
     match number {
@@ -20,7 +20,7 @@ pub fn parse(text: Option<&str>) -> Option<i64> {
     }
 }
 
-/// The date of a comment, "mm-dd".
+/// Formats the date of a comment, "mm-dd".
 pub fn month_and_day(time_ms: i64) -> String {
     let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(time_ms) * 1_000_000)
         .unwrap_or(OffsetDateTime::UNIX_EPOCH)
@@ -33,14 +33,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_time_is_none() {
+    fn text_without_a_time_is_none() {
         for text in [None, Some(""), Some("0"), Some("0.0"), Some("now"), Some("NaN"), Some("12:00")] {
             assert_eq!(parse(text), None, "{text:?}");
         }
     }
 
     #[test]
-    fn small_times_are_seconds_and_large_ones_milliseconds() {
+    fn small_times_are_seconds_large_ones_milliseconds() {
         assert_eq!(parse(Some("1700000000")), Some(1_700_000_000_000));
         assert_eq!(parse(Some("1700000000123")), Some(1_700_000_000_123));
         assert_eq!(parse(Some("1.700000000123E12")), Some(1_700_000_000_123));
@@ -49,14 +49,14 @@ mod tests {
     }
 
     #[test]
-    fn the_future_is_compared_like_any_other_time() {
+    fn future_time_is_kept() {
         assert_eq!(parse(Some("9007199254740991")), Some(9_007_199_254_740_991));
         assert_eq!(parse(Some("99999999999999999999999")), Some(i64::MAX));
         assert_eq!(parse(Some("-5")), Some(-5000));
     }
 
     #[test]
-    fn a_comment_shows_month_and_day() {
+    fn comment_date_is_month_and_day() {
         assert_eq!(month_and_day(1_700_000_000_000), "11-14");
         assert_eq!(month_and_day(0), "01-01");
         assert_eq!(month_and_day(i64::MAX), "01-01");

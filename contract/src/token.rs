@@ -1,8 +1,7 @@
-//! Tokens: who calls.
+//! Tokens, which authenticate a caller.
 //!
-//! A token is a JWT with HS256 and nothing else, issued by and for vidlog, for 30 days. Its header names the key
-//! that signed it, so that keys can be rotated: a new one is put in front, the old one stays until its last token
-//! has expired.
+//! A token is a JWT signed with HS256, issued by and for vidlog, valid for 30 days. Its header names the signing key,
+//! so keys can be rotated: put the new key first and keep the old one until its last token has expired.
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
@@ -12,9 +11,9 @@ use tracing::error;
 
 use crate::{error::ApiError, limits};
 
-/// How long a token is good for. The client has no way to renew one but to log in again.
+/// The lifetime of a token. The client cannot renew one except by logging in.
 const LIFETIME_SECONDS: i64 = 30 * 24 * 60 * 60;
-/// A shorter secret than HS256's output could be guessed from a token (RFC 7518, 3.2).
+/// The size of HS256's output. A shorter secret could be brute-forced from a token (RFC 7518, 3.2).
 const MIN_SECRET_BYTES: usize = 32;
 const ISSUER: &str = "vidlog";
 const AUDIENCE: &str = "vidlog-client";
@@ -32,19 +31,19 @@ struct Inner {
     now_ms: Box<dyn Fn() -> i64 + Send + Sync>,
 }
 
-/// Why keys can't be used. It never holds a secret.
+/// An invalid list of keys. The error never contains a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenKeysError {
-    /// There is no key.
-    #[error("there is no key; give kid:secret, and more behind commas")]
+    /// The list is empty.
+    #[error("there is no key; give kid:secret, separated by commas")]
     None,
-    /// A key is not written as `kid:secret`.
+    /// A key is not of the form `kid:secret`.
     #[error("key number {0} is not of the form kid:secret")]
     Malformed(usize),
     /// A secret is too short.
     #[error("the secret of key {0:?} has less than {MIN_SECRET_BYTES} bytes")]
     ShortSecret(String),
-    /// Two keys have one name.
+    /// Two keys have the same name.
     #[error("key {0:?} is given twice")]
     Repeated(String),
 }
@@ -59,9 +58,9 @@ struct Claims {
 }
 
 impl Tokens {
-    /// The tokens of keys written `kid:secret,kid2:secret2`: the first signs, all verify.
+    /// Parses keys written `kid:secret,kid2:secret2`: the first signs, all verify.
     ///
-    /// `now_ms` tells the time in milliseconds since 1970.
+    /// `now_ms` returns the time in milliseconds since 1970.
     pub fn parse(
         keys: &str,
         now_ms: impl Fn() -> i64 + Send + Sync + 'static,
@@ -87,7 +86,7 @@ impl Tokens {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// A token for a user.
+    /// Signs a token for a user.
     pub fn sign(&self, user_id: i64) -> Result<String, ApiError> {
         let now = self.now_seconds();
         let claims = Claims {
@@ -104,7 +103,7 @@ impl Tokens {
         })
     }
 
-    /// The user that a token names, if it is one of ours and has not expired.
+    /// Returns the user of a token that has a valid signature and has not expired.
     pub fn verify(&self, token: &str) -> Result<i64, ApiError> {
         let claims =
             self.claims(token).ok_or_else(|| ApiError::unauthenticated("the token is not valid; log in"))?;
@@ -126,7 +125,7 @@ impl Tokens {
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.set_issuer(&[ISSUER]);
         validation.set_audience(&[AUDIENCE]);
-        // The library asks the machine for the time; ours comes from the service's clock.
+        // The library would use the system clock instead of the service's.
         validation.validate_exp = false;
         jsonwebtoken::decode::<Claims>(token, key, &validation).ok().map(|token| token.claims)
     }
@@ -180,29 +179,29 @@ mod tests {
         jsonwebtoken::encode(&header, claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
     }
 
-    fn refused(token: &str) -> bool {
+    fn is_rejected(token: &str) -> bool {
         tokens(A).verify(token).is_err_and(|error| error.code == Code::Unauthenticated)
     }
 
     #[test]
-    fn a_signed_token_verifies() {
+    fn signed_token_verifies() {
         let tokens = tokens(A);
         assert_eq!(tokens.verify(&tokens.sign(7).unwrap()), Ok(7));
         assert_eq!(tokens.verify(&forge(Algorithm::HS256, Some("a"), &claims())), Ok(7));
     }
 
     #[test]
-    fn keys_rotate() {
+    fn rotated_key_still_verifies() {
         let old = tokens(A).sign(7).unwrap();
         let rotated = tokens(&format!("{B},{A}"));
         assert_eq!(rotated.verify(&old), Ok(7));
         let new = rotated.sign(7).unwrap();
         assert_eq!(tokens(B).verify(&new), Ok(7));
-        assert!(refused(&new), "an unknown key");
+        assert!(is_rejected(&new), "an unknown key");
     }
 
     #[test]
-    fn a_token_expires() {
+    fn token_expires() {
         let now = Arc::new(AtomicI64::new(NOW));
         let clock = Arc::clone(&now);
         let tokens = Tokens::parse(A, move || clock.load(Ordering::SeqCst)).unwrap();
@@ -214,40 +213,40 @@ mod tests {
     }
 
     #[test]
-    fn another_algorithm_is_refused() {
-        assert!(refused(&forge(Algorithm::HS384, Some("a"), &claims())));
-        assert!(refused(&forge(Algorithm::HS512, Some("a"), &claims())));
+    fn other_algorithm_is_rejected() {
+        assert!(is_rejected(&forge(Algorithm::HS384, Some("a"), &claims())));
+        assert!(is_rejected(&forge(Algorithm::HS512, Some("a"), &claims())));
     }
 
     #[test]
-    fn no_algorithm_is_refused() {
+    fn algorithm_none_is_rejected() {
         let payload = forge(Algorithm::HS256, Some("a"), &claims()).split('.').nth(1).unwrap().to_owned();
         // {"alg":"none","kid":"a"}, with an empty signature and without one.
         let header = "eyJhbGciOiJub25lIiwia2lkIjoiYSJ9";
-        assert!(refused(&format!("{header}.{payload}.")));
-        assert!(refused(&format!("{header}.{payload}")));
+        assert!(is_rejected(&format!("{header}.{payload}.")));
+        assert!(is_rejected(&format!("{header}.{payload}")));
     }
 
     #[test]
-    fn a_changed_or_unsigned_token_is_refused() {
+    fn changed_or_unsigned_token_is_rejected() {
         let token = forge(Algorithm::HS256, Some("a"), &claims());
         let other = forge(Algorithm::HS256, Some("a"), &with("sub", json!("8")));
         let (signed, _) = token.rsplit_once('.').unwrap();
         let (_, signature) = other.rsplit_once('.').unwrap();
-        assert!(refused(&format!("{signed}.{signature}")));
-        assert!(refused(&format!("{signed}.")));
-        assert!(refused("a.b.c"));
-        assert!(refused("x"));
+        assert!(is_rejected(&format!("{signed}.{signature}")));
+        assert!(is_rejected(&format!("{signed}.")));
+        assert!(is_rejected("a.b.c"));
+        assert!(is_rejected("x"));
     }
 
     #[test]
-    fn a_token_without_a_known_key_is_refused() {
-        assert!(refused(&forge(Algorithm::HS256, None, &claims())));
-        assert!(refused(&forge(Algorithm::HS256, Some("b"), &claims())));
+    fn token_of_an_unknown_key_is_rejected() {
+        assert!(is_rejected(&forge(Algorithm::HS256, None, &claims())));
+        assert!(is_rejected(&forge(Algorithm::HS256, Some("b"), &claims())));
     }
 
     #[test]
-    fn a_token_of_or_for_someone_else_is_refused() {
+    fn token_with_wrong_claims_is_rejected() {
         for (name, value) in [
             ("aud", json!("another-client")),
             ("aud", Value::Null),
@@ -262,14 +261,14 @@ mod tests {
             ("sub", Value::Null),
         ] {
             assert!(
-                refused(&forge(Algorithm::HS256, Some("a"), &with(name, value.clone()))),
+                is_rejected(&forge(Algorithm::HS256, Some("a"), &with(name, value.clone()))),
                 "{name} {value}"
             );
         }
     }
 
     #[test]
-    fn unusable_keys_are_refused_at_start() {
+    fn invalid_keys_are_rejected() {
         let error = |keys| Tokens::parse(keys, || NOW).unwrap_err();
         assert_eq!(error(""), TokenKeysError::None);
         assert_eq!(error("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"), TokenKeysError::Malformed(1));

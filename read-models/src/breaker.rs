@@ -1,4 +1,4 @@
-//! A circuit breaker: while a store is away, calls fail at once instead of each waiting for it.
+//! A circuit breaker: while a store is unavailable, calls fail immediately instead of waiting for a timeout.
 
 use std::{
     sync::{
@@ -17,10 +17,10 @@ use crate::{
     metrics::STORE_FAILURES,
 };
 
-/// How often a store that is away is tried. It bounds how late it is noticed that the store is back.
+/// The pause between probes of an unavailable store. It bounds how late its return is detected.
 const PROBE_PAUSE: Duration = Duration::from_millis(250);
 
-/// Whether calls may go through. Clones share it.
+/// The state of a circuit. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Breaker {
     is_open: Arc<AtomicBool>,
@@ -28,24 +28,26 @@ pub(crate) struct Breaker {
 
 /// A store behind a breaker.
 pub(crate) trait Guarded: Clone + Send + Sync + 'static {
-    /// Which.
+    /// The store.
     const STORE: Store;
 
-    /// Its breaker.
+    /// Returns its breaker.
     fn breaker(&self) -> &Breaker;
 
-    /// Asks the store whether it is there.
+    /// Sends a cheap command to the store.
     fn probe(&self) -> impl Future<Output = Result<(), ReadError>> + Send;
 }
 
-/// Makes a call, if the store was not found to be away. A call that finds it so opens the circuit, for all, until
-/// the store answers again: which is tried beside the calls, so that none of them waits for it.
+/// Runs a call unless the circuit is open.
+///
+/// A call that finds the store unavailable opens the circuit. A background task probes the store and closes the circuit
+/// once a probe succeeds, so no call waits for a probe.
 pub(crate) async fn guard<S: Guarded, T, E: Into<ReadError>>(
     guarded: &S,
     call: impl Future<Output = Result<T, E>>,
 ) -> Result<T, ReadError> {
     if guarded.breaker().is_open.load(Ordering::Relaxed) {
-        let reason = "it did not answer a moment ago".to_owned();
+        let reason = "the circuit is open".to_owned();
         return Err(ReadError::Unavailable { store: S::STORE, reason });
     }
     let result = call.await.map_err(Into::into);
@@ -54,7 +56,7 @@ pub(crate) async fn guard<S: Guarded, T, E: Into<ReadError>>(
     {
         counter!(STORE_FAILURES, "store" => S::STORE.name()).increment(1);
         if !guarded.breaker().is_open.swap(true, Ordering::Relaxed) {
-            warn!(store = %S::STORE, %error, "a store went away");
+            warn!(store = %S::STORE, %error, "store unavailable");
             tokio::spawn(close_when_back(guarded.clone()));
         }
     }
@@ -62,11 +64,11 @@ pub(crate) async fn guard<S: Guarded, T, E: Into<ReadError>>(
 }
 
 async fn close_when_back<S: Guarded>(guarded: S) {
-    // Ours is the last clone when the process has no use for the store any more.
+    // One strong reference is this task's: then no caller uses the store any more.
     while Arc::strong_count(&guarded.breaker().is_open) > 1 {
         sleep(PROBE_PAUSE).await;
         if guarded.probe().await.is_ok() {
-            info!(store = %S::STORE, "the store is back");
+            info!(store = %S::STORE, "store available again");
             guarded.breaker().is_open.store(false, Ordering::Relaxed);
             return;
         }
@@ -82,7 +84,7 @@ mod tests {
     #[derive(Clone, Default)]
     struct Fake {
         breaker: Breaker,
-        is_there: Arc<AtomicBool>,
+        is_up: Arc<AtomicBool>,
         calls: Arc<AtomicUsize>,
     }
 
@@ -94,38 +96,38 @@ mod tests {
         }
 
         async fn probe(&self) -> Result<(), ReadError> {
-            Ok(self.answer()?)
+            Ok(self.reply()?)
         }
     }
 
     impl Fake {
-        fn answer(&self) -> Result<(), redis::RedisError> {
+        fn reply(&self) -> Result<(), redis::RedisError> {
             self.calls.fetch_add(1, Ordering::Relaxed);
-            let is_there = self.is_there.load(Ordering::Relaxed);
-            is_there.then_some(()).ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionRefused).into())
+            let is_up = self.is_up.load(Ordering::Relaxed);
+            is_up.then_some(()).ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionRefused).into())
         }
 
         async fn call(&self) -> Result<(), ReadError> {
-            guard(self, async { self.answer() }).await
+            guard(self, async { self.reply() }).await
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn calls_fail_without_trying_until_the_store_is_back() {
+    async fn open_circuit_fails_calls_until_the_store_is_back() {
         let store = Fake::default();
         for _ in 0..10 {
             assert!(store.call().await.unwrap_err().is_unavailable(Store::Redis));
         }
-        assert_eq!(store.calls.load(Ordering::Relaxed), 1, "one call was enough to know");
+        assert_eq!(store.calls.load(Ordering::Relaxed), 1, "the first failure opens the circuit");
         sleep(PROBE_PAUSE * 4).await;
         assert!(store.call().await.is_err());
-        store.is_there.store(true, Ordering::Relaxed);
+        store.is_up.store(true, Ordering::Relaxed);
         sleep(PROBE_PAUSE * 2).await;
         assert!(store.call().await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_store_that_nobody_uses_any_more_is_not_tried_for_ever() {
+    async fn probes_stop_when_the_store_is_dropped() {
         let store = Fake::default();
         let calls = Arc::clone(&store.calls);
         assert!(store.call().await.is_err());

@@ -2,7 +2,7 @@
 
 use vidlog_schemas::rows::VideoState;
 
-/// What a store knows about a user.
+/// A user as a store returns it. `name` is `None` if the user does not exist or its card is late.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct UserCard {
     pub(crate) name: Option<String>,
@@ -14,7 +14,7 @@ pub(crate) struct UserCard {
     pub(crate) favorite_count: i64,
 }
 
-/// What a store knows about a video.
+/// A video as a store returns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct VideoCard {
     pub(crate) author_id: i64,

@@ -1,6 +1,6 @@
-//! Users and videos as lists show them, many at once.
+//! Batched reads of users and videos.
 //!
-//! Whatever the number of ids, users are one round trip, and videos one more before it.
+//! For any number of ids, users take one round trip, and videos one more.
 
 use std::collections::HashMap;
 
@@ -18,7 +18,7 @@ use crate::{
 };
 
 impl ReadModels {
-    /// Users by id, in the order of the ids; `None` where there is no such user.
+    /// Returns users in the order of the ids; `None` for a user that does not exist.
     pub async fn users(
         &self,
         source: Source,
@@ -33,8 +33,8 @@ impl ReadModels {
         Ok(ids.iter().map(user).collect())
     }
 
-    /// Users by id where each is known to exist, because it did something. One whose name has not arrived yet is
-    /// shown without it: leaving it out would make a list shorter than its count.
+    /// Returns users that exist because an event names them. A user whose card is late has an empty name: without it
+    /// the list would be shorter than its count.
     pub async fn listed_users(
         &self,
         source: Source,
@@ -45,8 +45,8 @@ impl ReadModels {
         Ok(ids.iter().map(|id| self.user(*id, cards.get(id).cloned().unwrap_or_default())).collect())
     }
 
-    /// Videos by id, in the order of the ids; `None` where there is none that the viewer may see: only its author
-    /// sees one that is not published.
+    /// Returns videos in the order of the ids; `None` for a video that does not exist or that the viewer cannot see.
+    /// Only its author sees an unpublished video.
     pub async fn videos(
         &self,
         source: Source,
@@ -115,7 +115,7 @@ impl ReadModels {
         }
         let mut commands: Vec<_> = ids.iter().flat_map(|id| self.user_commands(viewer, *id)).collect();
         commands.extend(viewer.filter(|_| !ids.is_empty()).map(|viewer| {
-            // Whom the viewer follows stands behind everything else.
+            // The last reply: the users that the viewer follows.
             cmd("ZMSCORE").arg(self.keys.following(viewer)).arg(ids).take()
         }));
         let mut replies = self.views.pipeline(&commands).await?;
@@ -149,7 +149,7 @@ impl ReadModels {
     ) -> Result<HashMap<i64, VideoCard>, ReadError> {
         let mut commands: Vec<_> = ids.iter().flat_map(|id| self.video_commands(*id)).collect();
         commands.extend(viewer.filter(|_| !ids.is_empty()).map(|viewer| {
-            // What the viewer likes stands behind everything else.
+            // The last reply: the videos that the viewer likes.
             cmd("ZMSCORE").arg(self.keys.favorites(viewer)).arg(ids).take()
         }));
         let mut replies = self.views.pipeline(&commands).await?;
@@ -197,7 +197,7 @@ fn video_card(replies: &mut Replies) -> Result<Option<VideoCard>, ReadError> {
         return Ok(None);
     };
     let state = VideoState::from_number(state)
-        .ok_or_else(|| ReadError::fault(Store::Redis, format!("{state} is no video's state")))?;
+        .ok_or_else(|| ReadError::fault(Store::Redis, format!("{state} is no video state")))?;
     Ok(Some(VideoCard {
         author_id,
         title: title.unwrap_or_default(),
@@ -211,7 +211,7 @@ fn video_card(replies: &mut Replies) -> Result<Option<VideoCard>, ReadError> {
     }))
 }
 
-/// Those of the ids that the answer to a `ZMSCORE` has a score for, if there was one.
+/// Returns the ids that have a score in the reply to the `ZMSCORE`, which anonymous reads do not send.
 fn members(viewer: Option<i64>, ids: &[i64], replies: &mut Replies) -> Result<Vec<i64>, ReadError> {
     if viewer.is_none() || ids.is_empty() {
         return Ok(Vec::new());

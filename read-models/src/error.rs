@@ -1,4 +1,4 @@
-//! Why something can't be read.
+//! Errors of reads.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub enum Store {
 }
 
 impl Store {
-    /// Its name, for logs and metrics.
+    /// Returns the name for logs and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Redis => "redis",
@@ -31,29 +31,29 @@ impl fmt::Display for Store {
     }
 }
 
-/// Why something can't be read.
+/// A failed read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The store does not answer: another may, or the same one later.
+    /// The store is unavailable: read from the other one, or retry later.
     #[error("{store} unavailable: {reason}")]
     Unavailable {
-        /// Which.
+        /// The store.
         store: Store,
-        /// What it said, if anything.
+        /// The error.
         reason: String,
     },
-    /// The store answered something that is not understood. Trying again will not help.
+    /// The store returned an error or an unexpected reply. A retry does not help.
     #[error("failed to read from {store}: {reason}")]
     Fault {
-        /// Which.
+        /// The store.
         store: Store,
-        /// What is wrong.
+        /// The error.
         reason: String,
     },
 }
 
 impl ReadError {
-    /// Whether it is because this store is away.
+    /// Returns whether the cause is that a store is unavailable.
     pub fn is_unavailable(&self, which: Store) -> bool {
         matches!(self, Self::Unavailable { store, .. } if *store == which)
     }
@@ -91,12 +91,12 @@ impl From<ReadError> for ApiError {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Unavailable { store, reason } => {
-                // That a store went away was logged once, by its breaker.
-                debug!(%store, reason, "a call could not be answered");
+                // The breaker logs the outage once.
+                debug!(%store, reason, "read rejected, store unavailable");
                 Self::unavailable("this can't be read right now; try again in a moment")
             }
             ReadError::Fault { store, reason } => {
-                error!(%store, reason, "failed to read");
+                error!(%store, reason, "read failed");
                 Self::internal()
             }
         }
@@ -125,7 +125,7 @@ fn is_mysql_unavailable(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
-        // Too many connections, shutting down, read-only in a failover, killed: the SQL was fine, the server was not.
+        // Too many connections, shutdown, read-only during a failover, killed query: errors of the server, not of the SQL.
         sqlx::Error::Database(error) => {
             matches!(mysql_number(error.as_ref()), Some(1040 | 1053 | 1077 | 1290 | 1317 | 1927))
         }
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_store_that_is_away_is_not_a_fault_of_ours() {
+    fn unreachable_store_is_unavailable() {
         let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         assert!(ReadError::from(RedisError::from(refused)).is_unavailable(Store::Redis));
         let error = ReadError::from(sqlx::Error::PoolTimedOut);
@@ -153,20 +153,20 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_with_a_slot_missing_or_on_the_move_is_away() {
+    fn cluster_without_a_slot_is_unavailable() {
         for kind in [ServerErrorKind::ClusterDown, ServerErrorKind::TryAgain, ServerErrorKind::BusyLoading] {
             let error = RedisError::from((ErrorKind::Server(kind), "a slot is not to be had"));
             assert!(ReadError::from(error).is_unavailable(Store::Redis), "{kind:?}");
         }
         let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
         assert!(ReadError::from(RedisError::from(late)).is_unavailable(Store::Redis));
-        // No fault of the cluster, which says so whenever it is asked.
+        // A cross-slot command is our fault; a retry returns the same error.
         let crossed = RedisError::from((ErrorKind::Server(ServerErrorKind::CrossSlot), "two slots"));
         assert!(!ReadError::from(crossed).is_unavailable(Store::Redis));
     }
 
     #[test]
-    fn what_a_store_says_is_never_sent() {
+    fn store_errors_are_not_sent_to_clients() {
         let wrong_type = RedisError::from((ErrorKind::UnexpectedReturnType, "secret"));
         let error = ApiError::from(ReadError::from(wrong_type));
         assert_eq!(error, ApiError::internal());

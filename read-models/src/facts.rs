@@ -1,4 +1,4 @@
-//! Facts: what a command must know before it is decided, and a list before it is read.
+//! Facts about users, videos and comments, which commands are decided on.
 
 use redis::cmd;
 use vidlog_schemas::rows::VideoState;
@@ -9,33 +9,33 @@ use crate::{
     stores::Source,
 };
 
-/// What there is to know about a video before something is done to it.
+/// The author and state of a video.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VideoFact {
-    /// Who uploaded it.
+    /// The user who uploaded it.
     pub author_id: i64,
-    /// What became of it.
+    /// The state of the upload.
     pub state: VideoState,
 }
 
 impl VideoFact {
-    /// Whether a user sees it: everyone if it is published, else its author.
+    /// Returns whether a user sees the video: everyone if it is published, else only its author.
     pub fn is_visible_to(&self, viewer: Option<i64>) -> bool {
         self.state == VideoState::Published || viewer == Some(self.author_id)
     }
 }
 
-/// What there is to know about a comment before it is deleted.
+/// The author and state of a comment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommentFact {
-    /// Who wrote it.
+    /// The user who wrote it.
     pub user_id: i64,
-    /// Whether it was deleted.
+    /// Whether it is deleted.
     pub deleted: bool,
 }
 
 impl ReadModels {
-    /// A video, if there is one.
+    /// Returns the fact of a video, if it exists.
     pub async fn video_fact(&self, source: Source, video: i64) -> Result<Option<VideoFact>, ReadError> {
         let (store, row): (_, Option<(i64, i8)>) = match source {
             Source::Views => {
@@ -53,11 +53,11 @@ impl ReadModels {
             return Ok(None);
         };
         let state = VideoState::from_number(state)
-            .ok_or_else(|| ReadError::fault(store, format!("{state} is no video's state")))?;
+            .ok_or_else(|| ReadError::fault(store, format!("{state} is no video state")))?;
         Ok(Some(VideoFact { author_id, state }))
     }
 
-    /// Whether there is a user.
+    /// Returns whether a user exists.
     pub async fn user_exists(&self, source: Source, user: i64) -> Result<bool, ReadError> {
         match source {
             Source::Views => {
@@ -72,7 +72,7 @@ impl ReadModels {
         }
     }
 
-    /// A comment on a video, if there ever was one. Comments are in MySQL only.
+    /// Returns the fact of a comment, also of a deleted one. Comments are in MySQL only.
     pub async fn comment_fact(&self, video: i64, comment: i64) -> Result<Option<CommentFact>, ReadError> {
         let query =
             sqlx::query_as("SELECT user_id, deleted FROM comments WHERE video_id = ? AND comment_id = ?")

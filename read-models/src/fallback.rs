@@ -1,5 +1,5 @@
-//! What the cards hold, computed from the MySQL tables while Redis is away, or a view is not complete. Each function is
-//! a query or two, whatever the number of ids: slower than the views, but exact.
+//! Cards from the MySQL tables, used while Redis is unavailable or a view is incomplete. Each function sends two queries
+//! for any number of ids: slower than the views, but exact.
 
 use std::collections::HashMap;
 
@@ -12,10 +12,10 @@ use crate::{
     stores::Tables,
 };
 
-/// No id is 0: an anonymous viewer follows nobody and likes nothing.
-const NOBODY: i64 = 0;
+/// The viewer of an anonymous read. No user has the id 0, so it follows no user and likes no video.
+const ANONYMOUS: i64 = 0;
 
-/// The cards of users.
+/// Reads the cards of users. Every id has one, also of a user that does not exist.
 pub(crate) async fn user_cards(
     tables: &Tables,
     viewer: Option<i64>,
@@ -33,7 +33,7 @@ pub(crate) async fn user_cards(
     for (id, name) in names {
         cards.entry(id).or_default().name = Some(name);
     }
-    let mut query = user_counts(viewer.unwrap_or(NOBODY), ids);
+    let mut query = user_counts(viewer.unwrap_or(ANONYMOUS), ids);
     let counts: Vec<(String, i64, i64)> =
         tables.run(query.build_query_as().persistent(false).fetch_all(tables.pool())).await?;
     for (what, id, count) in counts {
@@ -50,7 +50,7 @@ pub(crate) async fn user_cards(
     Ok(cards)
 }
 
-/// The cards of videos.
+/// Reads the cards of the videos that exist.
 pub(crate) async fn video_cards(
     tables: &Tables,
     viewer: Option<i64>,
@@ -68,7 +68,7 @@ pub(crate) async fn video_cards(
     for row in rows {
         cards.insert(row.video_id, video_card(row)?);
     }
-    let mut query = video_counts(viewer.unwrap_or(NOBODY), ids);
+    let mut query = video_counts(viewer.unwrap_or(ANONYMOUS), ids);
     let counts: Vec<(String, i64, i64)> =
         tables.run(query.build_query_as().persistent(false).fetch_all(tables.pool())).await?;
     for (what, id, count) in counts {
@@ -81,7 +81,7 @@ pub(crate) async fn video_cards(
     Ok(cards)
 }
 
-/// Puts `(1, 2, 3)` behind an `IN`.
+/// Appends `(1, 2, 3)` after an `IN`.
 fn push_ids(query: &mut QueryBuilder<MySql>, ids: &[i64]) {
     query.push("(");
     let mut list = query.separated(", ");
@@ -133,7 +133,7 @@ fn video_counts(viewer: i64, ids: &[i64]) -> QueryBuilder<MySql> {
 
 fn video_card(row: VideoRow) -> Result<VideoCard, ReadError> {
     let state = VideoState::from_number(row.state)
-        .ok_or_else(|| ReadError::fault(Store::MySql, format!("{} is no video's state", row.state)))?;
+        .ok_or_else(|| ReadError::fault(Store::MySql, format!("{} is no video state", row.state)))?;
     Ok(VideoCard {
         author_id: row.author_id,
         title: row.title,

@@ -1,8 +1,8 @@
-//! Read your writes.
+//! Read-your-writes.
 //!
-//! A command keeps the position of its event for a short time: as a mark of the writer, and of what was written to.
-//! A read by that user, or of that entity, finds the mark and waits until the projections that it reads have passed
-//! it. Everyone else pays for one more key in the first round trip.
+//! A command records the position of its event, for a short time, as a mark of each scope that it concerns: the writer
+//! and the entities written to. A read of such a scope finds the mark and waits until the projections that it reads have
+//! reached the position. Other reads pay for one more key in the first round trip.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -21,80 +21,81 @@ use vidlog_schemas::{Keys, projections::Projection};
 
 use crate::{
     error::{ReadError, Store},
-    generation_cache::Heard,
+    generation_cache::Change,
     metrics::{FALLBACK_READS, FRESHNESS_TIMEOUTS, FRESHNESS_WAIT_SECONDS, FRESHNESS_WAITS},
     position::{Position, Scope},
     stores::{Source, Views},
 };
 
-/// In an answer: the position of the event that a command appended. In a request: positions to wait for.
+/// In a response: the position of the event that a command appended. In a request: positions to wait for.
 pub const POSITION_HEADER: HeaderName = HeaderName::from_static("vidlog-position");
-/// In an answer: `true` where it may lack writes that the reader could expect to see.
+/// In a response: `true` if it may lack writes that the reader expects.
 pub const STALE_HEADER: HeaderName = HeaderName::from_static("vidlog-stale");
 
-/// How long a mark is kept: longer than a projection is away for a restart or an upgrade.
+/// The lifetime of a mark: longer than a projection stops for a restart or an upgrade.
 const MARK_LIFETIME_MS: i64 = 600_000;
-/// How long a read waits: with the read itself still well within the five seconds that the client waits.
+/// The longest wait of a read. With the read itself it stays within the client's timeout of 5 s.
 const MAX_WAIT: Duration = Duration::from_secs(2);
-/// Reads that wait at once. More are answered as they are, and said to be stale: whoever asks for a position that will
-/// never come must not take the place of others.
-const MAX_WAITING: usize = 256;
-/// Generations that a read follows. A second is only heard of by replies that overtake each other.
-const MAX_SWITCHES: usize = 4;
+/// The most concurrent waits. Further reads check once and respond as stale, so requests for positions that never come
+/// cannot hold all connections.
+const MAX_WAITS: usize = 256;
+/// The most attempts of a read whose generation changes. More than one change needs concurrent replies out of order.
+const MAX_ATTEMPTS: usize = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 
-/// The positions that a request names in its headers.
+/// Parses the positions of a request's `Vidlog-Position` header.
 pub fn client_positions(headers: &HeaderMap) -> Result<Vec<Position>, ApiError> {
     let Some(header) = headers.get(POSITION_HEADER) else { return Ok(Vec::new()) };
     let text = header.to_str().map_err(|_| ApiError::invalid("Vidlog-Position is not text"))?;
     Position::parse_list(text).map_err(|error| ApiError::invalid(format!("Vidlog-Position: {error}")))
 }
 
-/// Keeps marks, and waits for them. Clones share the connection.
+/// Records marks and waits for them. Clones share the connection.
 #[derive(Clone)]
 pub struct Freshness {
     keys: Keys,
     views: Views,
-    waiting: Arc<Semaphore>,
+    wait_permits: Arc<Semaphore>,
 }
 
-/// What a read must see.
+/// The writes that a read must include.
 #[derive(Clone, Debug)]
 pub struct FreshnessRequirement {
-    /// Whose marks count: the caller, and what is read.
+    /// The scopes whose marks the read waits for: the caller and the entities that it reads.
     pub scopes: Vec<Scope>,
-    /// The projections that are read. A mark of a stream that none of them folds is not waited for.
+    /// The projections that the read uses. Marks of streams that none of them folds do not matter.
     pub projections: &'static [Projection],
-    /// Positions that the reader itself named.
+    /// The positions that the client sent.
     pub client_positions: Vec<Position>,
 }
 
-/// Something that was read, and whether it may lack what the reader could expect to see.
+/// The value of a read, and whether it is stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fresh<T> {
-    /// What was read.
+    /// The value.
     pub value: T,
-    /// Whether a wait ran out, or freshness can't be known, or a view is not complete.
+    /// Whether a wait timed out, Redis is unavailable or a view is incomplete.
     pub stale: bool,
 }
 
 impl<T> Fresh<T> {
-    /// The same with another value.
+    /// Maps the value.
     pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Fresh<U> {
         Fresh { value: change(self.value), stale: self.stale }
     }
 }
 
 impl<T> Fresh<Option<T>> {
-    /// The value, such as a "user", or why there is none: what a stale read lacks may well exist.
-    pub fn require(self, what: &str) -> Result<Fresh<T>, ApiError> {
+    /// Returns the value, or the error of a missing entity, such as "user". What a stale read lacks may exist, so its
+    /// error is "unavailable".
+    pub fn require(self, entity: &str) -> Result<Fresh<T>, ApiError> {
         match self.value {
             Some(value) => Ok(Fresh { value, stale: self.stale }),
             None if self.stale => Err(ApiError::unavailable(format!(
-                "whether there is such a {what} can't be known right now; try again in a moment"
+                "the {entity} is not visible yet or does not exist; try again in a moment"
             ))),
-            None => Err(ApiError::not_found(what)),
+            None => Err(ApiError::not_found(entity)),
         }
     }
 }
@@ -109,15 +110,15 @@ impl<T: IntoResponse> IntoResponse for Fresh<T> {
     }
 }
 
-/// What a read waits for: of each projection, by the field of its progress, the offset that must be reached.
-type Awaited = Vec<(Projection, BTreeMap<String, i64>)>;
+/// The offsets that a read waits for: per projection, by the field of its progress.
+type Targets = Vec<(Projection, BTreeMap<String, i64>)>;
 
 impl Freshness {
     pub(crate) fn new(keys: Keys, views: Views) -> Self {
-        Self { keys, views, waiting: Arc::new(Semaphore::new(MAX_WAITING)) }
+        Self { keys, views, wait_permits: Arc::new(Semaphore::new(MAX_WAITS)) }
     }
 
-    /// Marks a write, before it is answered.
+    /// Records a write as a mark of each scope, before the command responds.
     pub async fn record(&self, scopes: &[Scope], position: Position) -> Result<(), ReadError> {
         let mut commands = Vec::with_capacity(2 * scopes.len());
         for scope in scopes {
@@ -129,33 +130,34 @@ impl Freshness {
         self.views.pipeline(&commands).await.map(drop)
     }
 
-    /// Reads what is at least as new as the marks.
+    /// Runs a read so that it includes the required writes.
     ///
-    /// The marks are fetched while the read goes on. If there are any, the read is repeated once they are passed:
-    /// that they are passed by now says nothing about a read that began before. While Redis is away, or one of its
-    /// views is not complete, the read is asked for from the tables.
+    /// Fetches the marks concurrently with the read. If there are any, waits until the projections have reached them and
+    /// repeats the read, because the first one may have started before. Reads from the tables while Redis is unavailable
+    /// or a view is incomplete.
     pub async fn read<T, F, Reading>(
         &self,
-        need: FreshnessRequirement,
+        requirement: FreshnessRequirement,
         read: F,
     ) -> Result<Fresh<T>, ReadError>
     where
         F: Fn(Source) -> Reading,
         Reading: Future<Output = Result<T, ReadError>>,
     {
-        let (awaited, first) = tokio::join!(self.awaited(&need), self.read_views(need.projections, &read));
-        let (answer, stale) = match (awaited, first) {
-            // There is nothing to wait for: the tables do not get newer with the views.
+        let (targets, first) =
+            tokio::join!(self.targets(&requirement), self.read_views(requirement.projections, &read));
+        let (result, stale) = match (targets, first) {
+            // Waiting does not help: the tables do not follow the progress of the views.
             (_, Ok(None)) => (Ok(None), true),
-            (Ok(awaited), first) if awaited.is_empty() => (first, false),
-            (Ok(awaited), _) => {
-                let passed = self.wait(&awaited).await;
-                (self.read_views(need.projections, &read).await, !passed)
+            (Ok(targets), first) if targets.is_empty() => (first, false),
+            (Ok(targets), _) => {
+                let reached = self.wait(&targets).await;
+                (self.read_views(requirement.projections, &read).await, !reached)
             }
             (Err(error), first) if error.is_unavailable(Store::Redis) => (first, true),
             (Err(error), _) => return Err(error),
         };
-        match answer {
+        match result {
             Ok(Some(value)) => return Ok(Fresh { value, stale }),
             Ok(None) => {}
             Err(error) if error.is_unavailable(Store::Redis) => {}
@@ -165,7 +167,7 @@ impl Freshness {
         Ok(Fresh { value: read(Source::Tables).await?, stale: true })
     }
 
-    /// Reads from the live generation of the views; `None` if one of them is not complete.
+    /// Reads from the live generation of the views; `None` if one of them is incomplete.
     async fn read_views<T, F, Reading>(
         &self,
         projections: &[Projection],
@@ -175,32 +177,33 @@ impl Freshness {
         F: Fn(Source) -> Reading,
         Reading: Future<Output = Result<T, ReadError>>,
     {
-        let live = self.views.live();
-        for _ in 0..MAX_SWITCHES {
-            let known = live.known(projections);
-            let answer = read(Source::Views).await;
-            match live.heard_since(&known) {
-                Heard::Nothing => return answer.map(Some),
-                Heard::Switch => {}
-                Heard::Loss => break,
+        let generations = self.views.generations();
+        for _ in 0..MAX_ATTEMPTS {
+            let snapshot = generations.snapshot(projections);
+            let result = read(Source::Views).await;
+            match generations.change_since(&snapshot) {
+                Change::None => return result.map(Some),
+                Change::Generation => {}
+                Change::Incomplete => break,
             }
         }
         Ok(None)
     }
 
-    async fn awaited(&self, need: &FreshnessRequirement) -> Result<Awaited, ReadError> {
-        let commands: Vec<_> = need
+    /// Reads the marks and returns the offsets to wait for.
+    async fn targets(&self, requirement: &FreshnessRequirement) -> Result<Targets, ReadError> {
+        let commands: Vec<_> = requirement
             .scopes
             .iter()
             .map(|scope| self.keys.recent_writes(&scope.to_string()))
             .map(|key| cmd("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES").take())
             .collect();
         let mut replies = self.views.pipeline(&commands).await?;
-        let mut positions = need.client_positions.clone();
+        let mut positions = requirement.client_positions.clone();
         for _ in &commands {
             let marks: Vec<(String, i64)> = replies.take()?;
             positions
-                .extend(marks.into_iter().filter_map(|(field, offset)| Position::of_field(&field, offset)));
+                .extend(marks.into_iter().filter_map(|(field, offset)| Position::from_field(&field, offset)));
         }
         let of_projection = |projection: &Projection| {
             let mut fields = BTreeMap::new();
@@ -211,28 +214,33 @@ impl Freshness {
             }
             (*projection, fields)
         };
-        Ok(need.projections.iter().map(of_projection).filter(|(_, fields)| !fields.is_empty()).collect())
+        Ok(requirement
+            .projections
+            .iter()
+            .map(of_projection)
+            .filter(|(_, fields)| !fields.is_empty())
+            .collect())
     }
 
-    /// Waits until everything awaited is passed. `false` if that took too long, or can't be known.
-    async fn wait(&self, awaited: &Awaited) -> bool {
+    /// Waits until all targets are reached. Returns `false` on a timeout, or if Redis is unavailable.
+    async fn wait(&self, targets: &Targets) -> bool {
         counter!(FRESHNESS_WAITS).increment(1);
-        let began = Instant::now();
-        let passed = match self.waiting.try_acquire() {
-            Ok(_place) => timeout(MAX_WAIT, self.poll(awaited)).await.unwrap_or(false),
-            Err(_) => self.is_passed(awaited).await.unwrap_or(false),
+        let start = Instant::now();
+        let reached = match self.wait_permits.try_acquire() {
+            Ok(_permit) => timeout(MAX_WAIT, self.poll(targets)).await.unwrap_or(false),
+            Err(_) => self.is_reached(targets).await.unwrap_or(false),
         };
-        histogram!(FRESHNESS_WAIT_SECONDS).record(began.elapsed());
-        if !passed {
+        histogram!(FRESHNESS_WAIT_SECONDS).record(start.elapsed());
+        if !reached {
             counter!(FRESHNESS_TIMEOUTS).increment(1);
         }
-        passed
+        reached
     }
 
-    async fn poll(&self, awaited: &Awaited) -> bool {
+    async fn poll(&self, targets: &Targets) -> bool {
         let mut pause = FIRST_PAUSE;
         loop {
-            match self.is_passed(awaited).await {
+            match self.is_reached(targets).await {
                 Ok(true) => return true,
                 Ok(false) => sleep(pause).await,
                 Err(_) => return false,
@@ -241,15 +249,15 @@ impl Freshness {
         }
     }
 
-    async fn is_passed(&self, awaited: &Awaited) -> Result<bool, ReadError> {
-        // Of the generation that is live by now: another one's progress stands still.
-        let commands: Vec<_> = awaited
+    async fn is_reached(&self, targets: &Targets) -> Result<bool, ReadError> {
+        // The keys are of the generation that is live now; the progress of an old one no longer changes.
+        let commands: Vec<_> = targets
             .iter()
             .map(|(projection, fields)| (self.keys.progress(projection), fields.keys().collect::<Vec<_>>()))
             .map(|(key, fields)| cmd("HMGET").arg(key).arg(fields).take())
             .collect();
         let mut replies = self.views.pipeline(&commands).await?;
-        for (_, fields) in awaited {
+        for (_, fields) in targets {
             let progress: Vec<Option<i64>> = replies.take()?;
             if progress.iter().zip(fields.values()).any(|(progress, offset)| progress.unwrap_or(0) < *offset)
             {

@@ -1,8 +1,8 @@
-//! Which views of Redis are complete, and which generation of each is live.
+//! A cache of the live generation of each Redis view, and of whether the view is complete.
 //!
-//! Redis says so in one hash ([`Keys::generations`]), which is lost together with the views if Redis loses everything.
-//! It is asked for at the end of every pipeline: what was read before it is of a complete view if it is still there, and
-//! no reader pays a round trip for that.
+//! The source is one hash in Redis ([`Keys::generations`]), which is lost together with the views. Every pipeline ends
+//! with a query of the hash: if it still names a view, the replies before it are of a complete view. So no reader pays a
+//! round trip for the check.
 
 use std::sync::{
     Arc,
@@ -17,46 +17,46 @@ use vidlog_schemas::{
 
 use crate::error::{ReadError, Store};
 
-/// What was heard of the views. Clones share it.
+/// The latest observed generations. Clones share them.
 #[derive(Clone)]
-pub(crate) struct Live {
+pub(crate) struct GenerationCache {
     keys: Keys,
-    /// How often each was heard to be incomplete, in the order of [`views`].
+    /// How often each view was observed as incomplete, in the order of [`views`].
     incomplete: Arc<[AtomicU64]>,
 }
 
-/// What was known before a read of the views that it reads.
-pub(crate) struct Known(Vec<(Projection, u64, u32)>);
+/// The observed state of the views of a read, taken before the read.
+pub(crate) struct Snapshot(Vec<(Projection, u64, u32)>);
 
-/// What was heard while a read went on.
+/// What changed since a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Heard {
-    /// Nothing new: what was read is right.
-    Nothing,
-    /// Another generation is live: what was read may be of keys that are gone. It has to be read again.
-    Switch,
-    /// A view is not complete: what was read may lack anything.
-    Loss,
+pub(crate) enum Change {
+    /// Nothing: the result is of complete, live views.
+    None,
+    /// Another generation is live: the result may be of deleted keys, so the read must be repeated.
+    Generation,
+    /// A view is incomplete: the result may lack anything.
+    Incomplete,
 }
 
-impl Live {
+impl GenerationCache {
     pub(crate) fn new(keys: Keys) -> Self {
         Self { keys, incomplete: views().map(|_| AtomicU64::new(0)).collect() }
     }
 
-    /// What to ask Redis after the last command of a pipeline.
-    pub(crate) fn question(&self) -> Cmd {
-        let mut question = cmd("HMGET");
-        question.arg(self.keys.generations());
+    /// Returns the command that reads the hash, the last of every pipeline.
+    pub(crate) fn generations_query(&self) -> Cmd {
+        let mut query = cmd("HMGET");
+        query.arg(self.keys.generations());
         for projection in views() {
-            question.arg(projection.name);
+            query.arg(projection.name);
         }
-        question
+        query
     }
 
-    /// Takes the answer. Keys are made of the live generation from now on.
-    pub(crate) fn hear(&self, answer: Value) -> Result<(), ReadError> {
-        let generations = Vec::<Option<u32>>::from_redis_value(answer)
+    /// Stores the reply of [`Self::generations_query`]. Keys are of the live generations from then on.
+    pub(crate) fn observe(&self, reply: Value) -> Result<(), ReadError> {
+        let generations = Vec::<Option<u32>>::from_redis_value(reply)
             .map_err(|error| ReadError::fault(Store::Redis, error))?;
         for ((projection, incomplete), generation) in views().zip(self.incomplete.iter()).zip(generations) {
             match generation {
@@ -67,30 +67,30 @@ impl Live {
         Ok(())
     }
 
-    /// What is known of those of some projections that are views of Redis.
-    pub(crate) fn known(&self, projections: &[Projection]) -> Known {
-        let known = views().zip(self.incomplete.iter()).filter(|(view, _)| projections.contains(view)).map(
+    /// Returns the observed state of those projections that are Redis views.
+    pub(crate) fn snapshot(&self, projections: &[Projection]) -> Snapshot {
+        let states = views().zip(self.incomplete.iter()).filter(|(view, _)| projections.contains(view)).map(
             |(view, incomplete)| (*view, incomplete.load(Ordering::Relaxed), self.keys.generation(view)),
         );
-        Known(known.collect())
+        Snapshot(states.collect())
     }
 
-    /// What was heard since.
-    pub(crate) fn heard_since(&self, known: &Known) -> Heard {
-        let projections: Vec<_> = known.0.iter().map(|(projection, ..)| *projection).collect();
-        let now = self.known(&projections);
-        let pairs = || known.0.iter().zip(&now.0);
+    /// Returns what changed since a snapshot.
+    pub(crate) fn change_since(&self, snapshot: &Snapshot) -> Change {
+        let projections: Vec<_> = snapshot.0.iter().map(|(projection, ..)| *projection).collect();
+        let now = self.snapshot(&projections);
+        let pairs = || snapshot.0.iter().zip(&now.0);
         if pairs().any(|((_, before, _), (_, after, _))| before != after) {
-            Heard::Loss
+            Change::Incomplete
         } else if pairs().any(|((.., before), (.., after))| before != after) {
-            Heard::Switch
+            Change::Generation
         } else {
-            Heard::Nothing
+            Change::None
         }
     }
 }
 
-/// The projections whose views are in Redis.
+/// Returns the projections whose views are in Redis.
 fn views() -> impl Iterator<Item = &'static Projection> {
     projections::ALL.iter().filter(|projection| matches!(projection.view, View::Redis(_)))
 }
@@ -101,7 +101,7 @@ mod tests {
 
     use super::*;
 
-    fn answer(generation: impl Fn(&Projection) -> Option<u32>) -> Value {
+    fn reply(generation: impl Fn(&Projection) -> Option<u32>) -> Value {
         let value = |generation: Option<u32>| {
             generation.map_or(Value::Nil, |number| Value::BulkString(number.to_string().into_bytes()))
         };
@@ -109,32 +109,35 @@ mod tests {
     }
 
     #[test]
-    fn a_read_hears_of_what_it_reads_and_of_nothing_else() {
-        let live = Live::new(Keys::new("n", 16));
-        let (likes, feed) = (live.known(&[LIKES, LIKES_TABLE]), live.known(&[FEED]));
-        live.hear(answer(|_| Some(1))).unwrap();
-        assert_eq!((live.heard_since(&likes), live.heard_since(&feed)), (Heard::Nothing, Heard::Nothing));
-        live.hear(answer(|projection| (*projection != LIKES).then_some(1))).unwrap();
-        assert_eq!((live.heard_since(&likes), live.heard_since(&feed)), (Heard::Loss, Heard::Nothing));
+    fn change_covers_only_the_views_of_the_read() {
+        let cache = GenerationCache::new(Keys::new("n", 16));
+        let (likes, feed) = (cache.snapshot(&[LIKES, LIKES_TABLE]), cache.snapshot(&[FEED]));
+        cache.observe(reply(|_| Some(1))).unwrap();
+        assert_eq!((cache.change_since(&likes), cache.change_since(&feed)), (Change::None, Change::None));
+        cache.observe(reply(|projection| (*projection != LIKES).then_some(1))).unwrap();
+        assert_eq!(
+            (cache.change_since(&likes), cache.change_since(&feed)),
+            (Change::Incomplete, Change::None)
+        );
     }
 
     #[test]
-    fn a_loss_that_anyone_heard_of_during_a_read_is_not_forgotten() {
-        let live = Live::new(Keys::new("n", 16));
-        let known = live.known(&[LIKES]);
-        live.hear(answer(|_| None)).unwrap();
-        live.hear(answer(|_| Some(2))).unwrap();
-        assert_eq!(live.heard_since(&known), Heard::Loss);
+    fn loss_during_a_read_outlives_a_later_refill() {
+        let cache = GenerationCache::new(Keys::new("n", 16));
+        let snapshot = cache.snapshot(&[LIKES]);
+        cache.observe(reply(|_| None)).unwrap();
+        cache.observe(reply(|_| Some(2))).unwrap();
+        assert_eq!(cache.change_since(&snapshot), Change::Incomplete);
     }
 
     #[test]
-    fn all_clones_make_keys_of_the_generation_that_was_heard_of() {
+    fn clones_of_keys_share_the_observed_generation() {
         let keys = Keys::new("n", 16);
-        let live = Live::new(keys.clone());
-        let known = live.known(&[LIKES]);
-        live.hear(answer(|_| Some(2))).unwrap();
-        assert_eq!(live.heard_since(&known), Heard::Switch);
+        let cache = GenerationCache::new(keys.clone());
+        let snapshot = cache.snapshot(&[LIKES]);
+        cache.observe(reply(|_| Some(2))).unwrap();
+        assert_eq!(cache.change_since(&snapshot), Change::Generation);
         assert_eq!(keys.generation(&LIKES), 2);
-        assert_eq!(live.heard_since(&live.known(&[LIKES])), Heard::Nothing);
+        assert_eq!(cache.change_since(&cache.snapshot(&[LIKES])), Change::None);
     }
 }

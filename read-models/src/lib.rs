@@ -1,7 +1,7 @@
-//! The shared read side of both APIs: what the read models say about users and videos, and how fresh that is.
+//! The read side that both APIs share: users, videos and facts from the read models, and read-your-writes.
 //!
-//! Replies come from the Redis views. While Redis is away, or a view is not complete, they come from the MySQL tables,
-//! which are folded from the same log; [`freshness`] decides between the two and says so.
+//! Reads use the Redis views. While Redis is unavailable or a view is incomplete, they use the MySQL tables, which are
+//! folded from the same log; [`freshness`] chooses the store and marks the response as stale.
 
 mod breaker;
 mod card;

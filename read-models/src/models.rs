@@ -1,4 +1,4 @@
-//! The read models of one namespace.
+//! The handle to the read models.
 
 use sqlx::MySqlPool;
 use vidlog_redis_shards::Redis;
@@ -10,23 +10,23 @@ use crate::{
     stores::{Tables, Views},
 };
 
-/// The read models. Clones share the stores.
+/// The read models of one namespace. Clones share the connections.
 #[derive(Clone)]
 pub struct ReadModels {
-    /// The names of everything in Redis.
+    /// The names of the Redis keys.
     pub keys: Keys,
-    /// Redis.
+    /// The Redis views.
     pub views: Views,
-    /// MySQL.
+    /// The MySQL tables.
     pub tables: Tables,
-    /// Waits for the writes that a reader must see.
+    /// Read-your-writes.
     pub freshness: Freshness,
-    /// The addresses of media.
+    /// The URLs of media.
     pub media: MediaUrls,
 }
 
 impl ReadModels {
-    /// The read models of one namespace.
+    /// Creates the read models of one namespace.
     pub fn new(keys: Keys, redis: Redis, mysql: MySqlPool, media: MediaUrls) -> Self {
         let views = Views::new(redis, keys.clone());
         let freshness = Freshness::new(keys.clone(), views.clone());

@@ -1,13 +1,13 @@
-//! Positions in the log, and what a write was about.
+//! Positions in the log, and the scopes of a write.
 
 use std::fmt;
 
 use vidlog_schemas::{keys::partition_field, projections};
 
-/// How many positions a reader may name: more than one request can follow from, few enough to look up at once.
+/// The most positions of a request: more than a client collects between reads, few enough for one round trip.
 const MAX_POSITIONS: usize = 16;
 
-/// A position in the log: just behind a record. As text it is `likes:3:1042`.
+/// A position in the log: the offset after a record. Its text form is `likes:3:1042`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     /// The stream's name.
@@ -18,15 +18,13 @@ pub struct Position {
     pub next_offset: i64,
 }
 
-/// A text names no positions.
+/// A text that is no list of positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "a position is written stream:partition:offset, and there are at most {MAX_POSITIONS}, comma separated"
-)]
+#[error("give at most {MAX_POSITIONS} positions of the form stream:partition:offset, separated by commas")]
 pub struct PositionError;
 
 impl Position {
-    /// The positions of a header, comma separated.
+    /// Parses a comma-separated list.
     pub fn parse_list(text: &str) -> Result<Vec<Self>, PositionError> {
         let parts: Vec<_> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
         if parts.len() > MAX_POSITIONS {
@@ -35,20 +33,21 @@ impl Position {
         parts.into_iter().map(|part| Self::parse(part).ok_or(PositionError)).collect()
     }
 
+    /// Returns the field of its partition in marks and progress.
     pub(crate) fn field(&self) -> String {
         partition_field(self.stream, self.partition)
     }
 
-    /// The position of a field of [`Position::field`].
-    pub(crate) fn of_field(field: &str, next_offset: i64) -> Option<Self> {
+    /// Returns the position of a field as [`Position::field`] writes it.
+    pub(crate) fn from_field(field: &str, next_offset: i64) -> Option<Self> {
         let (stream, partition) = field.split_once(':')?;
         let partition = partition.parse().ok().filter(|partition| *partition >= 0)?;
-        Some(Self { stream: known_stream(stream)?, partition, next_offset })
+        Some(Self { stream: find_stream(stream)?, partition, next_offset })
     }
 
     fn parse(text: &str) -> Option<Self> {
         let (field, next_offset) = text.rsplit_once(':')?;
-        Self::of_field(field, next_offset.parse().ok().filter(|offset| *offset >= 0)?)
+        Self::from_field(field, next_offset.parse().ok().filter(|offset| *offset >= 0)?)
     }
 }
 
@@ -58,14 +57,14 @@ impl fmt::Display for Position {
     }
 }
 
-fn known_stream(name: &str) -> Option<&'static str> {
+fn find_stream(name: &str) -> Option<&'static str> {
     projections::ALL.iter().flat_map(|projection| projection.streams).copied().find(|stream| *stream == name)
 }
 
-/// Whose readers must see a write: who wrote, and what was written to.
+/// A user or entity that a write concerns. Reads of it, or by it, wait for the write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// A user: as a writer, or as one that was followed.
+    /// A user: the writer, or the user that the write affects.
     User(i64),
     /// A video.
     Video(i64),
@@ -90,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_position_is_read_as_it_is_written() {
+    fn position_round_trips_as_text() {
         let position = Position { stream: "likes", partition: 3, next_offset: 1042 };
         assert_eq!(position.to_string(), "likes:3:1042");
         assert_eq!(
@@ -101,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_no_position() {
+    fn other_text_is_no_position() {
         for text in ["likes", "likes:3", "dreams:3:1", "likes:x:1", "likes:-1:1", "likes:3:-1", "likes:3:1:2"]
         {
             assert_eq!(Position::parse_list(text), Err(PositionError), "{text}");
@@ -110,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_conversation_does_not_depend_on_who_writes() {
+    fn conversation_scope_ignores_direction() {
         assert_eq!(Scope::Conversation(7, 3).to_string(), "conversation:3-7");
         assert_eq!(Scope::Conversation(3, 7).to_string(), "conversation:3-7");
         assert_eq!(Scope::User(7).to_string(), "user:7");

@@ -1,4 +1,4 @@
-//! The two stores, each behind its circuit breaker.
+//! The two stores, each with its circuit breaker.
 
 use std::{time::Duration, vec};
 
@@ -10,19 +10,19 @@ use vidlog_schemas::Keys;
 use crate::{
     breaker::{Breaker, Guarded, guard},
     error::{ReadError, Store},
-    generation_cache::Live,
+    generation_cache::GenerationCache,
 };
 
-/// A query that takes longer holds its connection from others; with the waits before it, a request still ends
-/// within its own limit.
+/// The longest query. A longer one would hold its connection; with the waits before it, a request still ends within
+/// its timeout.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Which store replies a read that both can answer.
+/// The store of a read that both stores support.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The Redis views: the ordinary case.
+    /// The Redis views, the default.
     Views,
-    /// The MySQL tables, while Redis is away or a view is not complete.
+    /// The MySQL tables, while Redis is unavailable or a view is incomplete.
     Tables,
 }
 
@@ -31,7 +31,7 @@ pub enum Source {
 pub struct Views {
     redis: Redis,
     breaker: Breaker,
-    live: Live,
+    generations: GenerationCache,
 }
 
 /// The MySQL tables. Clones share the pool.
@@ -41,7 +41,7 @@ pub struct Tables {
     breaker: Breaker,
 }
 
-/// The replies to many commands, in their order.
+/// The replies of a pipeline, in the order of its commands.
 #[derive(Debug)]
 pub struct Replies {
     values: vec::IntoIter<Value>,
@@ -49,7 +49,7 @@ pub struct Replies {
 
 impl Views {
     pub(crate) fn new(redis: Redis, keys: Keys) -> Self {
-        Self { redis, breaker: Breaker::default(), live: Live::new(keys) }
+        Self { redis, breaker: Breaker::default(), generations: GenerationCache::new(keys) }
     }
 
     /// Sends one command.
@@ -57,19 +57,19 @@ impl Views {
         self.pipeline(std::slice::from_ref(command)).await?.take()
     }
 
-    /// Sends many commands in one round trip. The last to be answered is which views are complete.
+    /// Sends commands in one round trip. The pipeline ends with the query of the live generations.
     pub async fn pipeline(&self, commands: &[Cmd]) -> Result<Replies, ReadError> {
         if commands.is_empty() {
             return Ok(Replies { values: Vec::new().into_iter() });
         }
-        let commands = [commands, &[self.live.question()]].concat();
+        let commands = [commands, &[self.generations.generations_query()]].concat();
         let mut values = guard(self, self.redis.all(&commands)).await?;
-        self.live.hear(values.pop().unwrap_or(Value::Nil))?;
+        self.generations.observe(values.pop().unwrap_or(Value::Nil))?;
         Ok(Replies { values: values.into_iter() })
     }
 
-    pub(crate) const fn live(&self) -> &Live {
-        &self.live
+    pub(crate) const fn generations(&self) -> &GenerationCache {
+        &self.generations
     }
 }
 
@@ -86,10 +86,12 @@ impl Guarded for Views {
 }
 
 impl Replies {
-    /// The next answer.
+    /// Returns the next reply.
     pub fn take<T: FromRedisValue>(&mut self) -> Result<T, ReadError> {
-        let value =
-            self.values.next().ok_or_else(|| ReadError::fault(Store::Redis, "there is no further answer"))?;
+        let value = self
+            .values
+            .next()
+            .ok_or_else(|| ReadError::fault(Store::Redis, "the pipeline has no further reply"))?;
         T::from_redis_value(value).map_err(|error| ReadError::fault(Store::Redis, error))
     }
 }
@@ -99,12 +101,12 @@ impl Tables {
         Self { pool, breaker: Breaker::default() }
     }
 
-    /// The pool, to fetch from within [`Tables::run`].
+    /// Returns the pool, for queries within [`Tables::run`].
     pub const fn pool(&self) -> &MySqlPool {
         &self.pool
     }
 
-    /// Runs a query.
+    /// Runs a query with a timeout.
     pub async fn run<T>(&self, query: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, ReadError> {
         let bounded = async {
             tokio::time::timeout(QUERY_TIMEOUT, query)

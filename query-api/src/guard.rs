@@ -1,4 +1,4 @@
-//! What stands between a request and its handler: a bound on requests at once, on the time of one, on a panic.
+//! Middleware: limits on concurrent requests and on the time of a request, metrics, and panic handling.
 
 use std::{any::Any, sync::Arc, time::Duration};
 
@@ -15,42 +15,43 @@ use tokio::{
 use tracing::error;
 use vidlog_contract::ApiError;
 
-use crate::metrics::{PANICS, REQUEST_SECONDS, REQUESTS_TURNED_AWAY};
+use crate::metrics::{PANICS, REQUEST_SECONDS, REQUESTS_REJECTED};
 
-/// Longer than any read with its waits and the timeouts of both stores; the client gave up before.
+/// The timeout of a request: longer than a read with its waits and the timeouts of both stores. The client gives up
+/// earlier.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Turns a request away when there are too many, and gives up on one that takes too long. Either is answered at
-/// once, so that a slow store does not fill the process with requests that wait.
-pub(crate) async fn bound(State(slots): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
-    let Ok(_slot) = slots.try_acquire() else {
-        counter!(REQUESTS_TURNED_AWAY).increment(1);
+/// Limits concurrent requests and the time of a request. Rejects immediately above the limit, so a slow store does not
+/// fill the process with waiting requests.
+pub(crate) async fn limit(State(permits): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    let Ok(_permit) = permits.try_acquire() else {
+        counter!(REQUESTS_REJECTED).increment(1);
         return ApiError::unavailable("too busy; try again in a moment").into_response();
     };
     timeout(REQUEST_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
-        ApiError::unavailable("this took too long; try again in a moment").into_response()
+        ApiError::unavailable("the request took too long; try again in a moment").into_response()
     })
 }
 
-/// Measures how long a request takes.
-pub(crate) async fn measure(path: Option<MatchedPath>, request: Request, next: Next) -> Response {
-    let began = Instant::now();
+/// Records the duration of a request.
+pub(crate) async fn record_duration(path: Option<MatchedPath>, request: Request, next: Next) -> Response {
+    let start = Instant::now();
     let response = next.run(request).await;
     let route = path.map_or_else(String::new, |path| path.as_str().trim_end_matches('/').to_owned());
     let status = response.status().as_str().to_owned();
-    histogram!(REQUEST_SECONDS, "route" => route, "status" => status).record(began.elapsed());
+    histogram!(REQUEST_SECONDS, "route" => route, "status" => status).record(start.elapsed());
     response
 }
 
-/// Answers in place of a handler that panicked.
-#[expect(clippy::needless_pass_by_value, reason = "the layer hands over the panic")]
-pub(crate) fn panicked(panic: Box<dyn Any + Send>) -> Response {
+/// Turns a panic of a handler into an internal error.
+#[expect(clippy::needless_pass_by_value, reason = "the layer passes the panic by value")]
+pub(crate) fn handle_panic(panic: Box<dyn Any + Send>) -> Response {
     let reason = panic
         .downcast_ref::<&str>()
         .map(ToString::to_string)
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_default();
-    error!(reason, "a handler panicked");
+    error!(reason, "handler panicked");
     counter!(PANICS).increment(1);
     ApiError::internal().into_response()
 }
@@ -68,12 +69,12 @@ mod tests {
 
     use super::*;
 
-    async fn answer(slots: usize, path: &str) -> (u16, String) {
+    async fn respond(permits: usize, path: &str) -> (u16, String) {
         let router = Router::new()
             .route("/slow", get(async || tokio::time::sleep(REQUEST_TIMEOUT * 2).await))
             .route("/panic", get(async || -> &'static str { panic!("secret {}", 1) }))
-            .layer(CatchPanicLayer::custom(panicked))
-            .layer(from_fn_with_state(Arc::new(Semaphore::new(slots)), bound));
+            .layer(CatchPanicLayer::custom(handle_panic))
+            .layer(from_fn_with_state(Arc::new(Semaphore::new(permits)), limit));
         let response = router.oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
         let status = response.status().as_u16();
         let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
@@ -81,21 +82,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_an_answer_that_leaks_nothing() {
-        let (status, body) = answer(1, "/panic").await;
+    async fn panic_is_an_internal_error_without_details() {
+        let (status, body) = respond(1, "/panic").await;
         assert_eq!(status, 500);
         assert_eq!(body, r#"{"status_code":10010,"status_msg":"something went wrong on the server"}"#);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_takes_too_long_is_given_up() {
-        let (status, body) = answer(1, "/slow").await;
+    async fn slow_request_times_out() {
+        let (status, body) = respond(1, "/slow").await;
         assert_eq!(status, 503);
         assert!(body.contains("10009"), "{body}");
     }
 
     #[tokio::test]
-    async fn one_request_too_many_is_turned_away() {
-        assert_eq!(answer(0, "/slow").await.0, 503);
+    async fn request_above_the_limit_is_rejected() {
+        assert_eq!(respond(0, "/slow").await.0, 503);
     }
 }

@@ -1,7 +1,7 @@
-//! The query side: every GET of the client contract, answered from the read models.
+//! The query API: every GET of the client contract, served from the read models.
 //!
-//! A handler extracts what was asked, reads, and answers. It takes a fixed number of round trips to the stores,
-//! whatever the length of the list: ids, then everything about them at once.
+//! A handler extracts the request, reads and responds. A read takes a fixed number of round trips to the stores for any
+//! length of the list: one for the ids, then one per kind of card.
 
 mod config;
 mod guard;

@@ -1,4 +1,4 @@
-//! The query side as a process of its own.
+//! The query API as a separate process.
 
 use clap::Parser;
 use tracing::info;
@@ -20,7 +20,7 @@ async fn main() -> anyhow::Result<()> {
     let state = QueryState::open(&cli.stores, &cli.api, &cli.query, &media_base, Clock::system())?;
     let ops = ops::router(Readiness::new(), metrics, shutdown.clone());
     let (listener, ops_listener) = (bind(&cli.listen).await?, bind(&cli.ops_listen).await?);
-    info!(listen = cli.listen, ops_listen = cli.ops_listen, "query-api answers");
+    info!(listen = cli.listen, ops_listen = cli.ops_listen, "query-api listening");
     tokio::try_join!(serve(listener, router(state), shutdown.clone()), serve(ops_listener, ops, shutdown))?;
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! The metrics of the query side, by name.
+//! The metrics of the query API.
 
-/// Histogram, by `route` and `status`: how long requests took, to the head of the answer.
+/// Histogram, by `route` and `status`: seconds until the response headers.
 pub const REQUEST_SECONDS: &str = "vidlog_query_request_seconds";
-/// Counter: requests that were turned away because too many were worked on.
-pub const REQUESTS_TURNED_AWAY: &str = "vidlog_query_requests_turned_away_total";
-/// Counter: handlers that panicked.
+/// Counter: requests rejected because of `--query-max-requests`.
+pub const REQUESTS_REJECTED: &str = "vidlog_query_requests_turned_away_total";
+/// Counter: panics in handlers.
 pub const PANICS: &str = "vidlog_query_panics_total";

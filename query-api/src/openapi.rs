@@ -1,4 +1,4 @@
-//! The query side's part of the `OpenAPI` document.
+//! The query API's part of the `OpenAPI` document.
 
 use utoipa::OpenApi;
 
@@ -19,7 +19,7 @@ use crate::routes::{comment, favorite, feed, media, message, publish, relation, 
 ))]
 struct Document;
 
-/// The endpoints of the query side, as `OpenAPI` describes them.
+/// Returns the `OpenAPI` document of the query API.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     Document::openapi()
 }

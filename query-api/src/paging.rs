@@ -1,27 +1,26 @@
-//! Pages of lists.
+//! Keyset pagination of lists.
 //!
-//! A cursor is the place of the last item in the list's order, not a number of items to skip: what is put in front
-//! meanwhile moves nothing, and what is taken out leaves no gap.
+//! A cursor is the sort key of the last item, not an offset, so inserted and deleted items neither repeat nor skip others.
 
 use std::cmp::Reverse;
 
 use vidlog_contract::{ApiError, Params};
 
-/// The place of an item in its list: lists are in falling order of score, and of equal scores in falling order of the
-/// id's digits, which is how Redis orders them.
+/// The sort key of an item. Lists are sorted by descending score, then by the id's digits in descending lexicographic
+/// order, as Redis sorts a ZSET.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct SortKey {
     pub(crate) score: i64,
     pub(crate) id: i64,
 }
 
-impl Place {
-    /// Whether this place comes after another in the list.
+impl SortKey {
+    /// Returns whether this item follows another in the list.
     pub(crate) fn is_after(self, other: Self) -> bool {
         self.order() > other.order()
     }
 
-    /// What to sort by.
+    /// Returns the key for `sort_by_key`.
     pub(crate) fn order(self) -> (Reverse<i64>, Reverse<String>) {
         (Reverse(self.score), Reverse(self.id.to_string()))
     }
@@ -30,7 +29,7 @@ impl Place {
         format!("{:016x}{:016x}", self.score, self.id)
     }
 
-    fn of_cursor(cursor: &str) -> Option<Self> {
+    fn from_cursor(cursor: &str) -> Option<Self> {
         if cursor.len() != 32 || !cursor.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return None;
         }
@@ -40,46 +39,47 @@ impl Place {
     }
 }
 
-/// The part of a list that was asked for.
+/// The requested page of a list.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Page {
-    /// Only what comes after this.
-    pub(crate) after: Option<Place>,
+    /// The last item of the previous page.
+    pub(crate) after: Option<SortKey>,
     limit: Option<usize>,
-    bound: usize,
+    max_items: usize,
 }
 
 impl Page {
-    /// The page that the parameters `limit` and `cursor` ask for, of a list that answers at most `bound` items.
-    pub(crate) fn of(params: &Params, bound: usize) -> Result<Self, ApiError> {
-        let largest = i64::try_from(bound).unwrap_or(i64::MAX);
+    /// Parses the parameters `limit` and `cursor` of a list that returns at most `max_items` items.
+    pub(crate) fn from_params(params: &Params, max_items: usize) -> Result<Self, ApiError> {
+        let largest = i64::try_from(max_items).unwrap_or(i64::MAX);
         let limit =
             params.optional_number("limit", 1..=largest)?.and_then(|limit| usize::try_from(limit).ok());
         let after = params
             .optional("cursor")?
             .map(|cursor| {
-                Place::of_cursor(cursor).ok_or_else(|| ApiError::invalid("cursor is not one of ours"))
+                SortKey::from_cursor(cursor)
+                    .ok_or_else(|| ApiError::invalid("cursor is not a next_cursor of this list"))
             })
             .transpose()?;
-        Ok(Self { after, limit, bound })
+        Ok(Self { after, limit, max_items })
     }
 
-    /// How many items to fetch: one more than to answer, to know whether there are more.
-    pub(crate) fn fetch(&self) -> usize {
+    /// Returns the number of items to fetch: one more than the page, which shows whether another page follows.
+    pub(crate) fn fetch_limit(&self) -> usize {
         self.size() + 1
     }
 
-    /// Cuts what was fetched down to what is answered, and makes the cursor of the next page: if this one was asked
-    /// for with a limit, and there are more.
-    pub(crate) fn cut<T>(&self, items: &mut Vec<T>, place: impl Fn(&T) -> Place) -> Option<String> {
+    /// Truncates the fetched items to the page. Returns the cursor of the next page if the request has a limit and
+    /// another page follows.
+    pub(crate) fn truncate<T>(&self, items: &mut Vec<T>, sort_key: impl Fn(&T) -> SortKey) -> Option<String> {
         let has_more = items.len() > self.size();
         items.truncate(self.size());
         self.limit?;
-        items.last().filter(|_| has_more).map(|last| place(last).to_cursor())
+        items.last().filter(|_| has_more).map(|last| sort_key(last).to_cursor())
     }
 
     fn size(&self) -> usize {
-        self.limit.unwrap_or(self.bound)
+        self.limit.unwrap_or(self.max_items)
     }
 }
 
@@ -90,18 +90,18 @@ mod tests {
     use super::*;
 
     fn page(query: &str) -> Result<Page, ApiError> {
-        Page::of(&Params::parse(query.as_bytes(), b""), 500)
+        Page::from_params(&Params::parse(query.as_bytes(), b""), 500)
     }
 
     #[test]
-    fn a_cursor_names_its_place() {
-        for place in [Place { score: 1_700_000_000_000, id: 7 }, Place { score: 0, id: i64::MAX }] {
-            assert_eq!(Place::of_cursor(&place.to_cursor()), Some(place));
+    fn cursor_round_trips() {
+        for sort_key in [SortKey { score: 1_700_000_000_000, id: 7 }, SortKey { score: 0, id: i64::MAX }] {
+            assert_eq!(SortKey::from_cursor(&sort_key.to_cursor()), Some(sort_key));
         }
     }
 
     #[test]
-    fn anything_else_is_no_cursor() {
+    fn other_text_is_no_cursor() {
         for cursor in ["x", "0", &"f".repeat(32), &"+".repeat(32), &"0".repeat(31), &"é".repeat(16)] {
             let error = page(&format!("cursor={cursor}")).unwrap_err();
             assert_eq!(error.code, Code::InvalidParameter, "{cursor}");
@@ -109,27 +109,27 @@ mod tests {
     }
 
     #[test]
-    fn equal_scores_are_ordered_as_redis_does() {
-        let (nine, ten) = (Place { score: 1, id: 9 }, Place { score: 1, id: 10 });
+    fn equal_scores_sort_as_in_redis() {
+        let (nine, ten) = (SortKey { score: 1, id: 9 }, SortKey { score: 1, id: 10 });
         assert!(ten.is_after(nine), "by digits, from the last to the first");
         assert!(!nine.is_after(ten) && !nine.is_after(nine));
-        assert!(nine.is_after(Place { score: 2, id: 1 }));
+        assert!(nine.is_after(SortKey { score: 2, id: 1 }));
     }
 
     #[test]
-    fn there_is_a_next_page_only_if_one_asked_for_pages_and_there_is_more() {
-        let place = |id: &i64| Place { score: 1, id: *id };
+    fn next_cursor_needs_a_limit_and_more_items() {
+        let sort_key = |id: &i64| SortKey { score: 1, id: *id };
         let mut items = vec![3, 2, 1];
-        let next = page("limit=2").unwrap().cut(&mut items, place);
-        assert_eq!((items, next), (vec![3, 2], Some(Place { score: 1, id: 2 }.to_cursor())));
-        assert_eq!(page("limit=3").unwrap().cut(&mut vec![3, 2, 1], place), None);
-        assert_eq!(page("").unwrap().cut(&mut vec![0; 501], place), None);
+        let next = page("limit=2").unwrap().truncate(&mut items, sort_key);
+        assert_eq!((items, next), (vec![3, 2], Some(SortKey { score: 1, id: 2 }.to_cursor())));
+        assert_eq!(page("limit=3").unwrap().truncate(&mut vec![3, 2, 1], sort_key), None);
+        assert_eq!(page("").unwrap().truncate(&mut vec![0; 501], sort_key), None);
     }
 
     #[test]
-    fn a_limit_is_within_the_list_s_bound() {
-        assert_eq!(page("limit=500").unwrap().fetch(), 501);
-        assert_eq!(page("").unwrap().fetch(), 501);
+    fn limit_is_bounded_by_the_list() {
+        assert_eq!(page("limit=500").unwrap().fetch_limit(), 501);
+        assert_eq!(page("").unwrap().fetch_limit(), 501);
         for limit in ["0", "501", "-1", "x"] {
             assert_eq!(page(&format!("limit={limit}")).unwrap_err().code, Code::InvalidParameter);
         }

@@ -1,4 +1,4 @@
-//! The reads: one function a query, and every Redis command and SQL statement of the query side.
+//! The reads: one function per query. They contain every Redis command and SQL statement of the query API.
 
 pub(crate) mod chat;
 pub(crate) mod comments;

@@ -1,4 +1,4 @@
-//! Every route of the query side.
+//! Every route of the query API.
 
 use axum::{
     Router,
@@ -14,32 +14,32 @@ use crate::{
     state::QueryState,
 };
 
-/// The query side by itself: its routes, and an answer to every other path.
+/// Returns the routes, and a 404 for every other path.
 pub fn router(state: QueryState) -> Router {
     routes(state).fallback(async || ApiError::no_such_path())
 }
 
-/// Its routes alone, to be merged with others.
+/// Returns the routes alone, to be merged with others.
 pub fn routes(state: QueryState) -> Router {
     Router::new()
-        .merge(both("/douyin/feed", get(feed::feed)))
-        .merge(both("/douyin/user", get(user::user)))
-        .merge(both("/douyin/publish/list", get(publish::list)))
-        .merge(both("/douyin/favorite/list", get(favorite::list)))
-        .merge(both("/douyin/comment/list", get(comment::list)))
-        .merge(both("/douyin/relation/follow/list", get(relation::follows)))
-        .merge(both("/douyin/relation/follower/list", get(relation::followers)))
-        .merge(both("/douyin/relation/friend/list", get(relation::friends)))
-        .merge(both("/douyin/message/chat", get(message::chat)))
+        .merge(with_optional_slash("/douyin/feed", get(feed::feed)))
+        .merge(with_optional_slash("/douyin/user", get(user::user)))
+        .merge(with_optional_slash("/douyin/publish/list", get(publish::list)))
+        .merge(with_optional_slash("/douyin/favorite/list", get(favorite::list)))
+        .merge(with_optional_slash("/douyin/comment/list", get(comment::list)))
+        .merge(with_optional_slash("/douyin/relation/follow/list", get(relation::follows)))
+        .merge(with_optional_slash("/douyin/relation/follower/list", get(relation::followers)))
+        .merge(with_optional_slash("/douyin/relation/friend/list", get(relation::friends)))
+        .merge(with_optional_slash("/douyin/message/chat", get(message::chat)))
         .route("/static/{*key}", get(media::serve))
         .method_not_allowed_fallback(async || method_not_allowed())
-        .layer(CatchPanicLayer::custom(guard::panicked))
-        .layer(from_fn_with_state(state.slots.clone(), guard::bound))
-        .layer(from_fn(guard::measure))
+        .layer(CatchPanicLayer::custom(guard::handle_panic))
+        .layer(from_fn_with_state(state.request_permits.clone(), guard::limit))
+        .layer(from_fn(guard::record_duration))
         .with_state(state)
 }
 
-/// A path with and without the trailing slash: clients send either, and not all follow a redirect.
-fn both(path: &str, methods: MethodRouter<QueryState>) -> Router<QueryState> {
+/// Routes a path with and without the trailing slash: clients send either, and not all follow a redirect.
+fn with_optional_slash(path: &str, methods: MethodRouter<QueryState>) -> Router<QueryState> {
     Router::new().route(path, methods.clone()).route(&format!("{path}/"), methods)
 }

@@ -1,4 +1,4 @@
-//! The handlers: extract, read, answer.
+//! The handlers: extract, read, respond.
 
 pub(crate) mod comment;
 pub(crate) mod favorite;
@@ -18,11 +18,11 @@ use vidlog_contract::{
 use vidlog_read_models::{Fresh, FreshnessRequirement, Scope, freshness::client_positions};
 use vidlog_schemas::projections::{self, Projection};
 
-/// What a handler answers.
-type Answered<T> = Result<Fresh<ApiResponse<T>>, ApiError>;
+/// The result of a handler.
+type FreshResult<T> = Result<Fresh<ApiResponse<T>>, ApiError>;
 
-/// The projections of everything that users and videos show, with those of the lists of them.
-const CARDS: &[Projection] = &[
+/// The projections behind user and video cards and the lists of them.
+const CARD_PROJECTIONS: &[Projection] = &[
     projections::FEED,
     projections::WORKS,
     projections::VIDEO_CARDS,
@@ -36,7 +36,7 @@ const CARDS: &[Projection] = &[
 #[derive(Serialize, ToSchema)]
 pub(crate) struct VideoList {
     video_list: Vec<Video>,
-    /// Where the next page begins; only if this one was asked for with a limit, and there is more.
+    /// The cursor of the next page. Present if the request has a limit and another page follows.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_cursor: Option<String>,
 }
@@ -45,27 +45,27 @@ pub(crate) struct VideoList {
 #[derive(Serialize, ToSchema)]
 pub(crate) struct UserList {
     user_list: Vec<User>,
-    /// Where the next page begins; only if this one was asked for with a limit, and there is more.
+    /// The cursor of the next page. Present if the request has a limit and another page follows.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_cursor: Option<String>,
 }
 
-/// The user that a list or card is about: `user_id`, else the caller.
-fn user_of(call: &Call) -> Result<i64, ApiError> {
+/// Returns the user whose list or card is requested: `user_id`, else the caller.
+fn requested_user(call: &Call) -> Result<i64, ApiError> {
     match call.params.optional_id("user_id")? {
         Some(user) => Ok(user),
-        None => call.viewer().ok_or_else(|| ApiError::invalid("user_id is missing, and so is a token")),
+        None => call.viewer().ok_or_else(|| ApiError::invalid("user_id is missing, and there is no token")),
     }
 }
 
-/// What a read must see: the writes of the caller and those to what is read, and what the caller says it has seen.
-fn need(
+/// Returns the writes that a read must include: the caller's, those to the entity read, and the positions of the client.
+fn freshness_requirement(
     call: &Call,
-    read: Option<Scope>,
+    entity: Option<Scope>,
     projections: &'static [Projection],
 ) -> Result<FreshnessRequirement, ApiError> {
     let caller = call.viewer().map(Scope::User);
-    let mut scopes: Vec<_> = caller.into_iter().chain(read).collect();
+    let mut scopes: Vec<_> = caller.into_iter().chain(entity).collect();
     scopes.dedup();
     Ok(FreshnessRequirement { scopes, projections, client_positions: client_positions(&call.headers)? })
 }

@@ -1,4 +1,4 @@
-//! What every handler has at hand.
+//! The state that handlers share.
 
 use std::sync::Arc;
 
@@ -14,23 +14,23 @@ use vidlog_service_kit::{clock::Clock, config::Stores, mysql, objects};
 
 use crate::config::QueryConfig;
 
-/// What every handler has at hand. Clones share it.
+/// The state that handlers share. Clones share the connections.
 #[derive(Clone)]
 pub struct QueryState {
-    /// What is read.
+    /// The read models.
     pub models: ReadModels,
-    /// Who calls.
+    /// The token keys.
     pub tokens: Tokens,
-    /// What time it is.
+    /// The clock.
     pub clock: Clock,
     /// Media, by object key.
     pub objects: Arc<dyn ObjectStore>,
-    /// A slot for each request that is worked on at once.
-    pub slots: Arc<Semaphore>,
+    /// Permits for concurrent requests.
+    pub request_permits: Arc<Semaphore>,
 }
 
 impl QueryState {
-    /// Opens everything; stores are connected to when they are first used. Addresses of media begin with `media_base`.
+    /// Creates the state. Stores are connected on first use. URLs of media start with `media_base`.
     pub fn open(
         stores: &Stores,
         api: &ApiConfig,
@@ -49,7 +49,7 @@ impl QueryState {
                 .context("failed to read the keys of tokens")?,
             clock,
             objects: objects::open(&api.object_store)?,
-            slots: Arc::new(Semaphore::new(config.query_max_requests)),
+            request_permits: Arc::new(Semaphore::new(config.query_max_requests)),
         })
     }
 }

@@ -4,46 +4,46 @@ use vidlog_contract::objects::Message;
 use vidlog_read_models::{ReadError, ReadModels, Source};
 use vidlog_schemas::rows::MessageRow;
 
-use super::list::Part;
-use crate::paging::{Page, Place};
+use super::list::ListPage;
+use crate::paging::{Page, SortKey};
 
-/// Which messages are asked for.
+/// The requested messages.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chat {
-    /// Who asks.
+    /// The caller.
     pub(crate) caller: i64,
-    /// The other one.
+    /// The other user of the conversation.
     pub(crate) peer: i64,
-    /// Only what the other one sent, strictly later; else everything of both.
+    /// If set, only the peer's messages strictly later than this; else the messages of both.
     pub(crate) after_ms: Option<i64>,
 }
 
-/// Messages, oldest first; if there is such a user. A bounded part of the whole history is its newest; a bounded part
-/// of what is new is its oldest, because the reader goes on from the last that it got.
+/// Reads messages, oldest first; `None` if the peer does not exist. A page of the history holds the newest messages. A
+/// page of new messages holds the oldest, because the client polls with the time of the last one.
 pub(crate) async fn messages(
     models: &ReadModels,
     source: Source,
     chat: Chat,
     page: Page,
-) -> Result<Option<Part<Message>>, ReadError> {
+) -> Result<Option<ListPage<Message>>, ReadError> {
     let rows = async {
         match chat.after_ms {
             None => history(models, chat, page).await,
-            Some(after_ms) => news(models, chat, after_ms, page).await,
+            Some(after_ms) => new_messages(models, chat, after_ms, page).await,
         }
     };
     let (exists, mut rows) = tokio::try_join!(models.user_exists(source, chat.peer), rows)?;
     if !exists {
         return Ok(None);
     }
-    let next = page.cut(&mut rows, |row| Place { score: row.create_ms, id: row.message_id });
+    let next = page.truncate(&mut rows, |row| SortKey { score: row.create_ms, id: row.message_id });
     if chat.after_ms.is_none() {
         rows.reverse();
     }
     Ok(Some((rows.into_iter().map(message).collect(), next)))
 }
 
-/// The newest messages of both, newest first.
+/// Reads the history of both users, newest first.
 async fn history(models: &ReadModels, chat: Chat, page: Page) -> Result<Vec<MessageRow>, ReadError> {
     let query = sqlx::query_as(
         "SELECT message_id, from_user_id, to_user_id, content, create_ms FROM messages
@@ -52,12 +52,12 @@ async fn history(models: &ReadModels, chat: Chat, page: Page) -> Result<Vec<Mess
     .bind(chat.caller.min(chat.peer))
     .bind(chat.caller.max(chat.peer))
     .bind(page.after.map_or(i64::MAX, |after| after.score))
-    .bind(page.fetch() as u64);
+    .bind(page.fetch_limit() as u64);
     models.tables.run(query.fetch_all(models.tables.pool())).await
 }
 
-/// What the other one sent after a time, oldest first.
-async fn news(
+/// Reads the peer's messages after a time, oldest first.
+async fn new_messages(
     models: &ReadModels,
     chat: Chat,
     after_ms: i64,
@@ -71,7 +71,7 @@ async fn news(
     .bind(chat.caller.max(chat.peer))
     .bind(page.after.map_or(after_ms, |after| after.score.max(after_ms)))
     .bind(chat.peer)
-    .bind(page.fetch() as u64);
+    .bind(page.fetch_limit() as u64);
     models.tables.run(query.fetch_all(models.tables.pool())).await
 }
 

@@ -4,8 +4,8 @@ use sqlx::FromRow;
 use vidlog_contract::{objects::Comment, times};
 use vidlog_read_models::{ReadError, ReadModels, Source};
 
-use super::list::Part;
-use crate::paging::{Page, Place};
+use super::list::ListPage;
+use crate::paging::{Page, SortKey};
 
 #[derive(FromRow)]
 struct Row {
@@ -15,21 +15,21 @@ struct Row {
     posted_ms: i64,
 }
 
-/// The comments on a video, newest first; if there is such a video that the viewer sees.
+/// Reads the comments on a video, newest first; `None` if no such video is visible to the viewer.
 pub(crate) async fn of_video(
     models: &ReadModels,
     source: Source,
     viewer: Option<i64>,
     video: i64,
     page: Page,
-) -> Result<Option<Part<Comment>>, ReadError> {
+) -> Result<Option<ListPage<Comment>>, ReadError> {
     let (fact, mut rows) = tokio::try_join!(models.video_fact(source, video), rows(models, video, page))?;
     if !fact.is_some_and(|fact| fact.is_visible_to(viewer)) {
         return Ok(None);
     }
-    let next = page.cut(&mut rows, |row| Place { score: row.comment_id, id: row.comment_id });
-    let writers: Vec<_> = rows.iter().map(|row| row.user_id).collect();
-    let users = models.listed_users(source, viewer, &writers).await?;
+    let next = page.truncate(&mut rows, |row| SortKey { score: row.comment_id, id: row.comment_id });
+    let authors: Vec<_> = rows.iter().map(|row| row.user_id).collect();
+    let users = models.listed_users(source, viewer, &authors).await?;
     let comments = rows.into_iter().zip(users).map(|(row, user)| Comment {
         id: row.comment_id,
         user,
@@ -46,6 +46,6 @@ async fn rows(models: &ReadModels, video: i64, page: Page) -> Result<Vec<Row>, R
     )
     .bind(video)
     .bind(page.after.map_or(i64::MAX, |after| after.id))
-    .bind(page.fetch() as u64);
+    .bind(page.fetch_limit() as u64);
     models.tables.run(query.fetch_all(models.tables.pool())).await
 }

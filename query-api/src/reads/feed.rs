@@ -5,21 +5,21 @@ use vidlog_contract::{limits::FEED_PAGE, objects::Video};
 use vidlog_read_models::{ReadError, ReadModels, Source};
 use vidlog_schemas::{keys::feed_week_of, rows::VideoState};
 
-/// Weeks that are looked into at first. On a busy system the page is full by then.
+/// Weeks read first. On a busy system they fill the page.
 const FIRST_WEEKS: usize = 2;
-/// Weeks that are looked into at most. The week of the time itself may have nothing before it, but each of the others
-/// has at least one video: so a page is full wherever there is enough for one.
-const WEEKS: usize = FEED_PAGE + 1;
-/// Pages of ids that are passed over because no video in them can be shown (the cards are far behind the feed).
+/// The most weeks read. The week of `before_ms` may hold no earlier video, but every other week holds at least one, so
+/// the page is full if enough videos exist.
+const MAX_WEEKS: usize = FEED_PAGE + 1;
+/// The most pages of ids skipped because none of their videos has a card (the cards lag far behind the feed).
 const MAX_EMPTY_PAGES: usize = 10;
 
-/// A video with its place in the feed.
+/// A video with its publish time.
 pub(crate) struct Published {
     pub(crate) video: Video,
     pub(crate) published_ms: i64,
 }
 
-/// The newest videos published before a time, or of all.
+/// Reads the newest videos published before a time, or the newest of all.
 pub(crate) async fn page(
     models: &ReadModels,
     source: Source,
@@ -49,7 +49,7 @@ pub(crate) async fn page(
     Ok(Vec::new())
 }
 
-/// Ids with publish times: from the newest weeks, and only if those have too few, from older ones.
+/// Reads ids and publish times from the newest weeks, and from older ones if those have too few.
 async fn ids_in_views(models: &ReadModels, before_ms: Option<i64>) -> Result<Vec<(i64, i64)>, ReadError> {
     let newest_week =
         before_ms.map_or_else(|| "+inf".to_owned(), |before_ms| feed_week_of(before_ms).to_string());
@@ -59,7 +59,7 @@ async fn ids_in_views(models: &ReadModels, before_ms: Option<i64>) -> Result<Vec
         .arg("-inf")
         .arg("LIMIT")
         .arg(0)
-        .arg(WEEKS)
+        .arg(MAX_WEEKS)
         .take();
     let weeks: Vec<i64> = models.views.query(&command).await?;
     let (first, older) = weeks.split_at(weeks.len().min(FIRST_WEEKS));

@@ -1,4 +1,4 @@
-//! Friends: those whom a user follows and who follow back.
+//! Friends: mutual follows of a user.
 
 use std::collections::HashMap;
 
@@ -7,8 +7,8 @@ use sqlx::QueryBuilder;
 use vidlog_contract::objects::FriendUser;
 use vidlog_read_models::{ReadError, ReadModels, Source};
 
-use super::list::Part;
-use crate::paging::{Page, Place};
+use super::list::ListPage;
+use crate::paging::{Page, SortKey};
 
 /// The latest message of a conversation.
 struct Latest {
@@ -16,26 +16,26 @@ struct Latest {
     content: String,
 }
 
-/// A user's friends, the latest first, each with the latest message between it and the caller; if there is such a
-/// user.
+/// Reads a user's friends, latest first, each with the latest message between it and the caller; `None` if the user does
+/// not exist.
 pub(crate) async fn of_user(
     models: &ReadModels,
     source: Source,
     caller: i64,
     user: i64,
     page: Page,
-) -> Result<Option<Part<FriendUser>>, ReadError> {
-    let places = match source {
-        Source::Views => places_in_views(models, user).await?,
-        Source::Tables => places_in_tables(models, user).await?,
+) -> Result<Option<ListPage<FriendUser>>, ReadError> {
+    let sort_keys = match source {
+        Source::Views => sort_keys_in_views(models, user).await?,
+        Source::Tables => sort_keys_in_tables(models, user).await?,
     };
-    let Some(mut places) = places else {
+    let Some(mut sort_keys) = sort_keys else {
         return Ok(None);
     };
-    places.sort_by_cached_key(|place| place.order());
-    places.retain(|place| page.after.is_none_or(|after| place.is_after(after)));
-    let next = page.cut(&mut places, |place| *place);
-    let ids: Vec<_> = places.into_iter().map(|place| place.id).collect();
+    sort_keys.sort_by_cached_key(|sort_key| sort_key.order());
+    sort_keys.retain(|sort_key| page.after.is_none_or(|after| sort_key.is_after(after)));
+    let next = page.truncate(&mut sort_keys, |sort_key| *sort_key);
+    let ids: Vec<_> = sort_keys.into_iter().map(|sort_key| sort_key.id).collect();
     let (users, mut latest) = tokio::try_join!(
         models.listed_users(source, Some(caller), &ids),
         latest_messages(models, caller, &ids)
@@ -48,8 +48,8 @@ pub(crate) async fn of_user(
     Ok(Some((friends.collect(), next)))
 }
 
-/// A friend's score is when the later of the two follows made them friends.
-async fn places_in_views(models: &ReadModels, user: i64) -> Result<Option<Vec<Place>>, ReadError> {
+/// The score of a friend is the time of the later of the two follows.
+async fn sort_keys_in_views(models: &ReadModels, user: i64) -> Result<Option<Vec<SortKey>>, ReadError> {
     let keys = &models.keys;
     let exists = cmd("HEXISTS").arg(keys.user_card(user)).arg("name").take();
     let friends = cmd("ZINTER")
@@ -63,10 +63,10 @@ async fn places_in_views(models: &ReadModels, user: i64) -> Result<Option<Vec<Pl
     let mut replies = models.views.pipeline(&[exists, friends]).await?;
     let exists: bool = replies.take()?;
     let friends: Vec<(i64, i64)> = replies.take()?;
-    Ok(exists.then(|| friends.into_iter().map(|(id, score)| Place { score, id }).collect()))
+    Ok(exists.then(|| friends.into_iter().map(|(id, score)| SortKey { score, id }).collect()))
 }
 
-async fn places_in_tables(models: &ReadModels, user: i64) -> Result<Option<Vec<Place>>, ReadError> {
+async fn sort_keys_in_tables(models: &ReadModels, user: i64) -> Result<Option<Vec<SortKey>>, ReadError> {
     if !models.user_exists(Source::Tables, user).await? {
         return Ok(None);
     }
@@ -77,10 +77,10 @@ async fn places_in_tables(models: &ReadModels, user: i64) -> Result<Option<Vec<P
     )
     .bind(user);
     let rows: Vec<(i64, i64)> = models.tables.run(query.fetch_all(models.tables.pool())).await?;
-    Ok(Some(rows.into_iter().map(|(score, id)| Place { score, id }).collect()))
+    Ok(Some(rows.into_iter().map(|(score, id)| SortKey { score, id }).collect()))
 }
 
-/// The latest messages between the caller and others, by the other.
+/// Reads the latest message between the caller and each of others, by the other's id.
 async fn latest_messages(
     models: &ReadModels,
     caller: i64,

@@ -1,38 +1,38 @@
-//! The lists that are one ZSET of ids: works, uploads, favourites, following, followers.
+//! The lists that are one ZSET of ids: works, uploads, favorites, following, followers.
 
 use redis::{Cmd, cmd};
 use vidlog_contract::objects::{User, Video};
 use vidlog_read_models::{ReadError, ReadModels, Source};
 use vidlog_schemas::keys::Key;
 
-use crate::paging::{Page, Place};
+use crate::paging::{Page, SortKey};
 
-/// A list of a user's.
+/// A list of a user.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum List {
-    /// Its published videos, the newest upload first.
+    /// Published videos, latest upload first.
     Works(i64),
-    /// Its videos in any state, the newest upload first.
+    /// Videos in any state, latest upload first.
     Uploads(i64),
-    /// The videos that it likes, the latest like first.
+    /// Liked videos, latest like first.
     Favorites(i64),
-    /// Whom it follows, the latest follow first.
+    /// Followed users, latest follow first.
     Following(i64),
-    /// Who follows it, the latest follow first.
+    /// Followers, latest follow first.
     Followers(i64),
 }
 
-/// A part of a list, and the cursor of the next part.
-pub(crate) type Part<T> = (Vec<T>, Option<String>);
+/// A page of a list, and the cursor of the next page.
+pub(crate) type ListPage<T> = (Vec<T>, Option<String>);
 
-/// A list of videos, if there is such a user.
+/// Reads a list of videos; `None` if the user does not exist.
 pub(crate) async fn videos(
     models: &ReadModels,
     source: Source,
     viewer: Option<i64>,
     list: List,
     page: Page,
-) -> Result<Option<Part<Video>>, ReadError> {
+) -> Result<Option<ListPage<Video>>, ReadError> {
     let Some((ids, next)) = ids(models, source, list, page).await? else {
         return Ok(None);
     };
@@ -40,14 +40,14 @@ pub(crate) async fn videos(
     Ok(Some((videos.into_iter().flatten().collect(), next)))
 }
 
-/// A list of users, if there is such a user.
+/// Reads a list of users; `None` if the user does not exist.
 pub(crate) async fn users(
     models: &ReadModels,
     source: Source,
     viewer: Option<i64>,
     list: List,
     page: Page,
-) -> Result<Option<Part<User>>, ReadError> {
+) -> Result<Option<ListPage<User>>, ReadError> {
     let Some((ids, next)) = ids(models, source, list, page).await? else {
         return Ok(None);
     };
@@ -59,16 +59,16 @@ async fn ids(
     source: Source,
     list: List,
     page: Page,
-) -> Result<Option<Part<i64>>, ReadError> {
-    let places = match source {
-        Source::Views => places_in_views(models, list, page).await?,
-        Source::Tables => places_in_tables(models, list, page).await?,
+) -> Result<Option<ListPage<i64>>, ReadError> {
+    let sort_keys = match source {
+        Source::Views => sort_keys_in_views(models, list, page).await?,
+        Source::Tables => sort_keys_in_tables(models, list, page).await?,
     };
-    let Some(mut places) = places else {
+    let Some(mut sort_keys) = sort_keys else {
         return Ok(None);
     };
-    let next = page.cut(&mut places, |place| *place);
-    Ok(Some((places.into_iter().map(|place| place.id).collect(), next)))
+    let next = page.truncate(&mut sort_keys, |sort_key| *sort_key);
+    Ok(Some((sort_keys.into_iter().map(|sort_key| sort_key.id).collect(), next)))
 }
 
 impl List {
@@ -92,8 +92,8 @@ impl List {
         }
     }
 
-    /// The list as places, in the order of the ZSET: `?` are the user, the score and the digits of the place after
-    /// which to begin, and how many to fetch.
+    /// Returns the query of the sort keys, in the order of the ZSET. `?` are the user, the score (twice) and the id's
+    /// digits of the last item of the previous page, and the number of rows.
     const fn sql(self) -> &'static str {
         match self {
             Self::Works(_) => WORKS,
@@ -137,19 +137,19 @@ const FAVORITES: &str = list_sql!("likes", "video_id", "liked_ms", "user_id = ?"
 const FOLLOWING: &str = list_sql!("follows", "followee_id", "followed_ms", "follower_id = ?");
 const FOLLOWERS: &str = list_sql!("follows", "follower_id", "followed_ms", "followee_id = ?");
 
-/// One round trip for a first page, two for another: how many share the score of the last place must be known first,
-/// because they all come again.
-async fn places_in_views(
+/// Reads a page of sort keys: one round trip for the first page, two for a later one. A later page first counts the items
+/// with the score of the last item, because a range by score returns all of them again.
+async fn sort_keys_in_views(
     models: &ReadModels,
     list: List,
     page: Page,
-) -> Result<Option<Vec<Place>>, ReadError> {
+) -> Result<Option<Vec<SortKey>>, ReadError> {
     let exists = cmd("HEXISTS").arg(models.keys.user_card(list.user())).arg("name").take();
     let key = list.key(models);
     let Some(after) = page.after else {
-        let mut replies = models.views.pipeline(&[exists, newest(&key, page.fetch())]).await?;
+        let mut replies = models.views.pipeline(&[exists, newest(&key, page.fetch_limit())]).await?;
         let exists: bool = replies.take()?;
-        return Ok(exists.then_some(places(replies.take()?)));
+        return Ok(exists.then_some(parse_sort_keys(replies.take()?)));
     };
     let ties = cmd("ZCOUNT").arg(&key).arg(after.score).arg(after.score).take();
     let mut replies = models.views.pipeline(&[exists, ties]).await?;
@@ -157,11 +157,11 @@ async fn places_in_views(
     if !exists {
         return Ok(None);
     }
-    let from = models.views.query(&newest_from(&key, after.score, ties + page.fetch())).await?;
-    let mut places = places(from);
-    places.retain(|place| place.is_after(after));
-    places.truncate(page.fetch());
-    Ok(Some(places))
+    let from = models.views.query(&newest_from(&key, after.score, ties + page.fetch_limit())).await?;
+    let mut sort_keys = parse_sort_keys(from);
+    sort_keys.retain(|sort_key| sort_key.is_after(after));
+    sort_keys.truncate(page.fetch_limit());
+    Ok(Some(sort_keys))
 }
 
 fn newest(key: &Key, count: usize) -> Cmd {
@@ -180,25 +180,25 @@ fn newest_from(key: &Key, score: i64, count: usize) -> Cmd {
         .take()
 }
 
-fn places(entries: Vec<(i64, i64)>) -> Vec<Place> {
-    entries.into_iter().map(|(id, score)| Place { score, id }).collect()
+fn parse_sort_keys(entries: Vec<(i64, i64)>) -> Vec<SortKey> {
+    entries.into_iter().map(|(id, score)| SortKey { score, id }).collect()
 }
 
-async fn places_in_tables(
+async fn sort_keys_in_tables(
     models: &ReadModels,
     list: List,
     page: Page,
-) -> Result<Option<Vec<Place>>, ReadError> {
+) -> Result<Option<Vec<SortKey>>, ReadError> {
     if !models.user_exists(Source::Tables, list.user()).await? {
         return Ok(None);
     }
-    let after = page.after.unwrap_or(Place { score: i64::MAX, id: i64::MAX });
+    let after = page.after.unwrap_or(SortKey { score: i64::MAX, id: i64::MAX });
     let query = sqlx::query_as(list.sql())
         .bind(list.user())
         .bind(after.score)
         .bind(after.score)
         .bind(after.id.to_string())
-        .bind(page.fetch() as u64);
+        .bind(page.fetch_limit() as u64);
     let rows: Vec<(i64, i64)> = models.tables.run(query.fetch_all(models.tables.pool())).await?;
-    Ok(Some(rows.into_iter().map(|(score, id)| Place { score, id }).collect()))
+    Ok(Some(rows.into_iter().map(|(score, id)| SortKey { score, id }).collect()))
 }

@@ -3,7 +3,7 @@
 use vidlog_contract::objects::User;
 use vidlog_read_models::{ReadError, ReadModels, Source};
 
-/// A user as a viewer sees it, if there is one.
+/// Reads a user, relative to the viewer; `None` if it does not exist.
 pub(crate) async fn card(
     models: &ReadModels,
     source: Source,

@@ -7,10 +7,10 @@ use vidlog_contract::{ApiResponse, Call, limits, objects::Comment};
 use vidlog_read_models::Scope;
 use vidlog_schemas::projections::{self, Projection};
 
-use super::{Answered, need};
+use super::{FreshResult, freshness_requirement};
 use crate::{paging::Page, reads, state::QueryState};
 
-const READ: &[Projection] = &[
+const PROJECTIONS: &[Projection] = &[
     projections::COMMENTS_TABLE,
     projections::VIDEO_CARDS,
     projections::USER_CARDS,
@@ -23,7 +23,7 @@ const READ: &[Projection] = &[
 #[derive(Serialize, ToSchema)]
 pub(crate) struct CommentList {
     comment_list: Vec<Comment>,
-    /// Where the next page begins; only if this one was asked for with a limit, and there is more.
+    /// The cursor of the next page. Present if the request has a limit and another page follows.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_cursor: Option<String>,
 }
@@ -37,19 +37,19 @@ pub(crate) struct CommentList {
     params(
         ("video_id" = i64, Query),
         ("limit" = Option<i64>, Query, description = "1 to 500"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
     security((), ("token" = []), ("bearer" = [])),
     responses((status = 200, body = ApiResponse<CommentList>))
 )]
-pub(crate) async fn list(State(state): State<QueryState>, call: Call) -> Answered<CommentList> {
+pub(crate) async fn list(State(state): State<QueryState>, call: Call) -> FreshResult<CommentList> {
     let video = call.params.id("video_id")?;
-    let page = Page::of(&call.params, limits::COMMENT_LIST)?;
-    let need = need(&call, Some(Scope::Video(video)), READ)?;
+    let page = Page::from_params(&call.params, limits::COMMENT_LIST)?;
+    let requirement = freshness_requirement(&call, Some(Scope::Video(video)), PROJECTIONS)?;
     let models = &state.models;
     let read = models
         .freshness
-        .read(need, |source| reads::comments::of_video(models, source, call.viewer(), video, page))
+        .read(requirement, |source| reads::comments::of_video(models, source, call.viewer(), video, page))
         .await?
         .require("video")?;
     Ok(read.map(|(comment_list, next_cursor)| ApiResponse::new(CommentList { comment_list, next_cursor })))

@@ -4,35 +4,37 @@ use axum::extract::State;
 use vidlog_contract::{ApiResponse, Call, limits};
 use vidlog_read_models::Scope;
 
-use super::{Answered, CARDS, VideoList, need, user_of};
+use super::{CARD_PROJECTIONS, FreshResult, VideoList, freshness_requirement, requested_user};
 use crate::{
     paging::Page,
     reads::{self, list::List},
     state::QueryState,
 };
 
-/// The videos that a user likes, the latest like first.
+/// The videos that a user likes, latest like first.
 #[utoipa::path(
     get,
     path = "/douyin/favorite/list/",
     operation_id = "favoriteList",
     tag = "videos",
     params(
-        ("user_id" = Option<i64>, Query, description = "missing: the caller"),
+        ("user_id" = Option<i64>, Query, description = "default: the caller"),
         ("limit" = Option<i64>, Query, description = "1 to 500"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
     security((), ("token" = []), ("bearer" = [])),
     responses((status = 200, body = ApiResponse<VideoList>))
 )]
-pub(crate) async fn list(State(state): State<QueryState>, call: Call) -> Answered<VideoList> {
-    let user = user_of(&call)?;
-    let page = Page::of(&call.params, limits::FAVORITE_LIST)?;
-    let need = need(&call, Some(Scope::User(user)), CARDS)?;
+pub(crate) async fn list(State(state): State<QueryState>, call: Call) -> FreshResult<VideoList> {
+    let user = requested_user(&call)?;
+    let page = Page::from_params(&call.params, limits::FAVORITE_LIST)?;
+    let requirement = freshness_requirement(&call, Some(Scope::User(user)), CARD_PROJECTIONS)?;
     let models = &state.models;
     let read = models
         .freshness
-        .read(need, |source| reads::list::videos(models, source, call.viewer(), List::Favorites(user), page))
+        .read(requirement, |source| {
+            reads::list::videos(models, source, call.viewer(), List::Favorites(user), page)
+        })
         .await?
         .require("user")?;
     Ok(read.map(|(video_list, next_cursor)| ApiResponse::new(VideoList { video_list, next_cursor })))

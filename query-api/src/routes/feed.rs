@@ -5,18 +5,19 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use vidlog_contract::{ApiResponse, Call, objects::Video, times};
 
-use super::{Answered, CARDS, need};
+use super::{CARD_PROJECTIONS, FreshResult, freshness_requirement};
 use crate::{reads, state::QueryState};
 
 /// A page of the feed.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Feed {
     video_list: Vec<Video>,
-    /// The publish time (ms) of the oldest video in the page, to ask for the next one with; now on an empty page.
+    /// The publish time (ms) of the oldest video on the page, the `latest_time` of the next page. The current time on an
+    /// empty page.
     next_time: i64,
 }
 
-/// The newest videos of everyone, at most 30.
+/// The newest videos of all users, at most 30.
 #[utoipa::path(
     get,
     path = "/douyin/feed/",
@@ -24,18 +25,18 @@ pub(crate) struct Feed {
     tag = "videos",
     params(
         ("latest_time" = Option<String>, Query, description = "only videos published before it; milliseconds, or \
-            seconds below 1e11; missing, empty, 0 or not a number: now"),
+            seconds up to 1e11; missing, empty, 0 or not a number: now"),
     ),
     security((), ("token" = []), ("bearer" = [])),
     responses((status = 200, body = ApiResponse<Feed>))
 )]
-pub(crate) async fn feed(State(state): State<QueryState>, call: Call) -> Answered<Feed> {
+pub(crate) async fn feed(State(state): State<QueryState>, call: Call) -> FreshResult<Feed> {
     let before = times::parse(call.params.optional("latest_time")?);
-    let need = need(&call, None, CARDS)?;
+    let requirement = freshness_requirement(&call, None, CARD_PROJECTIONS)?;
     let models = &state.models;
     let read = models
         .freshness
-        .read(need, |source| reads::feed::page(models, source, call.viewer(), before))
+        .read(requirement, |source| reads::feed::page(models, source, call.viewer(), before))
         .await?;
     Ok(read.map(|page| {
         let next_time = page.last().map_or_else(|| state.clock.now_ms(), |oldest| oldest.published_ms);

@@ -1,6 +1,6 @@
-//! GET /static: media by object key, whole or in parts.
+//! GET /static: media by object key, whole or as a byte range.
 //!
-//! An object is never changed once its key is known, so an answer can be kept for ever.
+//! A served object never changes, so clients can cache it forever.
 
 mod conditions;
 
@@ -23,15 +23,15 @@ use tracing::warn;
 use vidlog_contract::{ApiError, error::Status};
 use vidlog_read_models::builtin;
 
-use self::conditions::{Wanted, quoted, wanted};
+use self::conditions::{Selection, quoted, select};
 use crate::state::QueryState;
 
-/// The folders whose objects are served. Originals are in none of them.
+/// The served folders. Originals are in none of them.
 const SERVED: [&str; 2] = ["videos/", "covers/"];
-const FOR_EVER: &str = "public, max-age=31536000, immutable";
-const FOR_A_DAY: &str = "public, max-age=86400";
+const CACHE_FOREVER: &str = "public, max-age=31536000, immutable";
+const CACHE_FOR_A_DAY: &str = "public, max-age=86400";
 
-/// The pictures and clips that the program brings with it.
+/// The placeholders that are built into the program.
 const BUILTIN: [(&str, &[u8]); 6] = [
     (builtin::AVATAR, include_bytes!("../../assets/avatar.png")),
     (builtin::BACKGROUND, include_bytes!("../../assets/background.png")),
@@ -41,11 +41,11 @@ const BUILTIN: [(&str, &[u8]); 6] = [
     (builtin::REJECTED_CLIP, include_bytes!("../../assets/rejected.mp4")),
 ];
 
-/// What is served under a key.
-struct Medium<'a> {
+/// A served file.
+struct MediaFile<'a> {
     key: &'a str,
     size: u64,
-    /// As it stands in the header, quoted.
+    /// The quoted entity tag; empty if the store has none.
     e_tag: String,
     content: Content,
 }
@@ -71,9 +71,9 @@ enum Content {
     responses(
         (status = 200, description = "the whole file"),
         (status = 206, description = "the range"),
-        (status = 304, description = "it is what the client has"),
+        (status = 304, description = "the client has this version"),
         (status = 404, body = Status, description = "there is no such file"),
-        (status = 416, description = "the range lies beyond the end"),
+        (status = 416, description = "the range starts after the end of the file"),
     )
 )]
 pub(crate) async fn serve(
@@ -83,20 +83,20 @@ pub(crate) async fn serve(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let key = served_key(uri.path()).ok_or_else(ApiError::no_such_path)?;
-    let medium = find(&state, key).await?;
-    let wanted = wanted(&headers, medium.size, &medium.e_tag);
-    let mut response = match wanted {
-        Wanted::Nothing => StatusCode::NOT_MODIFIED.into_response(),
-        Wanted::Impossible => beyond_the_end(medium.size),
-        Wanted::Whole | Wanted::Part(_) if method == Method::HEAD => Body::empty().into_response(),
-        Wanted::Whole => body(&state, &medium, 0..medium.size).await?.into_response(),
-        Wanted::Part(ref range) => body(&state, &medium, range.clone()).await?.into_response(),
+    let file = find(&state, key).await?;
+    let selection = select(&headers, file.size, &file.e_tag);
+    let mut response = match selection {
+        Selection::NotModified => StatusCode::NOT_MODIFIED.into_response(),
+        Selection::Unsatisfiable => range_not_satisfiable(file.size),
+        Selection::Whole | Selection::Part(_) if method == Method::HEAD => Body::empty().into_response(),
+        Selection::Whole => body(&state, &file, 0..file.size).await?.into_response(),
+        Selection::Part(ref range) => body(&state, &file, range.clone()).await?.into_response(),
     };
-    describe(&mut response, &medium, &wanted);
+    set_headers(&mut response, &file, &selection);
     Ok(response)
 }
 
-/// The object key of a path. It has no character that is ever escaped, and no empty, hidden or upward segment.
+/// Returns the object key of a path. Rejects escapes and empty, hidden and parent segments.
 fn served_key(path: &str) -> Option<&str> {
     let key = path.strip_prefix("/static/")?;
     let segment =
@@ -108,41 +108,39 @@ const fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')
 }
 
-async fn find<'a>(state: &QueryState, key: &'a str) -> Result<Medium<'a>, ApiError> {
+async fn find<'a>(state: &QueryState, key: &'a str) -> Result<MediaFile<'a>, ApiError> {
     if let Some((_, bytes)) = BUILTIN.into_iter().find(|(builtin, _)| *builtin == key) {
         let (size, e_tag) = (bytes.len() as u64, format!("\"{:016x}\"", hash(bytes)));
-        return Ok(Medium { key, size, e_tag, content: Content::Builtin(bytes) });
+        return Ok(MediaFile { key, size, e_tag, content: Content::Builtin(bytes) });
     }
     if !SERVED.iter().any(|folder| key.starts_with(folder)) {
         return Err(ApiError::no_such_path());
     }
-    let meta = state.objects.head(&Path::from(key)).await.map_err(|error| not_read(&error))?;
+    let meta = state.objects.head(&Path::from(key)).await.map_err(|error| read_error(&error))?;
     let (size, e_tag) = (meta.size, meta.e_tag.as_deref().map(quoted).unwrap_or_default());
-    Ok(Medium { key, size, e_tag, content: Content::Stored(Box::new(meta)) })
+    Ok(MediaFile { key, size, e_tag, content: Content::Stored(Box::new(meta)) })
 }
 
 async fn body(
     state: &QueryState,
-    medium: &Medium<'_>,
+    file: &MediaFile<'_>,
     range: std::ops::Range<u64>,
 ) -> Result<Body, ApiError> {
-    match &medium.content {
+    match &file.content {
         Content::Builtin(bytes) => Ok(Body::from(part(bytes, range))),
         Content::Stored(_) if range.is_empty() => Ok(Body::empty()),
         Content::Stored(meta) => {
             let options = GetOptions {
                 range: Some(GetRange::Bounded(range)),
-                // What was said about it must be true of what is sent.
+                // The headers describe this version.
                 if_match: meta.e_tag.clone(),
                 ..GetOptions::default()
             };
             let found =
-                state.objects.get_opts(&meta.location, options).await.map_err(|error| not_read(&error))?;
-            let key = medium.key.to_owned();
+                state.objects.get_opts(&meta.location, options).await.map_err(|error| read_error(&error))?;
+            let key = file.key.to_owned();
             let stream = found.into_stream();
-            Ok(Body::from_stream(
-                stream.inspect_err(move |error| warn!(key, %error, "a file could not be read to its end")),
-            ))
+            Ok(Body::from_stream(stream.inspect_err(move |error| warn!(key, %error, "media stream failed"))))
         }
     }
 }
@@ -153,28 +151,28 @@ fn part(bytes: &'static [u8], range: std::ops::Range<u64>) -> Bytes {
     Bytes::from_static(part.unwrap_or_default())
 }
 
-fn describe(response: &mut Response, medium: &Medium<'_>, wanted: &Wanted) {
-    let caching = match medium.content {
-        Content::Builtin(_) => FOR_A_DAY,
-        Content::Stored(_) => FOR_EVER,
+fn set_headers(response: &mut Response, file: &MediaFile<'_>, selection: &Selection) {
+    let caching = match file.content {
+        Content::Builtin(_) => CACHE_FOR_A_DAY,
+        Content::Stored(_) => CACHE_FOREVER,
     };
     set(response, X_CONTENT_TYPE_OPTIONS, "nosniff");
     set(response, ACCEPT_RANGES, "bytes");
-    if *wanted == Wanted::Impossible {
+    if *selection == Selection::Unsatisfiable {
         return;
     }
-    set(response, ETAG, &medium.e_tag);
+    set(response, ETAG, &file.e_tag);
     set(response, CACHE_CONTROL, caching);
-    let length = match wanted {
-        Wanted::Whole => medium.size,
-        Wanted::Part(range) => {
+    let length = match selection {
+        Selection::Whole => file.size,
+        Selection::Part(range) => {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-            set(response, CONTENT_RANGE, &format!("bytes {}-{}/{}", range.start, range.end - 1, medium.size));
+            set(response, CONTENT_RANGE, &format!("bytes {}-{}/{}", range.start, range.end - 1, file.size));
             range.end - range.start
         }
-        Wanted::Nothing | Wanted::Impossible => return,
+        Selection::NotModified | Selection::Unsatisfiable => return,
     };
-    set(response, CONTENT_TYPE, content_type(medium.key));
+    set(response, CONTENT_TYPE, content_type(file.key));
     set(response, CONTENT_LENGTH, &length.to_string());
 }
 
@@ -187,8 +185,8 @@ fn set(response: &mut Response, name: HeaderName, value: &str) {
     }
 }
 
-fn beyond_the_end(size: u64) -> Response {
-    let mut response = ApiError::invalid("the range lies beyond the end").into_response();
+fn range_not_satisfiable(size: u64) -> Response {
+    let mut response = ApiError::invalid("the range starts after the end of the file").into_response();
     *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
     set(&mut response, CONTENT_RANGE, &format!("bytes */{size}"));
     response
@@ -203,11 +201,11 @@ fn content_type(key: &str) -> &'static str {
     }
 }
 
-fn not_read(error: &object_store::Error) -> ApiError {
+fn read_error(error: &object_store::Error) -> ApiError {
     if matches!(error, object_store::Error::NotFound { .. }) {
         return ApiError::no_such_path();
     }
-    warn!(%error, "failed to read a file");
+    warn!(%error, "media read failed");
     ApiError::unavailable("the file can't be read right now; try again in a moment")
 }
 
@@ -223,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_taken_as_it_stands() {
+    fn only_plain_keys_are_served() {
         assert_eq!(served_key("/static/videos/9-ab.mp4"), Some("videos/9-ab.mp4"));
         for path in [
             "/static/",
@@ -242,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn placeholders_are_what_they_are_called() {
+    fn placeholders_match_their_content_type() {
         for (key, bytes) in BUILTIN {
             let magic: &[u8] = if content_type(key) == "video/mp4" { b"ftyp" } else { b"PNG" };
             assert!(bytes[..16].windows(magic.len()).any(|window| window == magic), "{key}");

@@ -7,16 +7,16 @@ use vidlog_contract::{ApiResponse, Call, limits, objects::FriendUser};
 use vidlog_read_models::Scope;
 use vidlog_schemas::projections::{self, Projection};
 
-use super::{Answered, UserList, need, user_of};
+use super::{FreshResult, UserList, freshness_requirement, requested_user};
 use crate::{
     paging::Page,
     reads::{self, list::List},
     state::QueryState,
 };
 
-const READ: &[Projection] =
+const PROJECTIONS: &[Projection] =
     &[projections::FOLLOWS, projections::USER_CARDS, projections::WORKS, projections::LIKES];
-const READ_WITH_MESSAGES: &[Projection] = &[
+const FRIEND_PROJECTIONS: &[Projection] = &[
     projections::FOLLOWS,
     projections::USER_CARDS,
     projections::WORKS,
@@ -28,83 +28,83 @@ const READ_WITH_MESSAGES: &[Projection] = &[
 #[derive(Serialize, ToSchema)]
 pub(crate) struct FriendList {
     user_list: Vec<FriendUser>,
-    /// Where the next page begins; only if this one was asked for with a limit, and there is more.
+    /// The cursor of the next page. Present if the request has a limit and another page follows.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_cursor: Option<String>,
 }
 
-/// Whom a user follows, the latest first.
+/// The users that a user follows, latest follow first.
 #[utoipa::path(
     get,
     path = "/douyin/relation/follow/list/",
     operation_id = "followList",
     tag = "relations",
     params(
-        ("user_id" = Option<i64>, Query, description = "missing: the caller"),
+        ("user_id" = Option<i64>, Query, description = "default: the caller"),
         ("limit" = Option<i64>, Query, description = "1 to 1000"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
     security((), ("token" = []), ("bearer" = [])),
     responses((status = 200, body = ApiResponse<UserList>))
 )]
-pub(crate) async fn follows(State(state): State<QueryState>, call: Call) -> Answered<UserList> {
-    let user = user_of(&call)?;
+pub(crate) async fn follows(State(state): State<QueryState>, call: Call) -> FreshResult<UserList> {
+    let user = requested_user(&call)?;
     users(&state, &call, user, List::Following(user)).await
 }
 
-/// Who follows a user, the latest first.
+/// The followers of a user, latest follow first.
 #[utoipa::path(
     get,
     path = "/douyin/relation/follower/list/",
     operation_id = "followerList",
     tag = "relations",
     params(
-        ("user_id" = Option<i64>, Query, description = "missing: the caller"),
+        ("user_id" = Option<i64>, Query, description = "default: the caller"),
         ("limit" = Option<i64>, Query, description = "1 to 1000"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
     security((), ("token" = []), ("bearer" = [])),
     responses((status = 200, body = ApiResponse<UserList>))
 )]
-pub(crate) async fn followers(State(state): State<QueryState>, call: Call) -> Answered<UserList> {
-    let user = user_of(&call)?;
+pub(crate) async fn followers(State(state): State<QueryState>, call: Call) -> FreshResult<UserList> {
+    let user = requested_user(&call)?;
     users(&state, &call, user, List::Followers(user)).await
 }
 
-/// Who follows a user and is followed back, the latest first, with the latest message between each and the caller.
+/// The mutual follows of a user, latest first, with the latest message between each and the caller.
 #[utoipa::path(
     get,
     path = "/douyin/relation/friend/list/",
     operation_id = "friendList",
     tag = "relations",
     params(
-        ("user_id" = Option<i64>, Query, description = "missing: the caller"),
+        ("user_id" = Option<i64>, Query, description = "default: the caller"),
         ("limit" = Option<i64>, Query, description = "1 to 1000"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
     responses((status = 200, body = ApiResponse<FriendList>))
 )]
-pub(crate) async fn friends(State(state): State<QueryState>, call: Call) -> Answered<FriendList> {
+pub(crate) async fn friends(State(state): State<QueryState>, call: Call) -> FreshResult<FriendList> {
     let caller = call.caller()?;
-    let user = user_of(&call)?;
-    let page = Page::of(&call.params, limits::RELATION_LIST)?;
-    let need = need(&call, Some(Scope::User(user)), READ_WITH_MESSAGES)?;
+    let user = requested_user(&call)?;
+    let page = Page::from_params(&call.params, limits::RELATION_LIST)?;
+    let requirement = freshness_requirement(&call, Some(Scope::User(user)), FRIEND_PROJECTIONS)?;
     let models = &state.models;
     let read = models
         .freshness
-        .read(need, |source| reads::friends::of_user(models, source, caller, user, page))
+        .read(requirement, |source| reads::friends::of_user(models, source, caller, user, page))
         .await?
         .require("user")?;
     Ok(read.map(|(user_list, next_cursor)| ApiResponse::new(FriendList { user_list, next_cursor })))
 }
 
-async fn users(state: &QueryState, call: &Call, user: i64, list: List) -> Answered<UserList> {
-    let page = Page::of(&call.params, limits::RELATION_LIST)?;
-    let need = need(call, Some(Scope::User(user)), READ)?;
+async fn users(state: &QueryState, call: &Call, user: i64, list: List) -> FreshResult<UserList> {
+    let page = Page::from_params(&call.params, limits::RELATION_LIST)?;
+    let requirement = freshness_requirement(call, Some(Scope::User(user)), PROJECTIONS)?;
     let models = &state.models;
     let read = models
         .freshness
-        .read(need, |source| reads::list::users(models, source, call.viewer(), list, page))
+        .read(requirement, |source| reads::list::users(models, source, call.viewer(), list, page))
         .await?
         .require("user")?;
     Ok(read.map(|(user_list, next_cursor)| ApiResponse::new(UserList { user_list, next_cursor })))

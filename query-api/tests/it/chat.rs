@@ -4,7 +4,7 @@ use crate::support::{Api, NOW, World, all_pages};
 
 const CHAT: &str = "/douyin/message/chat/?to_user_id=2";
 
-/// A conversation of 1 and 2 who write in turn, 1 first, every millisecond.
+/// A conversation of 1 and 2, who write alternately, 1 first, one message per millisecond.
 async fn conversation(messages: i64) -> World {
     let world = World::new().await;
     world.users([1, 2, 3]).await;
@@ -21,7 +21,7 @@ async fn since(api: &Api, time: impl ToString) -> Vec<i64> {
 }
 
 #[tokio::test]
-async fn the_whole_history_is_both_directions_oldest_first() {
+async fn history_has_both_directions_oldest_first() {
     let world = conversation(4).await;
     let api = world.api();
     for time in ["", "0", "abc"] {
@@ -35,7 +35,7 @@ async fn the_whole_history_is_both_directions_oldest_first() {
 }
 
 #[tokio::test]
-async fn a_poll_gets_only_what_the_other_sent_strictly_later() {
+async fn poll_returns_only_later_messages_of_the_peer() {
     let world = conversation(6).await;
     let api = world.api();
     assert_eq!(since(&api, NOW).await, [NOW + 1, NOW + 3, NOW + 5]);
@@ -46,7 +46,7 @@ async fn a_poll_gets_only_what_the_other_sent_strictly_later() {
 }
 
 #[tokio::test]
-async fn one_who_polls_sees_every_message_once() {
+async fn polling_returns_each_message_once() {
     let world = conversation(0).await;
     let api = world.api();
     let mut seen = Vec::new();
@@ -64,7 +64,7 @@ async fn one_who_polls_sees_every_message_once() {
 }
 
 #[tokio::test]
-async fn one_who_was_long_away_gets_the_newest_history_but_all_of_the_news() {
+async fn long_history_is_cut_but_new_messages_are_not() {
     let world = conversation(2100).await;
     let api = world.api();
     let history = api.get_as(1, CHAT).await.ids("message_list");
@@ -76,7 +76,7 @@ async fn one_who_was_long_away_gets_the_newest_history_but_all_of_the_news() {
 }
 
 #[tokio::test]
-async fn pages_go_back_through_the_history_and_forward_through_the_news() {
+async fn pages_go_back_in_history_and_forward_in_polls() {
     let world = conversation(25).await;
     let api = world.api();
     let mut pages = Vec::new();
@@ -99,7 +99,7 @@ async fn pages_go_back_through_the_history_and_forward_through_the_news() {
 }
 
 #[tokio::test]
-async fn a_chat_needs_a_caller_and_a_peer() {
+async fn chat_needs_a_caller_and_a_peer() {
     let world = conversation(0).await;
     assert_eq!(world.api().get(CHAT).await.code(), 10002);
     assert_eq!(world.api().get_as(1, "/douyin/message/chat/").await.code(), 10001);

@@ -11,7 +11,7 @@ async fn world_with_a_video() -> World {
 }
 
 #[tokio::test]
-async fn comments_are_newest_first_with_their_writers() {
+async fn comments_are_newest_first_with_their_authors() {
     let world = world_with_a_video().await;
     for (id, user) in [(11, 1), (12, 2), (13, 2), (14, 1)] {
         world.comment(id, 100, user).await;
@@ -43,7 +43,7 @@ async fn comments_are_newest_first_with_their_writers() {
 }
 
 #[tokio::test]
-async fn pages_show_each_comment_once_while_others_come_and_go() {
+async fn pages_are_stable_under_inserts_and_deletes() {
     let world = world_with_a_video().await;
     for id in 1000..1020 {
         world.comment(id, 100, 1).await;
@@ -64,10 +64,10 @@ async fn pages_show_each_comment_once_while_others_come_and_go() {
 }
 
 #[tokio::test]
-async fn a_video_that_nobody_sees_has_no_comments_to_show() {
+async fn comments_of_an_invisible_video_are_not_found() {
     let world = world_with_a_video().await;
     world.unpublished(101, 1, VideoState::Processing).await;
-    // What the tables lack without Redis may be on its way.
+    // Without Redis the tables may lag, so a missing video is "unavailable".
     for (api, code) in [(world.api(), 10004), (world.api_without_redis(), 10009)] {
         assert_eq!(api.get("/douyin/comment/list/?video_id=999").await.code(), code);
         assert_eq!(api.get_as(2, "/douyin/comment/list/?video_id=101").await.code(), code);
@@ -78,7 +78,7 @@ async fn a_video_that_nobody_sees_has_no_comments_to_show() {
 }
 
 #[tokio::test]
-async fn a_writer_whose_card_is_late_is_shown_without_a_name() {
+async fn author_without_a_card_has_an_empty_name() {
     let world = world_with_a_video().await;
     world.comment(11, 100, 77).await;
     let body = world.api().get("/douyin/comment/list/?video_id=100").await.ok();

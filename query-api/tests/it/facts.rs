@@ -4,7 +4,7 @@ use vidlog_schemas::rows::VideoState;
 use crate::support::{NOW, World};
 
 #[tokio::test]
-async fn both_stores_know_the_same_facts() {
+async fn both_stores_return_the_same_facts() {
     let world = World::new().await;
     world.user(1).await;
     world.published(100, 1, NOW).await;
@@ -21,21 +21,21 @@ async fn both_stores_know_the_same_facts() {
 }
 
 #[tokio::test]
-async fn a_deleted_comment_is_still_known() {
+async fn deleted_comment_still_has_a_fact() {
     let world = World::new().await;
     world.comment(7, 100, 1).await;
     world.comment(8, 100, 2).await;
     world.delete_comment(8, 100).await;
     let models = world.state().models;
-    let there = CommentFact { user_id: 1, deleted: false };
-    let gone = CommentFact { user_id: 2, deleted: true };
-    assert_eq!(models.comment_fact(100, 7).await.unwrap(), Some(there));
-    assert_eq!(models.comment_fact(100, 8).await.unwrap(), Some(gone));
+    let existing = CommentFact { user_id: 1, deleted: false };
+    let deleted = CommentFact { user_id: 2, deleted: true };
+    assert_eq!(models.comment_fact(100, 7).await.unwrap(), Some(existing));
+    assert_eq!(models.comment_fact(100, 8).await.unwrap(), Some(deleted));
     assert_eq!(models.comment_fact(101, 7).await.unwrap(), None, "of another video");
 }
 
 #[tokio::test]
-async fn users_and_videos_come_in_the_order_of_their_ids_however_often_they_are_asked_for() {
+async fn results_follow_the_order_of_repeated_ids() {
     let world = World::new().await;
     world.users([1, 2]).await;
     world.published(100, 1, NOW).await;

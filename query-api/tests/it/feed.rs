@@ -4,7 +4,7 @@ use vidlog_schemas::keys::WEEK_MS;
 
 use crate::support::{Api, NOW, World};
 
-/// Pages through the feed by `next_time` until it is empty.
+/// Reads the feed page by page, by `next_time`, until a page is empty.
 async fn all_videos(api: &Api) -> Vec<i64> {
     let mut all = Vec::new();
     let mut path = "/douyin/feed/".to_owned();
@@ -17,7 +17,7 @@ async fn all_videos(api: &Api) -> Vec<i64> {
             .map(|video| video["id"].as_i64().unwrap())
             .collect();
         if page.is_empty() {
-            assert_eq!(body["next_time"], json!(NOW), "the client wraps round");
+            assert_eq!(body["next_time"], json!(NOW), "the client wraps around");
             return all;
         }
         assert!(page.len() <= 30);
@@ -27,19 +27,19 @@ async fn all_videos(api: &Api) -> Vec<i64> {
 }
 
 #[tokio::test]
-async fn an_empty_feed_is_an_empty_list_and_the_time_is_now() {
+async fn empty_feed_has_the_current_time() {
     let world = World::new().await;
     let body = world.api().get("/douyin/feed/").await.ok();
     assert_eq!(body, json!({"status_code": 0, "status_msg": "ok", "video_list": [], "next_time": NOW}));
 }
 
 #[tokio::test]
-async fn paging_shows_each_video_once_in_consecutive_milliseconds_and_across_weeks() {
+async fn paging_returns_each_video_once_across_weeks() {
     let world = World::new().await;
     world.user(1).await;
     let week_begins = NOW.div_euclid(WEEK_MS) * WEEK_MS;
     let mut expected = Vec::new();
-    // Around two ends of weeks, every millisecond; before them long gaps.
+    // One video per millisecond around two week boundaries; long gaps before them.
     for (first, base) in
         [(1000, NOW - 20 * WEEK_MS), (2000, week_begins - WEEK_MS - 50), (3000, week_begins - 75)]
     {
@@ -55,7 +55,7 @@ async fn paging_shows_each_video_once_in_consecutive_milliseconds_and_across_wee
 }
 
 #[tokio::test]
-async fn a_page_is_full_however_few_videos_a_week_has() {
+async fn page_is_full_with_one_video_per_week() {
     let world = World::new().await;
     world.user(1).await;
     for week in 0..40 {
@@ -69,7 +69,7 @@ async fn a_page_is_full_however_few_videos_a_week_has() {
 }
 
 #[tokio::test]
-async fn the_next_time_is_the_publish_time_of_the_oldest_in_the_page() {
+async fn next_time_is_the_oldest_publish_time_of_the_page() {
     let world = World::new().await;
     world.user(1).await;
     for number in 0..40 {
@@ -83,7 +83,7 @@ async fn the_next_time_is_the_publish_time_of_the_oldest_in_the_page() {
 }
 
 #[tokio::test]
-async fn no_time_and_the_future_mean_now() {
+async fn missing_and_future_times_mean_now() {
     let world = World::new().await;
     world.user(1).await;
     world.published(100, 1, NOW - 10_000).await;
@@ -96,7 +96,7 @@ async fn no_time_and_the_future_mean_now() {
 }
 
 #[tokio::test]
-async fn the_time_is_an_exclusive_bound_in_milliseconds_or_seconds() {
+async fn latest_time_is_exclusive_in_either_unit() {
     let world = World::new().await;
     world.user(1).await;
     world.published(100, 1, NOW - 10_000).await;
@@ -114,7 +114,7 @@ async fn the_time_is_an_exclusive_bound_in_milliseconds_or_seconds() {
 }
 
 #[tokio::test]
-async fn a_page_of_videos_without_cards_is_passed_over() {
+async fn page_of_videos_without_cards_is_skipped() {
     let world = World::new().await;
     world.user(1).await;
     for number in 0..70 {

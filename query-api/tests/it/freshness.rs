@@ -1,10 +1,10 @@
 use std::time::Duration;
 
 use axum::{body::Body, http::Request};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use vidlog_read_models::{Position, Scope};
 
-use crate::support::{NOW, World};
+use crate::support::{NOW, Waits, World};
 
 const FOLLOWERS: &str = "/douyin/relation/follower/list/?user_id=1";
 
@@ -23,15 +23,15 @@ async fn mark(world: &World, scope: Scope, position: Position) {
 }
 
 #[tokio::test]
-async fn a_reader_waits_for_a_write_to_what_it_reads() {
+async fn read_waits_for_a_write_to_its_entity() {
     let world = world().await;
+    let waits = Waits::record();
     world.progress("follows", "follows", 3, 7).await;
     mark(&world, Scope::User(1), follows(8)).await;
     let api = world.api();
     let read = api.get(FOLLOWERS);
     let project = async {
-        // Longer than a read that does not wait.
-        sleep(Duration::from_millis(100)).await;
+        waits.begin().await;
         world.follow(2, 1, NOW).await;
         world.progress("follows", "follows", 3, 8).await;
     };
@@ -40,12 +40,13 @@ async fn a_reader_waits_for_a_write_to_what_it_reads() {
 }
 
 #[tokio::test]
-async fn the_writer_waits_for_its_own_write_wherever_it_reads() {
+async fn read_waits_for_the_callers_own_write() {
     let world = world().await;
+    let waits = Waits::record();
     mark(&world, Scope::User(2), follows(8)).await;
     let api = world.api();
     let project = async {
-        sleep(Duration::from_millis(100)).await;
+        waits.begin().await;
         world.follow(2, 1, NOW).await;
         world.progress("follows", "follows", 3, 8).await;
     };
@@ -54,19 +55,19 @@ async fn the_writer_waits_for_its_own_write_wherever_it_reads() {
 }
 
 #[tokio::test]
-async fn a_wait_that_runs_out_says_that_the_answer_is_stale() {
+async fn timed_out_wait_makes_the_response_stale() {
     let world = world().await;
     world.follow(3, 1, NOW).await;
     mark(&world, Scope::User(1), follows(8)).await;
-    let began = Instant::now();
+    let start = Instant::now();
     let answer = world.api().get(FOLLOWERS).await;
-    assert!(began.elapsed() > Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(start.elapsed() > Duration::from_secs(1), "{:?}", start.elapsed());
     assert!(answer.is_stale());
     assert_eq!(answer.even_if_stale()["user_list"][0]["id"], 3);
 }
 
 #[tokio::test]
-async fn what_a_stale_answer_would_lack_is_not_said_to_be_missing() {
+async fn stale_read_of_a_missing_user_is_unavailable() {
     let world = world().await;
     let api = world.api();
     let unknown = "/douyin/user/?user_id=9";
@@ -81,26 +82,26 @@ async fn what_a_stale_answer_would_lack_is_not_said_to_be_missing() {
 }
 
 #[tokio::test]
-async fn nobody_waits_for_what_does_not_concern_them() {
+async fn unrelated_marks_are_not_waited_for() {
     let world = world().await;
     let likes = Position { stream: "likes", partition: 0, next_offset: 5 };
     let messages = Position { stream: "messages", partition: 0, next_offset: 5 };
     mark(&world, Scope::User(2), follows(8)).await;
     mark(&world, Scope::Video(1), likes).await;
     mark(&world, Scope::User(1), messages).await;
-    // A wait would run out, and the answer say that it is stale.
+    // A wait would time out and make the response stale.
     let answer = world.api().get(FOLLOWERS).await;
     assert!(!answer.is_stale());
     assert_eq!(answer.ids("user_list"), [0_i64; 0]);
 }
 
 #[tokio::test]
-async fn a_write_that_was_passed_is_not_waited_for() {
+async fn reached_mark_is_not_waited_for() {
     let world = world().await;
     world.follow(2, 1, NOW).await;
     world.progress("follows", "follows", 3, 9).await;
     mark(&world, Scope::User(1), follows(8)).await;
-    // Of two marks of one partition the later counts, in whatever order they are kept.
+    // A later position of a partition replaces an earlier one, in any order of the writes.
     mark(&world, Scope::User(1), follows(4)).await;
     let answer = world.api().get(FOLLOWERS).await;
     assert!(!answer.is_stale());
@@ -108,13 +109,14 @@ async fn a_write_that_was_passed_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_chat_waits_for_the_conversation_from_either_side() {
+async fn chat_waits_for_either_side_of_the_conversation() {
     let world = world().await;
+    let waits = Waits::record();
     let position = Position { stream: "messages", partition: 1, next_offset: 1 };
     mark(&world, Scope::Conversation(2, 1), position).await;
     let api = world.api();
     let project = async {
-        sleep(Duration::from_millis(100)).await;
+        waits.begin().await;
         world.message(2, 1, NOW).await;
         world.progress("messages-table", "messages", 1, 1).await;
     };
@@ -123,13 +125,14 @@ async fn a_chat_waits_for_the_conversation_from_either_side() {
 }
 
 #[tokio::test]
-async fn a_reader_may_name_what_it_has_seen() {
+async fn read_waits_for_the_positions_of_the_client() {
     let world = world().await;
+    let waits = Waits::record();
     let api = world.api();
     let request =
         |header: &str| Request::get(FOLLOWERS).header("Vidlog-Position", header).body(Body::empty()).unwrap();
     let project = async {
-        sleep(Duration::from_millis(100)).await;
+        waits.begin().await;
         world.follow(2, 1, NOW).await;
         world.progress("follows", "follows", 3, 8).await;
     };
@@ -140,7 +143,7 @@ async fn a_reader_may_name_what_it_has_seen() {
 }
 
 #[tokio::test]
-async fn marks_are_forgotten() {
+async fn marks_expire() {
     let world = world().await;
     mark(&world, Scope::User(1), follows(8)).await;
     let key = world.keys.recent_writes("user:1");

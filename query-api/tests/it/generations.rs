@@ -1,15 +1,12 @@
-//! Which views readers trust, and which generation of them they read.
-
-use std::time::Duration;
+//! Reads of incomplete views and of changed generations.
 
 use axum::{body::Body, http::Request};
 use redis::cmd;
 use serde_json::Value;
-use tokio::time::timeout;
 use vidlog_read_models::FreshnessRequirement;
 use vidlog_schemas::projections::{FEED, FOLLOWS, LIKES, USER_CARDS};
 
-use crate::support::{Api, NOW, World};
+use crate::support::{Api, NOW, Waits, World};
 
 const FEED_PATH: &str = "/douyin/feed/";
 const FOLLOWERS: &str = "/douyin/relation/follower/list/?user_id=1";
@@ -23,14 +20,14 @@ async fn world() -> World {
     world
 }
 
-/// Removes every key of a view of the generation that the world makes keys of.
+/// Deletes every key of the view `likes` in the world's generation.
 async fn drop_likes(world: &World) {
     let keys = [world.keys.likers(100), world.keys.favorites(2), world.keys.favorited(1)];
     world.do_all(&[cmd("DEL").arg(&keys).take()]).await;
 }
 
-/// A read that waits for a position.
-fn from_position(path: &str, position: &str) -> Request<Body> {
+/// Returns a read that waits for a position.
+fn read_at(path: &str, position: &str) -> Request<Body> {
     Request::get(path).header("Vidlog-Position", position).body(Body::empty()).unwrap()
 }
 
@@ -39,7 +36,7 @@ fn likes(feed: &Value) -> i64 {
 }
 
 #[tokio::test]
-async fn a_view_that_is_not_complete_is_not_read() {
+async fn incomplete_view_is_read_from_the_tables() {
     let world = world().await;
     let api = world.api();
     drop_likes(&world).await;
@@ -54,7 +51,7 @@ async fn a_view_that_is_not_complete_is_not_read() {
 }
 
 #[tokio::test]
-async fn a_view_that_is_not_read_need_not_be_complete() {
+async fn incomplete_view_does_not_affect_other_reads() {
     let world = world().await;
     world.follow(2, 1, NOW).await;
     world.incomplete(&FEED).await;
@@ -62,7 +59,7 @@ async fn a_view_that_is_not_read_need_not_be_complete() {
 }
 
 #[tokio::test]
-async fn what_a_view_that_is_not_complete_lacks_is_not_said_to_be_missing() {
+async fn user_missing_in_an_incomplete_view_is_unavailable() {
     let world = world().await;
     world.incomplete(&USER_CARDS).await;
     let answer = world.api().get("/douyin/user/?user_id=9").await;
@@ -70,20 +67,21 @@ async fn what_a_view_that_is_not_complete_lacks_is_not_said_to_be_missing() {
 }
 
 #[tokio::test]
-async fn a_reader_does_not_wait_for_a_view_that_is_not_complete() {
+async fn read_does_not_wait_for_an_incomplete_view() {
     let world = world().await;
     world.follow(2, 1, NOW).await;
     let api = world.api();
     world.incomplete(&FOLLOWS).await;
-    let read = api.send(from_position(FOLLOWERS, "follows:0:7"));
-    // It would wait for two seconds.
-    let answer = timeout(Duration::from_millis(1900), read).await.expect("no wait");
+    let waits = Waits::record();
+    let read = api.send(read_at(FOLLOWERS, "follows:0:7"));
+    let answer = read.await;
+    assert_eq!(waits.count(), 0);
     assert!(answer.is_stale());
     assert_eq!(answer.even_if_stale()["user_list"][0]["id"], 2);
 }
 
 #[tokio::test]
-async fn without_the_tables_a_view_that_is_not_complete_is_no_answer() {
+async fn incomplete_view_without_mysql_is_unavailable() {
     let world = world().await;
     world.incomplete(&LIKES).await;
     let answer = world.api_without_mysql().get(FEED_PATH).await;
@@ -91,32 +89,32 @@ async fn without_the_tables_a_view_that_is_not_complete_is_no_answer() {
 }
 
 #[tokio::test]
-async fn a_changed_generation_is_followed_at_once() {
+async fn changed_generation_is_read_by_the_next_request() {
     let world = world().await;
-    // All of a card is one round trip: nothing before it tells the reader of the next generation.
+    // A card is one round trip, so the reader learns of the next generation only from its reply.
     let total = async |api: &Api| {
         api.get("/douyin/user/?user_id=1").await.ok()["user"]["total_favorited"].as_i64().unwrap()
     };
     let api = world.api();
     assert_eq!(total(&api).await, 1);
-    // The next generation has another number; the old one is dropped.
+    // The next generation has another total; the keys of the old one are deleted.
     drop_likes(&world).await;
     world.keys.set_generation(&LIKES, 2);
     world.do_all(&[cmd("HSET").arg(world.keys.favorited(1)).arg("total").arg(2).take()]).await;
     world.complete(&LIKES, 2).await;
-    assert_eq!(total(&api).await, 2, "the first answer already");
+    assert_eq!(total(&api).await, 2, "the first response");
     assert_eq!(total(&api).await, 2);
-    // A process that starts now begins with the first generation.
+    // A new process starts with generation 1.
     world.keys.set_generation(&LIKES, 1);
     assert_eq!(total(&world.api()).await, 2);
 }
 
 #[tokio::test]
-async fn a_wait_follows_a_changed_generation() {
+async fn wait_follows_a_changed_generation() {
     let world = world().await;
     world.progress("follows", "follows", 3, 7).await;
     let api = world.api();
-    let read = api.send(from_position(FOLLOWERS, "follows:3:8"));
+    let read = api.send(read_at(FOLLOWERS, "follows:3:8"));
     let switch = async {
         world.keys.set_generation(&FOLLOWS, 2);
         world.follow(2, 1, NOW).await;
@@ -128,10 +126,10 @@ async fn a_wait_follows_a_changed_generation() {
 }
 
 #[tokio::test]
-async fn redis_may_lose_everything_in_the_middle_of_a_read() {
+async fn redis_data_loss_during_a_read_falls_back_to_the_tables() {
     let world = world().await;
     let models = world.state().models;
-    let need = FreshnessRequirement {
+    let requirement = FreshnessRequirement {
         scopes: Vec::new(),
         projections: &[LIKES, USER_CARDS],
         client_positions: Vec::new(),
@@ -139,12 +137,12 @@ async fn redis_may_lose_everything_in_the_middle_of_a_read() {
     let world = &world;
     let read = async |source| {
         let before = models.users(source, None, &[1]).await?;
-        // The marks and the first commands were answered by a complete view.
+        // The replies so far are of a complete view.
         world.incomplete(&USER_CARDS).await;
         drop_likes(world).await;
         let after = models.users(source, None, &[1]).await?;
         Ok([before, after].map(|users| users[0].as_ref().unwrap().total_favorited))
     };
-    let answer = models.freshness.read(need, read).await.unwrap();
+    let answer = models.freshness.read(requirement, read).await.unwrap();
     assert_eq!((answer.value, answer.stale), ([1, 1], true));
 }

@@ -22,7 +22,7 @@ const PATHS: [&str; 9] = [
 ];
 
 #[tokio::test]
-async fn every_path_is_answered_with_and_without_the_slash() {
+async fn every_path_takes_an_optional_slash() {
     let world = World::new().await;
     world.user(1).await;
     world.published(100, 1, 1).await;
@@ -44,7 +44,7 @@ fn every_path_is_documented() {
 }
 
 #[tokio::test]
-async fn other_paths_and_methods_are_answered_with_the_two_fields() {
+async fn other_paths_and_methods_have_the_status_fields() {
     let api = World::new().await.api();
     for path in ["/", "/douyin", "/douyin/feeds/", "/douyin/feed//"] {
         let answer = api.get(path).await;
@@ -60,7 +60,7 @@ async fn other_paths_and_methods_are_answered_with_the_two_fields() {
 }
 
 #[tokio::test]
-async fn a_token_that_does_not_verify_is_an_error_everywhere() {
+async fn invalid_token_is_an_error_on_every_path() {
     let world = World::new().await;
     let api = world.api();
     for path in PATHS {
@@ -74,7 +74,7 @@ async fn a_token_that_does_not_verify_is_an_error_everywhere() {
 }
 
 #[tokio::test]
-async fn an_expired_token_is_an_error() {
+async fn expired_token_is_an_error() {
     let world = World::new().await;
     let token = world.state().tokens.sign(1).unwrap();
     world.clock.set(world.clock.now_ms() + 31 * 24 * 3600 * 1000);
@@ -82,7 +82,7 @@ async fn an_expired_token_is_an_error() {
 }
 
 #[tokio::test]
-async fn ids_that_are_none_are_errors() {
+async fn invalid_ids_are_errors() {
     let api = World::new().await.api();
     for id in ["0", "-1", "abc", "1.5", "9007199254740992", "%00", "%ff"] {
         for path in ["user/?user_id", "publish/list/?user_id", "comment/list/?video_id"] {
@@ -93,7 +93,7 @@ async fn ids_that_are_none_are_errors() {
 }
 
 #[tokio::test]
-async fn an_id_may_be_written_with_an_exponent_and_be_repeated() {
+async fn id_may_have_an_exponent_and_be_repeated() {
     let world = World::new().await;
     world.user(4_500_000_000_000_000).await;
     let body = world.api().get("/douyin/user/?user_id=4.5e+15&user_id=1&nonsense=%ff").await.ok();
@@ -101,7 +101,7 @@ async fn an_id_may_be_written_with_an_exponent_and_be_repeated() {
 }
 
 #[tokio::test]
-async fn a_body_on_a_get_is_ignored_but_not_read_without_bound() {
+async fn body_of_a_get_is_ignored_but_bounded() {
     let world = World::new().await;
     let request = |body: Vec<u8>| {
         Request::get("/douyin/feed/")
@@ -116,10 +116,10 @@ async fn a_body_on_a_get_is_ignored_but_not_read_without_bound() {
 }
 
 #[tokio::test]
-async fn one_request_too_many_is_turned_away_at_once() {
+async fn request_above_the_limit_is_rejected() {
     let world = World::new().await;
     let mut state = world.state();
-    state.slots = Arc::new(Semaphore::new(0));
+    state.request_permits = Arc::new(Semaphore::new(0));
     let answer = Api::new(state).get("/douyin/feed/").await;
     assert_eq!((answer.status, answer.code()), (StatusCode::SERVICE_UNAVAILABLE, 10009));
 }

@@ -14,7 +14,7 @@ async fn pages(api: &Api, path: &str, list: &str, limit: usize) -> Vec<i64> {
 }
 
 #[tokio::test]
-async fn an_empty_list_is_empty_and_not_null() {
+async fn empty_list_is_not_null() {
     let world = World::new().await;
     world.user(1).await;
     for path in LISTS {
@@ -25,7 +25,7 @@ async fn an_empty_list_is_empty_and_not_null() {
 }
 
 #[tokio::test]
-async fn works_are_newest_first_and_page_by_cursor() {
+async fn works_are_newest_first_and_paged() {
     let world = World::new().await;
     world.user(1).await;
     for id in 100..125 {
@@ -41,12 +41,12 @@ async fn works_are_newest_first_and_page_by_cursor() {
 }
 
 #[tokio::test]
-async fn favourites_have_the_latest_like_first_and_page_by_cursor_within_a_millisecond() {
+async fn favorites_page_within_a_millisecond() {
     let world = World::new().await;
     world.users([1, 2]).await;
     for id in 90..115 {
         world.published(id, 2, NOW + id).await;
-        // Some alone, most of them in one millisecond.
+        // Most likes share one millisecond.
         world.like(1, (id, 2), if id % 5 == 0 { NOW + id } else { NOW }).await;
     }
     let all = world.api().get("/douyin/favorite/list/?user_id=1").await.ids("video_list");
@@ -60,7 +60,7 @@ async fn favourites_have_the_latest_like_first_and_page_by_cursor_within_a_milli
 }
 
 #[tokio::test]
-async fn a_cursor_of_one_store_goes_on_in_the_other() {
+async fn cursor_of_one_store_works_in_the_other() {
     let world = World::new().await;
     world.users(1..30).await;
     for id in 2..30 {
@@ -80,7 +80,7 @@ async fn a_cursor_of_one_store_goes_on_in_the_other() {
 }
 
 #[tokio::test]
-async fn what_comes_and_goes_between_pages_moves_nothing() {
+async fn pages_are_stable_under_follows_and_unfollows() {
     let world = World::new().await;
     world.users(1..60).await;
     for id in 2..32 {
@@ -94,7 +94,7 @@ async fn what_comes_and_goes_between_pages_moves_nothing() {
     };
     let mut round = 0;
     let seen = all_pages("user_list", page, async || {
-        // Someone new, and the very item that the cursor names is gone.
+        // Inserts a follower and deletes the item that the cursor names.
         world.follow(32 + round, 1, NOW + 1).await;
         let last_seen = before[4 * usize::try_from(round).unwrap() + 3];
         world.unfollow(last_seen, 1).await;
@@ -105,7 +105,7 @@ async fn what_comes_and_goes_between_pages_moves_nothing() {
 }
 
 #[tokio::test]
-async fn there_is_a_next_cursor_only_with_a_limit_and_while_there_is_more() {
+async fn next_cursor_needs_a_limit_and_more_items() {
     let world = World::new().await;
     world.users(1..6).await;
     for id in 2..6 {
@@ -121,7 +121,7 @@ async fn there_is_a_next_cursor_only_with_a_limit_and_while_there_is_more() {
 }
 
 #[tokio::test]
-async fn limits_and_cursors_are_checked() {
+async fn invalid_limits_and_cursors_are_errors() {
     let world = World::new().await;
     world.user(1).await;
     for path in LISTS {
@@ -137,7 +137,7 @@ async fn limits_and_cursors_are_checked() {
 }
 
 #[tokio::test]
-async fn without_a_limit_a_list_ends_at_its_bound() {
+async fn list_without_a_limit_is_bounded() {
     let world = World::new().await;
     world.user(1).await;
     for id in 2..1010 {
@@ -148,7 +148,7 @@ async fn without_a_limit_a_list_ends_at_its_bound() {
 }
 
 #[tokio::test]
-async fn the_owner_sees_the_state_of_each_upload_and_others_what_is_published() {
+async fn only_the_owner_sees_unpublished_uploads() {
     let world = World::new().await;
     world.users([1, 2]).await;
     world.published(100, 1, NOW).await;
@@ -196,7 +196,7 @@ async fn the_owner_sees_the_state_of_each_upload_and_others_what_is_published() 
 }
 
 #[tokio::test]
-async fn the_caller_is_the_default_user() {
+async fn user_id_defaults_to_the_caller() {
     let world = World::new().await;
     world.user(1).await;
     for path in LISTS {

@@ -1,4 +1,4 @@
-//! The query side against real stores. Each test fills read models of its own, as the projectors would have.
+//! The query API against real stores. Each test fills read models in its own namespace, as the projectors do.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

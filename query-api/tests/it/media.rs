@@ -29,7 +29,7 @@ use crate::support::{DEAD_MYSQL, DEAD_REDIS, World};
 const VIDEO: &str = "/static/videos/9-ab.mp4";
 const SIZE: u64 = 300_000;
 
-/// The API over a local folder with a video in it, and with nothing else: media need neither Redis nor MySQL.
+/// The API over a local folder with a video, without Redis and MySQL, which media do not need.
 struct Media {
     state: QueryState,
     content: Vec<u8>,
@@ -78,7 +78,7 @@ impl Answer {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// Asserts that there is no such file, said as the contract says it.
+    /// Asserts a 404 with the status fields.
     fn is_missing(&self) {
         assert_eq!(self.status, StatusCode::NOT_FOUND, "{self:?}");
         let body: Value = serde_json::from_slice(&self.body).unwrap();
@@ -88,7 +88,7 @@ impl Answer {
 }
 
 #[tokio::test]
-async fn a_file_is_served_whole() {
+async fn file_is_served_whole() {
     let media = Media::new().await;
     let answer = media.get(VIDEO, &[]).await;
     assert_eq!((answer.status, &answer.body[..]), (StatusCode::OK, &media.content[..]));
@@ -108,7 +108,7 @@ async fn a_file_is_served_whole() {
 }
 
 #[tokio::test]
-async fn a_head_tells_the_same_without_the_file() {
+async fn head_has_the_headers_of_get() {
     let media = Media::new().await;
     for headers in [[].as_slice(), &[("range", "bytes=10-19")]] {
         let (get, head) = (media.get(VIDEO, headers).await, media.send(Method::HEAD, VIDEO, headers).await);
@@ -118,7 +118,7 @@ async fn a_head_tells_the_same_without_the_file() {
 }
 
 #[tokio::test]
-async fn a_part_is_served() {
+async fn range_is_served() {
     let media = Media::new().await;
     for (range, first, last) in
         [("bytes=0-0", 0, 0), ("bytes=100000-199999", 100_000, 199_999), ("bytes=-1", 299_999, 299_999)]
@@ -134,7 +134,7 @@ async fn a_part_is_served() {
 }
 
 #[tokio::test]
-async fn a_part_beyond_the_end_is_refused() {
+async fn range_after_the_end_is_not_satisfiable() {
     let media = Media::new().await;
     let answer = media.get(VIDEO, &[(RANGE.as_str(), "bytes=300000-")]).await;
     assert_eq!(answer.status, StatusCode::RANGE_NOT_SATISFIABLE);
@@ -144,7 +144,7 @@ async fn a_part_beyond_the_end_is_refused() {
 }
 
 #[tokio::test]
-async fn what_the_client_has_is_not_sent_again() {
+async fn matching_entity_tag_is_not_sent_again() {
     let media = Media::new().await;
     let e_tag = media.get(VIDEO, &[]).await.headers[ETAG].to_str().unwrap().to_owned();
     let known = media.get(VIDEO, &[(IF_NONE_MATCH.as_str(), &e_tag)]).await;
@@ -161,7 +161,7 @@ async fn what_the_client_has_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn originals_and_whatever_is_outside_are_never_served() {
+async fn originals_and_other_folders_are_not_served() {
     let media = Media::new().await;
     for path in [
         "/static/originals/9-secret",
@@ -182,7 +182,7 @@ async fn originals_and_whatever_is_outside_are_never_served() {
 }
 
 #[tokio::test]
-async fn placeholders_are_always_there() {
+async fn placeholders_are_always_served() {
     let media = Media::new().await;
     for key in [
         builtin::AVATAR,
@@ -204,7 +204,7 @@ async fn placeholders_are_always_there() {
 }
 
 #[tokio::test]
-async fn an_empty_file_is_an_empty_answer() {
+async fn empty_file_is_an_empty_response() {
     let media = Media::new().await;
     media.state.objects.put(&Path::from("videos/empty.mp4"), Bytes::new().into()).await.unwrap();
     let answer = media.get("/static/videos/empty.mp4", &[]).await;
@@ -212,9 +212,9 @@ async fn an_empty_file_is_an_empty_answer() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_away_is_no_missing_file() {
+async fn failing_store_is_unavailable() {
     let media = Media::new().await;
-    // A link to itself can't be followed, so the store fails.
+    // The store fails on a link to itself.
     let link = media.folder.path().join("videos/loop.mp4");
     std::os::unix::fs::symlink(&link, &link).unwrap();
     let answer = media.get("/static/videos/loop.mp4", &[]).await;
@@ -223,7 +223,7 @@ async fn a_store_that_is_away_is_no_missing_file() {
 }
 
 #[tokio::test]
-async fn an_answer_begins_before_the_file_is_read() {
+async fn response_starts_before_the_file_is_read() {
     let mut media = Media::new().await;
     let config =
         ThrottleConfig { wait_get_per_byte: std::time::Duration::from_hours(1), ..ThrottleConfig::default() };

@@ -22,9 +22,9 @@ const ALL: [&str; 9] = [
     "relation/friend/list/?user_id=1",
     "message/chat/?to_user_id=1",
 ];
-/// Much longer than a first call takes to find that a store is away: the machine has other tests to run.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Longer than all calls take together, if only the first waits for a store that is away; each would wait for 2 s.
+/// Far above the time until the first request finds a store unavailable, even on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Above the time of all requests if only the first one waits for the store. Each wait takes 2 s.
 const ONE_WAIT: Duration = Duration::from_secs(6);
 
 async fn world() -> World {
@@ -47,13 +47,15 @@ async fn world() -> World {
     world
 }
 
-/// The answer to a call while stores may be away; it never takes long.
+/// Sends a request while stores may be unavailable.
 async fn get(api: &Api, path: &str) -> crate::support::Answer {
-    timeout(PATIENCE, api.get_as(2, &format!("/douyin/{path}"))).await.expect("an answer at once")
+    timeout(DEADLINE, api.get_as(2, &format!("/douyin/{path}")))
+        .await
+        .expect("a response before the deadline")
 }
 
 #[tokio::test]
-async fn without_redis_the_same_is_answered_from_mysql_and_says_so() {
+async fn reads_without_redis_are_equal_but_stale() {
     let world = world().await;
     let (whole, without_redis) = (world.api(), world.api_without_redis());
     for path in ALL {
@@ -65,7 +67,7 @@ async fn without_redis_the_same_is_answered_from_mysql_and_says_so() {
 }
 
 #[tokio::test]
-async fn without_mysql_what_is_in_redis_is_answered() {
+async fn reads_without_mysql_use_redis() {
     let world = world().await;
     let (whole, without_mysql) = (world.api(), world.api_without_mysql());
     let needs_mysql =
@@ -82,7 +84,7 @@ async fn without_mysql_what_is_in_redis_is_answered() {
 }
 
 #[tokio::test]
-async fn without_both_every_answer_is_an_error_at_once() {
+async fn reads_without_stores_fail_fast() {
     let world = World::new().await;
     let state = world.state_over(Redis::open(DEAD_REDIS).unwrap(), mysql::open(DEAD_MYSQL, 4).unwrap());
     let api = Api::new(state);
@@ -91,11 +93,11 @@ async fn without_both_every_answer_is_an_error_at_once() {
     for path in ALL {
         assert_unavailable(&get(&api, path).await);
     }
-    assert!(began.elapsed() < ONE_WAIT, "only the first call waits: {:?}", began.elapsed());
+    assert!(began.elapsed() < ONE_WAIT, "only the first request waits: {:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn a_redis_that_accepts_and_says_nothing_is_away_too() {
+async fn silent_redis_is_unavailable() {
     let world = world().await;
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let redis = Redis::open(&format!("redis://{}/", silent.local_addr().unwrap())).unwrap();
@@ -105,11 +107,11 @@ async fn a_redis_that_accepts_and_says_nothing_is_away_too() {
     for path in ALL {
         assert!(get(&api, path).await.is_stale());
     }
-    assert!(began.elapsed() < ONE_WAIT, "only the first call waits: {:?}", began.elapsed());
+    assert!(began.elapsed() < ONE_WAIT, "only the first request waits: {:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn redis_is_used_again_when_it_is_back() {
+async fn redis_is_used_again_after_an_outage() {
     let world = world().await;
     let port = free_port();
     let redis = Redis::open(&format!("redis://127.0.0.1:{port}/")).unwrap();
@@ -124,7 +126,7 @@ async fn redis_is_used_again_when_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_fault_in_the_data_is_an_error_that_leaks_nothing() {
+async fn corrupt_data_is_an_internal_error_without_details() {
     let world = world().await;
     world
         .do_all(&[
@@ -147,7 +149,7 @@ fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Listens on a port, for Redis.
+/// Forwards a port to Redis.
 fn forward_to_redis(port: u16) -> tokio::task::JoinHandle<()> {
     let url = std::env::var("VIDLOG_REDIS_URL").unwrap();
     let target = url.trim_start_matches("redis://").trim_end_matches('/').to_owned();

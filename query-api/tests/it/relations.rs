@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 use crate::support::{NOW, World, all_pages};
 
 #[tokio::test]
-async fn follows_and_followers_are_latest_first_and_relative_to_the_caller() {
+async fn relation_lists_are_latest_first_and_caller_relative() {
     let world = World::new().await;
     world.users([1, 2, 3, 4]).await;
     world.follow(1, 2, NOW).await;
@@ -20,7 +20,7 @@ async fn follows_and_followers_are_latest_first_and_relative_to_the_caller() {
 }
 
 #[tokio::test]
-async fn friends_follow_each_other_and_show_the_latest_message() {
+async fn friends_are_mutual_with_the_latest_message() {
     let world = World::new().await;
     world.users(1..8).await;
     for (friend, followed_ms) in [(2, NOW), (3, NOW + 5), (4, NOW + 3)] {
@@ -45,7 +45,7 @@ async fn friends_follow_each_other_and_show_the_latest_message() {
 }
 
 #[tokio::test]
-async fn what_others_wrote_to_each_other_is_nobody_elses_business() {
+async fn messages_of_other_users_are_not_shown() {
     let world = World::new().await;
     world.users([1, 2, 3]).await;
     world.follow(1, 2, NOW).await;
@@ -55,7 +55,7 @@ async fn what_others_wrote_to_each_other_is_nobody_elses_business() {
     assert_eq!(column(&body, "id"), [2]);
     assert_eq!(column(&body, "message"), [""]);
     let body = world.api().get_as(2, "/douyin/relation/friend/list/?user_id=1").await.ok();
-    assert_eq!(column(&body, "message"), [""], "nobody writes to oneself");
+    assert_eq!(column(&body, "message"), [""], "no message to oneself");
 }
 
 #[tokio::test]
@@ -68,7 +68,7 @@ async fn friends_need_a_caller() {
 }
 
 #[tokio::test]
-async fn friends_page_by_cursor_within_a_millisecond() {
+async fn friends_page_within_a_millisecond() {
     let world = World::new().await;
     world.users(1..20).await;
     for friend in 2..20 {

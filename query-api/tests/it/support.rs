@@ -1,7 +1,9 @@
-//! A namespace of a test's own with read models to fill, and an API over it.
+//! Read models in a namespace of the test, and an API over them.
 
 mod api;
+mod waits;
 mod world;
 
 pub(crate) use api::{Answer, Api, all_pages};
+pub(crate) use waits::Waits;
 pub(crate) use world::{DEAD_MYSQL, DEAD_REDIS, NOW, World};

@@ -4,7 +4,7 @@ use vidlog_schemas::rows::VideoState;
 use crate::support::{NOW, World};
 
 #[tokio::test]
-async fn a_card_has_exact_counts() {
+async fn card_has_exact_counts() {
     let world = World::new().await;
     world.users([1, 2, 3]).await;
     world.published(100, 1, NOW).await;
@@ -32,7 +32,7 @@ async fn a_card_has_exact_counts() {
 }
 
 #[tokio::test]
-async fn the_number_of_works_is_the_length_of_the_list_as_the_same_caller_sees_it() {
+async fn work_count_is_the_length_of_publish_list() {
     let world = World::new().await;
     world.users([1, 2]).await;
     world.published(100, 1, NOW).await;
@@ -51,7 +51,7 @@ async fn the_number_of_works_is_the_length_of_the_list_as_the_same_caller_sees_i
 }
 
 #[tokio::test]
-async fn without_a_user_id_it_is_the_caller() {
+async fn user_id_defaults_to_the_caller() {
     let world = World::new().await;
     world.user(1).await;
     let api = world.api();
@@ -61,9 +61,9 @@ async fn without_a_user_id_it_is_the_caller() {
 }
 
 #[tokio::test]
-async fn an_unknown_user_is_an_error() {
+async fn unknown_user_is_an_error() {
     let world = World::new().await;
-    // The tables may be behind, and without Redis nobody knows whether they are.
+    // Without Redis the tables may lag, so a missing user is "unavailable".
     for (api, code) in [(world.api(), 10004), (world.api_without_redis(), 10009)] {
         for path in
             ["user", "publish/list", "favorite/list", "relation/follow/list", "relation/follower/list"]

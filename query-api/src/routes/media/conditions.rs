@@ -1,4 +1,4 @@
-//! What a request wants of a file: all, a part, or nothing that it does not have (RFC 9110, 13 and 14).
+//! Conditional and range requests (RFC 9110, sections 13 and 14).
 
 use std::ops::Range;
 
@@ -7,34 +7,34 @@ use axum::http::{
     header::{IF_NONE_MATCH, IF_RANGE, RANGE},
 };
 
-/// What a request wants of a file.
+/// The part of a file that a response contains.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
-    /// It has the file already.
-    Nothing,
-    /// All of it.
+pub(super) enum Selection {
+    /// Nothing: the client has this version (304).
+    NotModified,
+    /// The whole file (200).
     Whole,
-    /// A part, which is not empty.
+    /// A non-empty range (206).
     Part(Range<u64>),
-    /// A part that is not there.
-    Impossible,
+    /// No byte of the range exists (416).
+    Unsatisfiable,
 }
 
-/// What a request wants of a file with a size and a quoted entity tag, which may be empty.
-pub(super) fn wanted(headers: &HeaderMap, size: u64, e_tag: &str) -> Wanted {
+/// Selects the part of a file with a size and a quoted entity tag, which may be empty.
+pub(super) fn select(headers: &HeaderMap, size: u64, e_tag: &str) -> Selection {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     if text(IF_NONE_MATCH).is_some_and(|tags| is_among(e_tag, tags)) {
-        return Wanted::Nothing;
+        return Selection::NotModified;
     }
     match (text(RANGE), text(IF_RANGE)) {
-        (None, _) => Wanted::Whole,
-        // A part only fits to what the client has if it is the very same. Dates are never exact enough.
-        (Some(_), Some(tag)) if tag != e_tag || !is_strong(e_tag) => Wanted::Whole,
+        (None, _) => Selection::Whole,
+        // If-Range requires a strong match. A date has a resolution of seconds, so it never matches.
+        (Some(_), Some(tag)) if tag != e_tag || !is_strong(e_tag) => Selection::Whole,
         (Some(range), _) => part(range, size),
     }
 }
 
-/// An entity tag as it stands in a header. Some stores give it without the quotes.
+/// Returns an entity tag in quotes. Some stores return it without them.
 pub(super) fn quoted(e_tag: &str) -> String {
     if e_tag.ends_with('"') { e_tag.to_owned() } else { format!("\"{e_tag}\"") }
 }
@@ -48,25 +48,25 @@ fn is_strong(e_tag: &str) -> bool {
     e_tag.starts_with('"')
 }
 
-/// A range that is malformed is ignored, and several ranges are answered with all of the file: both are allowed.
-fn part(range: &str, size: u64) -> Wanted {
-    let Some((unit, range)) = range.split_once('=') else { return Wanted::Whole };
-    let Some((first, last)) = range.trim().split_once('-') else { return Wanted::Whole };
+/// Parses a `Range` header. RFC 9110 allows the whole file for a malformed range and for several ranges.
+fn part(range: &str, size: u64) -> Selection {
+    let Some((unit, range)) = range.split_once('=') else { return Selection::Whole };
+    let Some((first, last)) = range.trim().split_once('-') else { return Selection::Whole };
     if !unit.trim().eq_ignore_ascii_case("bytes") {
-        return Wanted::Whole;
+        return Selection::Whole;
     }
     let range = match (first, number(first), last, number(last)) {
         ("", _, _, Some(count)) => size.saturating_sub(count)..size,
         (_, Some(first), "", _) => first..size,
         (_, Some(first), _, Some(last)) if first <= last => first..size.min(last.saturating_add(1)),
-        _ => return Wanted::Whole,
+        _ => return Selection::Whole,
     };
-    if range.is_empty() { Wanted::Impossible } else { Wanted::Part(range) }
+    if range.is_empty() { Selection::Unsatisfiable } else { Selection::Part(range) }
 }
 
 fn number(digits: &str) -> Option<u64> {
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    // What does not fit is beyond any end.
+    // A number that does not fit is after the end of any file.
     is_number.then(|| digits.parse().unwrap_or(u64::MAX))
 }
 
@@ -78,13 +78,13 @@ mod tests {
 
     const TAG: &str = "\"a\"";
 
-    fn given(pairs: &[(HeaderName, &str)]) -> Wanted {
+    fn given(pairs: &[(HeaderName, &str)]) -> Selection {
         let headers = pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap()));
-        wanted(&headers.collect(), 100, TAG)
+        select(&headers.collect(), 100, TAG)
     }
 
     #[test]
-    fn one_range_is_a_part() {
+    fn single_range_is_a_part() {
         for (range, expected) in [
             ("bytes=0-9", 0..10),
             ("bytes=90-", 90..100),
@@ -94,47 +94,51 @@ mod tests {
             ("bytes=-500", 0..100),
             ("Bytes=99-99", 99..100),
         ] {
-            assert_eq!(given(&[(RANGE, range)]), Wanted::Part(expected), "{range}");
+            assert_eq!(given(&[(RANGE, range)]), Selection::Part(expected), "{range}");
         }
     }
 
     #[test]
-    fn a_range_beyond_the_end_is_impossible() {
+    fn range_after_the_end_is_unsatisfiable() {
         for range in ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=99999999999999999999999-"] {
-            assert_eq!(given(&[(RANGE, range)]), Wanted::Impossible, "{range}");
+            assert_eq!(given(&[(RANGE, range)]), Selection::Unsatisfiable, "{range}");
         }
         let headers = HeaderMap::from_iter([(RANGE, HeaderValue::from_static("bytes=-5"))]);
-        assert_eq!(wanted(&headers, 0, TAG), Wanted::Impossible);
+        assert_eq!(select(&headers, 0, TAG), Selection::Unsatisfiable);
     }
 
     #[test]
-    fn anything_else_is_the_whole() {
+    fn malformed_and_multiple_ranges_are_the_whole() {
         for range in
             ["bytes=0-1,5-6", "bytes=9-5", "bytes=", "bytes=-", "bytes=a-b", "bytes=+1-2", "lines=1-2", "0-1"]
         {
-            assert_eq!(given(&[(RANGE, range)]), Wanted::Whole, "{range}");
+            assert_eq!(given(&[(RANGE, range)]), Selection::Whole, "{range}");
         }
-        assert_eq!(given(&[]), Wanted::Whole);
+        assert_eq!(given(&[]), Selection::Whole);
     }
 
     #[test]
-    fn what_the_client_has_is_not_sent() {
+    fn matching_if_none_match_is_not_modified() {
         for tags in ["\"a\"", "W/\"a\"", "\"b\", \"a\"", "*"] {
-            assert_eq!(given(&[(IF_NONE_MATCH, tags), (RANGE, "bytes=0-1")]), Wanted::Nothing, "{tags}");
+            assert_eq!(
+                given(&[(IF_NONE_MATCH, tags), (RANGE, "bytes=0-1")]),
+                Selection::NotModified,
+                "{tags}"
+            );
         }
-        assert_eq!(given(&[(IF_NONE_MATCH, "\"b\"")]), Wanted::Whole);
+        assert_eq!(given(&[(IF_NONE_MATCH, "\"b\"")]), Selection::Whole);
     }
 
     #[test]
-    fn a_part_is_only_sent_of_what_the_client_knows() {
-        assert_eq!(given(&[(RANGE, "bytes=0-1"), (IF_RANGE, TAG)]), Wanted::Part(0..2));
+    fn if_range_needs_a_strong_match() {
+        assert_eq!(given(&[(RANGE, "bytes=0-1"), (IF_RANGE, TAG)]), Selection::Part(0..2));
         for other in ["\"b\"", "W/\"a\"", "Wed, 21 Oct 2015 07:28:00 GMT"] {
-            assert_eq!(given(&[(RANGE, "bytes=0-1"), (IF_RANGE, other)]), Wanted::Whole, "{other}");
+            assert_eq!(given(&[(RANGE, "bytes=0-1"), (IF_RANGE, other)]), Selection::Whole, "{other}");
         }
     }
 
     #[test]
-    fn a_tag_is_quoted() {
+    fn tag_is_quoted() {
         assert_eq!(quoted("1-2-3"), "\"1-2-3\"");
         assert_eq!(quoted("\"1\""), "\"1\"");
         assert_eq!(quoted("W/\"1\""), "W/\"1\"");

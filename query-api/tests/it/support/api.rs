@@ -1,4 +1,4 @@
-//! The API, as a client calls it.
+//! A client of the API.
 
 use axum::{
     Router,
@@ -10,13 +10,13 @@ use tower::ServiceExt;
 use vidlog_contract::Tokens;
 use vidlog_query_api::{QueryState, router};
 
-/// The API over some state.
+/// The API, called in process.
 pub(crate) struct Api {
     router: Router,
     tokens: Tokens,
 }
 
-/// An answer, read to its end.
+/// A response with its body.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -29,12 +29,12 @@ impl Api {
         Self { tokens: state.tokens.clone(), router: router(state) }
     }
 
-    /// Gets a path as an anonymous reader.
+    /// Sends an anonymous GET.
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(Request::get(path).body(Body::empty()).unwrap()).await
     }
 
-    /// Gets a path as a user.
+    /// Sends a GET of a user.
     pub(crate) async fn get_as(&self, user: i64, path: &str) -> Answer {
         let separator = if path.contains('?') { '&' } else { '?' };
         self.get(&format!("{path}{separator}token={}", self.tokens.sign(user).unwrap())).await
@@ -50,18 +50,18 @@ impl Api {
 }
 
 impl Answer {
-    /// The answer's `status_code`.
+    /// Returns the `status_code`.
     pub(crate) fn code(&self) -> i64 {
         self.body["status_code"].as_i64().unwrap()
     }
 
-    /// The body of a good answer that lacks nothing.
+    /// Returns the body of a successful response that is not stale.
     pub(crate) fn ok(self) -> Value {
         assert!(!self.is_stale(), "{self:?}");
         self.even_if_stale()
     }
 
-    /// The body of a good answer.
+    /// Returns the body of a successful response.
     pub(crate) fn even_if_stale(self) -> Value {
         assert_eq!((self.status, self.code()), (StatusCode::OK, 0), "{self:?}");
         self.body
@@ -71,7 +71,7 @@ impl Answer {
         self.headers.get("vidlog-stale").is_some_and(|stale| stale == "true")
     }
 
-    /// The ids of a good answer's list.
+    /// Returns the ids of a list of a successful response.
     pub(crate) fn ids(self, list: &str) -> Vec<i64> {
         ids(&self.ok(), list)
     }
@@ -81,7 +81,7 @@ fn ids(body: &Value, list: &str) -> Vec<i64> {
     body[list].as_array().unwrap().iter().map(|item| item["id"].as_i64().unwrap()).collect()
 }
 
-/// Every id of a list, page by page; `between` happens after each page.
+/// Reads every id of a list, page by page, and runs `between` after each page.
 pub(crate) async fn all_pages(
     list: &str,
     mut page: impl AsyncFnMut(Option<String>) -> Answer,

@@ -1,4 +1,4 @@
-//! Read models of a test's own, in Redis and in MySQL.
+//! Read models in the namespace of a test, in Redis and MySQL.
 
 use std::sync::Arc;
 
@@ -22,11 +22,11 @@ use vidlog_service_kit::{clock::Clock, mysql};
 
 use super::Api;
 
-/// When everything happens.
+/// The fixed time of the clock.
 pub(crate) const NOW: i64 = 1_700_000_000_000;
-/// An address nobody listens on.
+/// The URL of a Redis that refuses connections.
 pub(crate) const DEAD_REDIS: &str = "redis://127.0.0.1:1/";
-/// An address nobody listens on.
+/// The URL of a MySQL that refuses connections.
 pub(crate) const DEAD_MYSQL: &str = "mysql://nobody@127.0.0.1:1/nothing";
 
 #[derive(Parser)]
@@ -45,7 +45,7 @@ pub(crate) struct World {
     pub(crate) clock: Clock,
 }
 
-/// A video as a test knows it.
+/// A video to insert.
 #[derive(Clone, Copy)]
 struct Video {
     id: i64,
@@ -76,13 +76,13 @@ impl World {
         world
     }
 
-    /// Says that a view is complete, and which generation is live.
+    /// Marks a view as complete with a live generation.
     pub(crate) async fn complete(&self, projection: &Projection, generation: u32) {
         let key = self.keys.generations();
         self.do_all(&[cmd("HSET").arg(key).arg(projection.name).arg(generation).take()]).await;
     }
 
-    /// Says that a view is not complete.
+    /// Marks a view as incomplete.
     pub(crate) async fn incomplete(&self, projection: &Projection) {
         self.do_all(&[cmd("HDEL").arg(self.keys.generations()).arg(projection.name).take()]).await;
     }
@@ -105,7 +105,7 @@ impl World {
 
     pub(crate) fn state_over(&self, redis: Redis, mysql: MySqlPool) -> QueryState {
         let clock = self.clock.clone();
-        // The keys of another process, which has to hear of the live generations by itself.
+        // The keys of another process, which observes the live generations itself.
         let keys = self.keys.of_generation(&projections::FEED, self.keys.generation(&projections::FEED));
         QueryState {
             models: ReadModels::new(keys, redis, mysql, MediaUrls::new("http://media")),
@@ -113,7 +113,7 @@ impl World {
                 .unwrap(),
             clock: self.clock.clone(),
             objects: Arc::new(InMemory::new()),
-            slots: Arc::new(Semaphore::new(64)),
+            request_permits: Arc::new(Semaphore::new(64)),
         }
     }
 
@@ -130,12 +130,12 @@ impl World {
         }
     }
 
-    /// A video that was published at a time.
+    /// Inserts a video published at a time.
     pub(crate) async fn published(&self, id: i64, author: i64, published_ms: i64) {
         self.video(Video { id, author, state: VideoState::Published, published_ms }).await;
     }
 
-    /// A video that is not published: still in work, or rejected.
+    /// Inserts a video that is processing or rejected.
     pub(crate) async fn unpublished(&self, id: i64, author: i64, state: VideoState) {
         self.video(Video { id, author, state, published_ms: 0 }).await;
     }
@@ -224,7 +224,7 @@ impl World {
         update.bind(id).execute(&self.mysql).await.unwrap();
     }
 
-    /// A message. Between users 1 and 2 its id is its time; other conversations have ids apart from those.
+    /// Inserts a message. Its id is its time between users 1 and 2, and distinct from those otherwise.
     pub(crate) async fn message(&self, from: i64, to: i64, create_ms: i64) {
         let (low, high, text) = (from.min(to), from.max(to), format!("message {create_ms}"));
         let id = create_ms + (high - 2) * 1_000_000_000_000;
@@ -237,10 +237,10 @@ impl World {
         replace.execute(&self.mysql).await.unwrap();
     }
 
-    /// Says how far a projection is in a partition.
+    /// Sets the progress of a projection in a partition.
     pub(crate) async fn progress(&self, projection: &str, stream: &str, partition: i32, next_offset: i64) {
         let field = partition_field(stream, partition);
-        let projection = projections::ALL.iter().find(|known| known.name == projection).unwrap();
+        let projection = projections::ALL.iter().find(|candidate| candidate.name == projection).unwrap();
         self.do_all(&[cmd("HSET").arg(self.keys.progress(projection)).arg(field).arg(next_offset).take()])
             .await;
     }

@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn the_failpoints_are_those_of_the_programs() {
         let sources = [
-            include_str!("../../projection-engine/src/store/sink.rs"),
+            include_str!("../../projection-engine/src/store.rs"),
             include_str!("../../projection-engine/src/store/mysql.rs"),
             include_str!("../../projection-engine/src/store/redis.rs"),
             include_str!("../../projectors/src/rebuild/generation.rs"),

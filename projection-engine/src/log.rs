@@ -17,6 +17,7 @@ use rdkafka::{
 };
 use tokio::task::spawn_blocking;
 use vidlog_events::{Stream, Topics};
+use vidlog_service_kit::config;
 
 pub use self::{
     partition::Partition,
@@ -56,15 +57,27 @@ pub struct Log {
 }
 
 impl Log {
-    /// Where the log ends now for consumers, in the partitions of some streams: the last stable offsets.
+    /// The log of a namespace.
+    pub fn new(settings: &config::Log, namespace: &str) -> Self {
+        Self { brokers: settings.kafka_brokers.clone(), topics: Topics::new(namespace) }
+    }
+
+    /// Returns the end of the log for consumers in each partition of some streams: the last stable offset.
     pub async fn ends(&self, streams: Vec<Stream>) -> anyhow::Result<Offsets> {
-        let extents = self.extents(streams).await?;
-        Ok(extents.into_iter().map(|(partition, extent)| (partition, extent.end)).collect())
+        self.ends_within(streams, BROKER_TIMEOUT).await
+    }
+
+    /// [`Log::ends`], with a limit on each answer of the broker.
+    pub async fn ends_within(&self, streams: Vec<Stream>, timeout: Duration) -> anyhow::Result<Offsets> {
+        let end = move |consumer: &BaseConsumer, topic: &str, number| {
+            Ok(consumer.fetch_watermarks(topic, number, timeout)?.1)
+        };
+        self.places(streams, timeout, end).await
     }
 
     /// Where the log begins and ends now for consumers, in the partitions of some streams.
     pub async fn extents(&self, streams: Vec<Stream>) -> anyhow::Result<BTreeMap<Partition, Extent>> {
-        self.places(streams, |consumer, topic, number| {
+        self.places(streams, BROKER_TIMEOUT, |consumer, topic, number| {
             let (start, end) = consumer.fetch_watermarks(topic, number, BROKER_TIMEOUT)?;
             Ok(Extent { start, end })
         })
@@ -73,7 +86,7 @@ impl Log {
 
     /// Where the first record of a time, in ms since 1970, or later is; the end where there is none.
     pub async fn at_time(&self, streams: Vec<Stream>, time_ms: i64) -> anyhow::Result<Offsets> {
-        self.places(streams, move |consumer, topic, number| {
+        self.places(streams, BROKER_TIMEOUT, move |consumer, topic, number| {
             let mut asked = TopicPartitionList::new();
             asked.add_partition_offset(topic, number, Offset::Offset(time_ms))?;
             let found = consumer.offsets_for_times(asked, BROKER_TIMEOUT)?;
@@ -116,13 +129,14 @@ impl Log {
         });
         let time: anyhow::Result<_> = asked.await.context("reading the log panicked")?;
         time.with_context(|| {
-            format!("failed to read the time of the last record of {} before {offset}", partition.field())
+            format!("failed to read the time of the last record of {} before {offset}", partition.id())
         })
     }
 
     async fn places<Place, Ask>(
         &self,
         streams: Vec<Stream>,
+        timeout: Duration,
         ask: Ask,
     ) -> anyhow::Result<BTreeMap<Partition, Place>>
     where
@@ -136,7 +150,7 @@ impl Log {
             for stream in streams {
                 let topic = log.topics.name(stream);
                 let metadata = consumer
-                    .fetch_metadata(Some(&topic), BROKER_TIMEOUT)
+                    .fetch_metadata(Some(&topic), timeout)
                     .with_context(|| format!("failed to ask for the partitions of {topic}"))?;
                 let numbers: Vec<i32> = metadata
                     .topics()

@@ -25,7 +25,7 @@ use vidlog_schemas::keys::Key;
 use crate::{
     dead_letters::{Intake, IntakeError, Post},
     log::{Delivery, Item, Log, Offsets, Partition, Ranges, Source},
-    store::{Position, StoreError, sink::Sink},
+    store::{Position, SharedStore, StoreError},
 };
 
 /// Records in a batch.
@@ -47,7 +47,12 @@ pub struct Tally {
 
 /// Folds what a sink does not have yet before some offsets, and settles it there, or at the log start offset if that is
 /// higher. A sink without a position begins at the log start offset.
-pub async fn replay(log: &Log, sink: &Sink, until: &Offsets, tally: &Arc<Tally>) -> anyhow::Result<()> {
+pub async fn replay(
+    log: &Log,
+    sink: &SharedStore,
+    until: &Offsets,
+    tally: &Arc<Tally>,
+) -> anyhow::Result<()> {
     let partitions: Vec<Partition> = until.keys().copied().collect();
     let positions = sink.positions(&partitions).await.context("the store does not say where it stands")?;
     let behind: BTreeMap<Partition, (Position, i64)> = partitions
@@ -65,7 +70,7 @@ pub async fn replay(log: &Log, sink: &Sink, until: &Offsets, tally: &Arc<Tally>)
     for (partition, (position, end)) in behind {
         let start = starts.get(&partition).copied().unwrap_or_default();
         let from = position.read_from(start).with_context(|| {
-            let field = partition.field();
+            let field = partition.id();
             format!("{field} begins at {start}, after a position of the view: drop it, and fold it anew")
         })?;
         let end = end.max(from);
@@ -136,7 +141,7 @@ fn read(
 
 /// Folds one partition.
 struct Folding {
-    sink: Sink,
+    sink: SharedStore,
     post: Post,
     partition: Partition,
     position: Position,
@@ -150,12 +155,12 @@ impl Folding {
     async fn run(self, mut records: Receiver<Received>) -> anyhow::Result<()> {
         let (sink, post) = (self.sink.clone(), self.post.clone());
         let opened = Intake::open(sink, post, self.partition, self.position.clone()).await;
-        let mut intake = opened.with_context(|| format!("in {}", self.partition.field()))?;
+        let mut intake = opened.with_context(|| format!("in {}", self.partition.id()))?;
         let (mut next, mut is_read) = (self.from, false);
         while !is_read {
             let mut received = Vec::with_capacity(BATCH);
             if records.recv_many(&mut received, BATCH).await == 0 {
-                bail!("{} was read to {next} only, not to {}", self.partition.field(), self.end);
+                bail!("{} was read to {next} only, not to {}", self.partition.id(), self.end);
             }
             is_read = received.last().is_some_and(Option::is_none);
             let batch: Vec<Delivery> = received.into_iter().flatten().collect();
@@ -189,11 +194,13 @@ impl Folding {
             };
             match written {
                 Ok(()) => return Ok(()),
-                Err(IntakeError::Sink(StoreError::Retry(_)) | IntakeError::Post(_)) if attempt < ATTEMPTS => {
+                Err(IntakeError::Store(StoreError::Retry(_)) | IntakeError::Post(_))
+                    if attempt < ATTEMPTS =>
+                {
                     sleep(PAUSE * (1 << attempt)).await;
                     attempt += 1;
                 }
-                Err(error) => return Err(error).with_context(|| format!("in {}", self.partition.field())),
+                Err(error) => return Err(error).with_context(|| format!("in {}", self.partition.id())),
             }
         }
     }

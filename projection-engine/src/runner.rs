@@ -22,36 +22,28 @@ pub use self::{
     settings::Settings,
     status::{Board, Line, Phase},
 };
-use crate::{
-    store::{Target, sink::Sink},
-    view::Projection,
-};
+use crate::store::SharedStore;
 
 /// Runs one projection.
 pub struct Runner {
-    sink: Sink,
+    store: SharedStore,
     settings: Arc<Settings>,
     readiness: Readiness,
 }
 
 impl Runner {
-    /// A runner that has not started.
-    pub fn new(
-        projection: Projection,
-        target: Target,
-        settings: Arc<Settings>,
-        readiness: Readiness,
-    ) -> Self {
-        Self { sink: Sink::new(projection, target), settings, readiness }
+    /// A runner of a view, not started yet.
+    pub const fn new(store: SharedStore, settings: Arc<Settings>, readiness: Readiness) -> Self {
+        Self { store, settings, readiness }
     }
 
     /// Runs until shutdown is given and all that was begun is written; a broker that does not answer any more is not
     /// waited for.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let Self { sink, settings, readiness } = self;
-        let name = sink.projection().name();
+        let Self { store, settings, readiness } = self;
+        let name = store.projection().name();
         let consumer =
-            Poller::new(sink, settings, readiness, shutdown.clone(), tokio::runtime::Handle::current())
+            Poller::new(store, settings, readiness, shutdown.clone(), tokio::runtime::Handle::current())
                 .with_context(|| format!("failed to set up the consumer of projection {name}"))?;
         // Polling blocks, and calls back into this process when partitions come and go: it has a thread of its own.
         let (ended, end) = tokio::sync::oneshot::channel();

@@ -4,25 +4,20 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
-use crate::{mysql_url::MySqlUrl, projections};
+use crate::projections;
 use anyhow::{Context, bail, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use redis::cmd;
 use sqlx::AssertSqlSafe;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use vidlog_events::{Stream, Topics};
+use vidlog_events::Stream;
 use vidlog_projection_engine::{
     log::{Log, Offsets, Partition},
     replay::{Tally, replay},
-    store::{Target, prepare::prepare, sink::Sink},
+    store::Stores,
 };
-use vidlog_redis_shards::Redis;
 use vidlog_schemas::{Keys, projections::View};
-use vidlog_service_kit::{
-    config::{self, Stores},
-    mysql,
-    shutdown::Shutdown,
-};
+use vidlog_service_kit::{config, shutdown::Shutdown};
 
 /// Projections that are folded at once.
 const AT_ONCE: usize = 4;
@@ -88,7 +83,8 @@ impl FromStr for Name {
 /// A scratch namespace of some namespace.
 pub struct Scratch {
     log: Log,
-    stores: Stores,
+    live: Stores,
+    target: Stores,
     namespace: String,
     database: String,
 }
@@ -106,33 +102,34 @@ pub struct Folded {
 
 impl Scratch {
     /// A scratch namespace by its name; nothing is made yet.
-    pub fn new(log: &config::Log, stores: &Stores, name: &Name) -> anyhow::Result<Self> {
-        let url = MySqlUrl::read(stores.mysql_url.reveal())?;
-        Ok(Self {
-            log: Log { brokers: log.kafka_brokers.clone(), topics: Topics::new(&stores.namespace) },
-            stores: stores.clone(),
-            namespace: format!("{}-as-of-{}", stores.namespace, name.0),
-            database: url.beside(&format!("as_of_{}", name.0)),
-        })
+    pub fn new(log: &config::Log, stores: &config::Stores, name: &Name) -> anyhow::Result<Self> {
+        let live = Stores::open(stores, CONNECTIONS)?;
+        let (namespace, name) = (format!("{}-as-of-{}", stores.namespace, name.0), &name.0);
+        let database = format!("{}_as_of_{name}", live.database()?);
+        let keys = Keys::new(&namespace, stores.shards);
+        let target = Stores { keys, ..live.with_database(&database, CONNECTIONS) };
+        Ok(Self { log: Log::new(log, &stores.namespace), live, target, namespace, database })
     }
 
     /// Folds into it what it does not have yet. What it has of an earlier call must not be beyond.
     pub async fn fold(&self, until: &Until) -> anyhow::Result<Folded> {
         let until = self.places(until).await?;
         let create = format!("CREATE DATABASE IF NOT EXISTS `{}`", self.database);
-        let mysql = mysql::open(self.stores.mysql_url.reveal(), 1)?;
-        sqlx::query(AssertSqlSafe(create)).execute(&mysql).await.context("failed to create its database")?;
-        let target = self.target()?;
+        sqlx::query(AssertSqlSafe(create))
+            .execute(&self.live.mysql)
+            .await
+            .context("failed to create its database")?;
+        let target = &self.target;
         // Else what prepares the stores would wait for it.
         let _: String = target.redis.query(&cmd("PING")).await.context("Redis does not answer")?;
-        prepare(&target, self.stores.shards, &Shutdown::new()).await?;
+        target.prepare(&Shutdown::new()).await?;
 
         let tally = Arc::new(Tally::default());
         let folding = projections::ALL.map(async |projection| {
             let streams: Vec<Stream> = projection.streams().collect();
             let own = until.iter().filter(|(partition, _)| streams.contains(&partition.stream));
             let own: Offsets = own.map(|(partition, end)| (*partition, *end)).collect();
-            let sink = Sink::new(projection, target.clone());
+            let sink = target.view(projection);
             let partitions: Vec<Partition> = own.keys().copied().collect();
             let stands = sink.positions(&partitions).await?;
             ensure!(
@@ -143,7 +140,7 @@ impl Scratch {
             Box::pin(replay(&self.log, &sink, &own, &tally)).await
         });
         stream::iter(folding).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
-        self.declare_complete(&target).await?;
+        self.declare_complete(target).await?;
         Ok(Folded {
             records: tally.folded.load(std::sync::atomic::Ordering::Relaxed),
             namespace: self.namespace.clone(),
@@ -153,25 +150,18 @@ impl Scratch {
 
     /// Removes all of it. Says what it was.
     pub async fn drop_all(&self) -> anyhow::Result<String> {
-        let target = self.target()?;
+        let target = &self.target;
         let mut scan = target.redis.scan(&target.keys.pattern(), PAGE);
         while let Some(found) = scan.next().await? {
             let unlinks: Vec<_> = found.into_iter().map(|name| cmd("UNLINK").arg(name).take()).collect();
             target.redis.all(&unlinks).await?;
         }
-        let mysql = mysql::open(self.stores.mysql_url.reveal(), 1)?;
         let drop = format!("DROP DATABASE IF EXISTS `{}`", self.database);
-        sqlx::query(AssertSqlSafe(drop)).execute(&mysql).await.context("failed to drop its database")?;
+        sqlx::query(AssertSqlSafe(drop))
+            .execute(&self.live.mysql)
+            .await
+            .context("failed to drop its database")?;
         Ok(format!("the namespace {} and the database {} are dropped", self.namespace, self.database))
-    }
-
-    fn target(&self) -> anyhow::Result<Target> {
-        let url = MySqlUrl::read(self.stores.mysql_url.reveal())?.with_database(&self.database);
-        Ok(Target {
-            keys: Keys::new(&self.namespace, self.stores.shards),
-            redis: Redis::open(self.stores.redis_url.reveal()).context("failed to read the Redis address")?,
-            mysql: mysql::open(&url, CONNECTIONS).context("failed to read the MySQL address")?,
-        })
     }
 
     async fn places(&self, until: &Until) -> anyhow::Result<Offsets> {
@@ -183,10 +173,10 @@ impl Scratch {
                 let mut latest_ms = 0;
                 for (partition, next) in positions {
                     if ends.get(partition).is_none_or(|end| next > end) {
-                        bail!("the log has no {}:{next}", partition.field());
+                        bail!("the log has no {}:{next}", partition.id());
                     }
                     let time_ms = self.log.time_before(*partition, *next).await?;
-                    let field = partition.field();
+                    let field = partition.id();
                     latest_ms = latest_ms.max(
                         time_ms.with_context(|| format!("the log has no record before {field}:{next}"))?,
                     );
@@ -199,7 +189,7 @@ impl Scratch {
     }
 
     /// Readers read a view of Redis once it is said to be complete.
-    async fn declare_complete(&self, target: &Target) -> anyhow::Result<()> {
+    async fn declare_complete(&self, target: &Stores) -> anyhow::Result<()> {
         let mut set = cmd("HSET");
         set.arg(target.keys.generations());
         for projection in projections::ALL {

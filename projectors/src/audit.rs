@@ -19,20 +19,15 @@ use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use serde::Serialize;
 use tokio::time::{sleep, timeout};
-use vidlog_events::{Stream, Topics};
-use vidlog_redis_shards::Redis;
-use vidlog_schemas::Keys;
-use vidlog_service_kit::{
-    config::{self, Stores},
-    mysql,
-};
+use vidlog_events::Stream;
+use vidlog_service_kit::config;
 
 use self::moment::{Moment, moments};
 use crate::projections;
 use vidlog_projection_engine::{
     desired_state::{self, AllWanted, Wanted, Wish},
     log::{Log, Offsets, Partition},
-    store::{Position, Target, sink::Sink},
+    store::{Position, Stores},
     view::Projection,
 };
 
@@ -94,19 +89,15 @@ pub struct Audited {
 }
 
 /// Audits all views of a namespace.
-pub async fn audit(log: &config::Log, stores: &Stores) -> anyhow::Result<Report> {
-    let target = Target {
-        keys: Keys::new(&stores.namespace, stores.shards),
-        redis: Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?,
-        mysql: mysql::open(stores.mysql_url.reveal(), 4).context("failed to read the MySQL address")?,
-    };
-    let log = Log { brokers: log.kafka_brokers.clone(), topics: Topics::new(&stores.namespace) };
+pub async fn audit(log: &config::Log, stores: &config::Stores) -> anyhow::Result<Report> {
+    let target = Stores::open(stores, 4)?;
+    let log = Log::new(log, &stores.namespace);
     audit_some(&log, &target, &projections::ALL).await
 }
 
 /// Audits the views of some projections. Those that run have to reach first what the log has now; each is compared at
 /// the position that it has then.
-pub async fn audit_some(log: &Log, target: &Target, projections: &[Projection]) -> anyhow::Result<Report> {
+pub async fn audit_some(log: &Log, target: &Stores, projections: &[Projection]) -> anyhow::Result<Report> {
     let all_wanted = wanted(target).await?;
     let mut target = target.clone();
     for projection in projections {
@@ -149,7 +140,7 @@ fn records(moments: &[Moment]) -> usize {
     usize::try_from(places.values().sum::<i64>()).unwrap_or_default()
 }
 
-async fn wanted(target: &Target) -> anyhow::Result<AllWanted> {
+async fn wanted(target: &Stores) -> anyhow::Result<AllWanted> {
     desired_state::read(&target.mysql).await.context("MySQL does not say which generations are live")
 }
 
@@ -176,8 +167,8 @@ impl Report {
 }
 
 /// Waits until a projection has folded the log up to some ends.
-async fn reach(target: &Target, projection: Projection, ends: &Offsets) -> anyhow::Result<()> {
-    let sink = Sink::new(projection, target.clone());
+async fn reach(target: &Stores, projection: Projection, ends: &Offsets) -> anyhow::Result<()> {
+    let sink = target.view(projection);
     let partitions: Vec<_> = projection.partitions(&ends.keys().copied().collect::<Vec<_>>()).collect();
     let reached = async {
         loop {

@@ -7,7 +7,6 @@ pub mod as_of;
 pub mod audit;
 pub mod cli;
 mod metrics;
-mod mysql_url;
 pub mod operator;
 pub mod operator_api;
 pub mod projections;

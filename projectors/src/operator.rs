@@ -7,13 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
-use vidlog_events::Topics;
-use vidlog_redis_shards::Redis;
-use vidlog_schemas::Keys;
-use vidlog_service_kit::{
-    config::{Log, Stores},
-    mysql,
-};
+use vidlog_service_kit::config;
 
 use crate::{
     audit::{self, audit_some},
@@ -22,8 +16,8 @@ use crate::{
 use vidlog_projection_engine::{
     dead_letters::Post,
     desired_state::{self, Wanted, Wish},
-    log::{self, Partition},
-    store::Target,
+    log::{Log, Partition},
+    store::Stores,
     view::Projection,
 };
 
@@ -37,20 +31,15 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Who operates the projections of a namespace. Clones share their connections.
 #[derive(Clone)]
 pub struct Operator {
-    log: log::Log,
-    target: Target,
+    log: Log,
+    target: Stores,
 }
 
 impl Operator {
     /// An operator of a namespace. It connects when it has something to do.
-    pub fn open(log: &Log, stores: &Stores) -> anyhow::Result<Self> {
-        let target = Target {
-            keys: Keys::new(&stores.namespace, stores.shards),
-            redis: Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?,
-            mysql: mysql::open(stores.mysql_url.reveal(), MYSQL_CONNECTIONS)
-                .context("failed to read the MySQL address")?,
-        };
-        let log = log::Log { brokers: log.kafka_brokers.clone(), topics: Topics::new(&stores.namespace) };
+    pub fn open(log: &config::Log, stores: &config::Stores) -> anyhow::Result<Self> {
+        let target = Stores::open(stores, MYSQL_CONNECTIONS)?;
+        let log = Log::new(log, &stores.namespace);
         Ok(Self { log, target })
     }
 
@@ -72,7 +61,7 @@ impl Operator {
             let folding: Vec<_> = reports
                 .iter()
                 .filter(|report| matches!(report.state, State::Running | State::Blocked))
-                .map(|report| format!("{} by {}", report.partition.field(), report.instance))
+                .map(|report| format!("{} by {}", report.partition.id(), report.instance))
                 .collect();
             let already = if before.wish == Wish::Pause { "was paused already" } else { "is paused" };
             if reports.is_empty() {

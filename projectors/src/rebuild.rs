@@ -22,34 +22,28 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tracing::warn;
-use vidlog_events::Topics;
-use vidlog_redis_shards::Redis;
-use vidlog_schemas::Keys;
-use vidlog_service_kit::{
-    config::{self, Stores},
-    mysql,
-};
+use vidlog_service_kit::config;
 
 pub use self::{compare::ENOUGH, progress::Progress};
 use self::{
     compare::{Comparison, Pair},
-    generation::Generations,
+    generation::{GRACE, Generations},
 };
 use crate::audit::Difference;
 use vidlog_projection_engine::{
     desired_state::hold::{BETWEEN_HOLDS, HOLDS, Hold, LOOK},
     log::{Extent, Log, Offsets, Partition, identity::FirstRecords},
     replay::{Tally, replay},
-    store::{Parked, Position, Target, sink::Sink},
+    store::{Parked, Position, Stores},
     view::Projection,
 };
 
+/// Connections to MySQL.
+const MYSQL_CONNECTIONS: u32 = 8;
 /// A round of catching up that leaves fewer records than this to the next is the last.
 const NEARLY_THERE: i64 = 2000;
 /// How long a hold takes to be known to every process: several times of asking.
 const HOLD_IS_KNOWN: Duration = Duration::from_millis(350);
-/// How long the old generation is kept: a request that began with it ends within 5 s.
-const GRACE: Duration = Duration::from_secs(8);
 /// How often the progress is told.
 const TELL_EVERY: Duration = Duration::from_millis(500);
 
@@ -78,19 +72,21 @@ pub struct Outcome {
 pub struct Rebuild {
     projection: Projection,
     log: Log,
-    live: Target,
+    live: Stores,
     generations: Generations,
     progress: watch::Sender<Progress>,
 }
 
 impl Rebuild {
     /// Prepares a rebuild: takes the lock that no two have at once, and makes the place for the next generation.
-    pub async fn begin(log: &config::Log, stores: &Stores, projection: Projection) -> anyhow::Result<Self> {
-        let redis = Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?;
-        let mysql = mysql::open(stores.mysql_url.reveal(), 8).context("failed to read the MySQL address")?;
-        let live = Target { keys: Keys::new(&stores.namespace, stores.shards), redis, mysql };
-        let generations = Generations::lock(projection, stores, live.clone()).await?;
-        let log = Log { brokers: log.kafka_brokers.clone(), topics: Topics::new(&stores.namespace) };
+    pub async fn begin(
+        log: &config::Log,
+        stores: &config::Stores,
+        projection: Projection,
+    ) -> anyhow::Result<Self> {
+        let live = Stores::open(stores, MYSQL_CONNECTIONS)?;
+        let generations = Generations::lock(projection, live.clone()).await?;
+        let log = Log::new(log, &stores.namespace);
         let (progress, _) = watch::channel(Progress::Preparing);
         Ok(Self { projection, log, live, generations, progress })
     }
@@ -165,7 +161,7 @@ impl Rebuild {
             .context("reading the log panicked")?
             .context("the log's first records can't be read")?;
         let known: Vec<_> = firsts.into_iter().filter_map(|(at, first)| Some((at, first?))).collect();
-        let remembered = Sink::new(self.projection, self.live.clone()).logs(&known).await?;
+        let remembered = self.live.view(self.projection).log_identities(&known).await?;
         let is_other = known.iter().zip(&remembered).any(|((_, first), remembered)| first != remembered);
         ensure!(!is_other, "this is another log than the one that the live view was folded from");
         Ok(())
@@ -173,10 +169,10 @@ impl Rebuild {
 
     /// Makes the next generation, or finds what a rebuild that was cut off has left of it. If a record waits there that does
     /// not wait in the live one any more, it was retried or discarded since: then all is folded anew.
-    async fn make_next(&self) -> anyhow::Result<Target> {
+    async fn make_next(&self) -> anyhow::Result<Stores> {
         let found = self.generations.make_next().await?;
-        let waits = Sink::new(self.projection, found.clone()).parked().await?;
-        let waits_in_live = Sink::new(self.projection, self.live.clone()).parked().await?;
+        let waits = found.view(self.projection).parked().await?;
+        let waits_in_live = self.live.view(self.projection).parked().await?;
         let still_waits = |(partition, keys): (&Partition, &Parked)| {
             let in_live = waits_in_live.get(partition);
             keys.iter().all(|(key, parked)| {
@@ -197,9 +193,9 @@ impl Rebuild {
             let Some(replaced) = self.generations.replaced()? else {
                 return Ok(());
             };
-            let late = Sink::new(self.projection, replaced).positions(&pair.partitions).await?;
+            let late = replaced.view(self.projection).positions(&pair.partitions).await?;
             let until = pair.partitions.iter().zip(late).map(|(at, position)| (*at, position.highest()));
-            let live = Sink::new(self.projection, self.live.clone());
+            let live = self.live.view(self.projection);
             replay(&self.log, &live, &until.collect(), &Arc::default()).await
         };
         if let Err(error) = caught_up.await {

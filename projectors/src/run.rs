@@ -4,25 +4,17 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::task::JoinSet;
-use vidlog_events::Topics;
-use vidlog_redis_shards::Redis;
-use vidlog_schemas::Keys;
-use vidlog_service_kit::{
-    config::{Log, Stores},
-    mysql,
-    ops::Readiness,
-    shutdown::Shutdown,
-};
+use vidlog_service_kit::{config, ops::Readiness, shutdown::Shutdown};
 
 use crate::status::Reporter;
 use vidlog_projection_engine::{
-    completeness::Keeper,
+    completeness::CompletenessController,
     dead_letters::Post,
     desired_state,
     log::{self, identity::FirstRecords},
     runner::{Board, Runner, Settings},
-    store::{Target, prepare::prepare},
-    view::Projection,
+    store::Stores,
+    view::{Fold, Projection},
 };
 
 /// MySQL connections of a process: partitions take turns on them.
@@ -32,9 +24,9 @@ const MYSQL_CONNECTIONS: u32 = 16;
 #[derive(Clone, Copy)]
 pub struct Plan<'a> {
     /// Where the log is.
-    pub log: &'a Log,
+    pub log: &'a config::Log,
     /// Where the stores are.
-    pub stores: &'a Stores,
+    pub stores: &'a config::Stores,
     /// What runs.
     pub projections: &'a [Projection],
     /// The name of this process, by which it has the same partitions after a restart; no two may have the same. Without
@@ -58,11 +50,8 @@ pub fn run(
 
 async fn run_all(plan: Plan<'_>, readiness: Readiness, shutdown: Shutdown) -> anyhow::Result<()> {
     let Plan { log, stores, projections, instance } = plan;
-    let redis = Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?;
-    let mysql = mysql::open(stores.mysql_url.reveal(), MYSQL_CONNECTIONS)
-        .context("failed to read the MySQL address")?;
-    let target = Target { keys: Keys::new(&stores.namespace, stores.shards), redis, mysql };
-    prepare(&target, stores.shards, &shutdown).await?;
+    let target = Stores::open(stores, MYSQL_CONNECTIONS)?;
+    target.prepare(&shutdown).await?;
     let Some(wanted) = desired_state::follow(target.mysql.clone(), shutdown.clone()).await else {
         return Ok(());
     };
@@ -72,7 +61,7 @@ async fn run_all(plan: Plan<'_>, readiness: Readiness, shutdown: Shutdown) -> an
         target.keys.set_generation(&projection.catalogued, generation);
     }
 
-    let kafka = log::Log { brokers: log.kafka_brokers.clone(), topics: Topics::new(&stores.namespace) };
+    let kafka = log::Log::new(log, &stores.namespace);
     let board = Arc::new(Board::default());
     let reporter = Reporter {
         instance: instance.map_or_else(this_process, str::to_owned),
@@ -93,10 +82,17 @@ async fn run_all(plan: Plan<'_>, readiness: Readiness, shutdown: Shutdown) -> an
     });
     let mut running = JoinSet::new();
     for projection in projections {
-        let runner = Runner::new(*projection, target.clone(), settings.clone(), readiness.clone());
+        let runner = Runner::new(target.view(*projection), settings.clone(), readiness.clone());
         running.spawn(runner.run(shutdown.clone()));
-        let keeper = Keeper::new(*projection, target.clone(), kafka.clone(), readiness.clone());
-        running.spawn(keeper.run(shutdown.clone()));
+        if let Fold::Redis(fold) = projection.fold {
+            let (stores, log, readiness) = (target.clone(), kafka.clone(), readiness.clone());
+            let controller = CompletenessController::new(*projection, fold, stores, log, readiness);
+            let shutdown = shutdown.clone();
+            running.spawn(async move {
+                controller.run(shutdown).await;
+                Ok(())
+            });
+        }
     }
     while let Some(ended) = running.join_next().await {
         ended.context("a projection panicked")??;

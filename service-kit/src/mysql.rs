@@ -28,8 +28,13 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const SESSION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES'), innodb_lock_wait_timeout = 5, wait_timeout = 60";
 
-/// A pool that connects when it is first used, so that a process can start before its store.
+/// A pool that connects on first use, so that a process can start before its store.
 pub fn open(url: &str, max_connections: u32) -> Result<MySqlPool, sqlx::Error> {
+    pool(max_connections).connect_lazy(url)
+}
+
+/// The options of a pool: its limits and timeouts, and the settings of its sessions.
+pub fn pool(max_connections: u32) -> MySqlPoolOptions {
     MySqlPoolOptions::new()
         .max_connections(max_connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -50,7 +55,6 @@ pub fn open(url: &str, max_connections: u32) -> Result<MySqlPool, sqlx::Error> {
                 Ok(true)
             })
         })
-        .connect_lazy(url)
 }
 
 /// How long another process may take to bring the tables up to date.

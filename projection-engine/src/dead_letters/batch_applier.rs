@@ -21,7 +21,7 @@ use super::{
 use crate::{
     log::{Delivery, Partition, Record, RecordKey},
     metrics::{DEAD_LETTERS, PARKED},
-    store::{Batch, Change, Changes, Class, Failure, Parked, ParkedKey, Position, StoreError, sink::Sink},
+    store::{Batch, Change, Changes, Class, Failure, Parked, ParkedKey, Position, SharedStore, StoreError},
 };
 
 /// How long the store may take to say which keys are parked.
@@ -34,7 +34,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(15);
 pub enum IntakeError {
     /// The store did not take them.
     #[error(transparent)]
-    Sink(#[from] StoreError),
+    Store(#[from] StoreError),
     /// The dead letters can't be written, or read. Try again.
     #[error("the dead letters are away: {0}")]
     Post(String),
@@ -45,7 +45,7 @@ pub enum IntakeError {
 
 /// The intake of one partition.
 pub struct Intake {
-    sink: Sink,
+    sink: SharedStore,
     post: Post,
     partition: Partition,
     position: Position,
@@ -70,14 +70,14 @@ struct Plan<'a> {
 
 impl fmt::Debug for Intake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Intake({} of {:?})", self.partition.field(), self.sink.projection())
+        write!(f, "Intake({} of {:?})", self.partition.id(), self.sink.projection())
     }
 }
 
 impl Intake {
     /// An intake that goes on from a position which the store was said to have.
     pub async fn open(
-        sink: Sink,
+        sink: SharedStore,
         post: Post,
         partition: Partition,
         position: Position,
@@ -106,7 +106,7 @@ impl Intake {
             match self.take_piece(piece).await {
                 Ok(()) => {}
                 // Which one it is, is found in smaller and smaller pieces.
-                Err(IntakeError::Sink(StoreError::Unfoldable(why))) => {
+                Err(IntakeError::Store(StoreError::Unfoldable(why))) => {
                     if let [only] = piece {
                         self.unfoldable.insert(only.offset(), why);
                         pieces.push(piece);
@@ -115,7 +115,7 @@ impl Intake {
                         pieces.extend([second, first]);
                     }
                 }
-                Err(IntakeError::Sink(StoreError::OtherParked)) => {
+                Err(IntakeError::Store(StoreError::ParkedKeysChanged)) => {
                     self.reload().await?;
                     pieces.push(piece);
                 }
@@ -128,7 +128,7 @@ impl Intake {
 
     /// Brings every part of the store to the same place.
     pub async fn settle(&mut self, next: i64) -> Result<(), StoreError> {
-        self.sink.settle(self.partition, &mut self.position, next).await
+        self.sink.align(self.partition, &mut self.position, next).await
     }
 
     /// Sees whether keys that were parked were retried meanwhile: it is counted how many are parked, for operators.
@@ -144,7 +144,7 @@ impl Intake {
         let Plan { records, letters, changes, next, limits, stop } = self.plan(piece);
         self.post.send(name, self.partition, &letters).await.map_err(|error| post_error(&error))?;
         let batch = Batch { records: &records, next, changes: &changes };
-        self.sink.apply_batch(self.partition, &mut self.position, &batch).await?;
+        self.sink.write(&self.partition.into(), &mut self.position, &batch).await?;
 
         self.limits = limits;
         for (_, Failure { class, .. }) in letters {
@@ -171,7 +171,7 @@ impl Intake {
             if offset >= self.position.lowest()
                 && let Err(why) = self.plan_one(&mut plan, delivery)
             {
-                plan.stop = Some(format!("{}, up to offset {offset}: {why}", self.partition.field()));
+                plan.stop = Some(format!("{}, up to offset {offset}: {why}", self.partition.id()));
                 break;
             }
             plan.next = offset + 1;
@@ -259,7 +259,7 @@ impl Intake {
                 let ParkedKey { first, failure: Failure { class, message }, .. } = &parked;
                 warn!(
                     projection = self.sink.projection().name(),
-                    partition = self.partition.field(),
+                    partition = self.partition.id(),
                     offset = first,
                     class = class.name(),
                     message,

@@ -1,6 +1,6 @@
 //! Folds what waits of a parked key, in order, and then parks it no longer.
 //!
-//! What waits is folded as a partition of its own (`sink::KeySink`), while the runner goes on with the others and diverts
+//! What waits is folded as a partition of its own (`sink::ParkedKeyStore`), while the runner goes on with the others and diverts
 //! what comes of the key. The key is unparked only if nothing was diverted since what was folded; else what came is folded
 //! as well. The runner finds that a key is not parked any more when it is about to divert one of its records.
 
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     desired_state,
     log::{Partition, Record, RecordKey, decode_message},
-    store::{Class, Failure, ParkedKey, Position, StoreError, key::KeySink, sink::Sink},
+    store::{Class, Failure, ParkedKey, Position, SharedStore, StoreError, parked_key::ParkedKeyStore},
 };
 
 /// Letters that are folded at once.
@@ -62,7 +62,7 @@ pub struct NothingWaits {
 
 /// Retries the parked keys of a projection.
 pub struct Retry {
-    sink: Sink,
+    sink: SharedStore,
     post: Post,
 }
 
@@ -76,13 +76,13 @@ enum Reached {
 
 impl Retry {
     /// A retry with this program.
-    pub const fn new(sink: Sink, post: Post) -> Self {
+    pub const fn new(sink: SharedStore, post: Post) -> Self {
         Self { sink, post }
     }
 
     /// Folds what waits of a key, until all is folded or a record can't be.
     pub async fn key(&self, partition: Partition, key: &RecordKey) -> anyhow::Result<Outcome> {
-        let store = KeySink::new(self.sink.clone(), partition, key.clone());
+        let store = ParkedKeyStore::new(self.sink.clone(), partition, key.clone());
         let mut round = 0;
         loop {
             let Some(parked) = self.parked(partition, key).await? else {
@@ -104,7 +104,7 @@ impl Retry {
                         failpoint::pass("unpark-after");
                         info!(
                             projection = self.sink.projection().name(),
-                            partition = partition.field(),
+                            partition = partition.id(),
                             key = key.as_str(),
                             records = parked.waiting,
                             "what waited is folded"
@@ -114,7 +114,7 @@ impl Retry {
                 }
                 Reached::Failure { offset, passed, failure } => {
                     let to = ParkedKey { first: offset, waiting: parked.waiting - passed, failure, ..parked };
-                    if persist(async || store.park_from(&parked, &to).await).await? {
+                    if persist(async || store.repark(&parked, &to).await).await? {
                         return Ok(Outcome::Waits(to));
                     }
                 }
@@ -130,7 +130,7 @@ impl Retry {
     pub async fn discard(&self, partition: Partition, offset: i64) -> anyhow::Result<(RecordKey, Outcome)> {
         let parked = self.sink.parked().await?.remove(&partition).unwrap_or_default();
         let found = parked.into_iter().find(|(_, parked)| parked.first == offset);
-        let (key, parked) = found.ok_or_else(|| NothingWaits { partition: partition.field(), offset })?;
+        let (key, parked) = found.ok_or_else(|| NothingWaits { partition: partition.id(), offset })?;
         let (mut letters, _) = self.letters(partition, &key, &parked).await?;
         let letter = letters.remove(&offset).context("the dead letters lack the record")?;
         let failure = Failure::new(Class::Discarded, &letter.failure.message);
@@ -161,7 +161,7 @@ impl Retry {
                 Instant::now() < deadline,
                 "the view stands at {stands} of {}, before the last record that waits, {last}: is the projection \
                  running?",
-                partition.field()
+                partition.id()
             );
             sleep(SETTLE_LOOK).await;
         }
@@ -186,7 +186,7 @@ impl Retry {
 
     /// Asks for a moment of stillness, so that what waits does not grow while it is folded.
     async fn hold(&self) -> anyhow::Result<()> {
-        let (pool, projection) = (&self.sink.target().mysql, self.sink.projection());
+        let (pool, projection) = (&self.sink.stores().mysql, self.sink.projection());
         let wanted = desired_state::read(pool).await?.remove(projection.name()).unwrap_or_default();
         if wanted.wish == desired_state::Wish::Run {
             desired_state::hold(pool, projection, HOLD).await?;
@@ -197,7 +197,7 @@ impl Retry {
 
 /// Folds letters in order, up to one that can't be folded.
 async fn fold(
-    store: &KeySink,
+    store: &ParkedKeyStore,
     position: &mut Position,
     partition: Partition,
     letters: &BTreeMap<i64, Letter>,
@@ -229,7 +229,7 @@ async fn fold(
 
 /// Folds a batch, one by one if a record of it can't be folded; says which that is.
 async fn flush(
-    store: &KeySink,
+    store: &ParkedKeyStore,
     position: &mut Position,
     batch: &mut Vec<Record>,
     letters: &BTreeMap<i64, Letter>,
@@ -251,7 +251,7 @@ async fn flush(
 
 /// Folds records; says why the store can't take one of them.
 async fn apply(
-    store: &KeySink,
+    store: &ParkedKeyStore,
     position: &mut Position,
     records: &[Record],
 ) -> anyhow::Result<Option<String>> {

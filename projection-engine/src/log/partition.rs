@@ -15,8 +15,8 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// The field under which positions in this partition are stored.
-    pub fn field(self) -> String {
+    /// The id in stores, logs and commands: `likes:3`.
+    pub fn id(self) -> String {
         partition_field(self.stream.name(), self.number)
     }
 }

@@ -169,7 +169,7 @@ impl Reader {
                 "the broker sent nothing for {} s; partitions that are not read to their ends: {}, among them {} to {}",
                 BROKER_TIMEOUT.as_secs(),
                 self.left.len(),
-                partition.field(),
+                partition.id(),
                 range.end
             );
         }

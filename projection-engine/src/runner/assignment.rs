@@ -35,7 +35,7 @@ use crate::{
     desired_state::Wanted,
     log::Partition,
     metrics::{BLOCKED, REWINDS},
-    store::{Position, sink::Sink},
+    store::{Position, SharedStore},
 };
 
 /// Between two attempts to start a partition.
@@ -56,7 +56,7 @@ pub(super) enum Routed {
 /// The assignment of one projection.
 pub(super) struct Assignment {
     name: &'static str,
-    sink: Sink,
+    sink: SharedStore,
     post: Post,
     readiness: Readiness,
     board: Arc<Board>,
@@ -135,7 +135,7 @@ impl State {
 impl Assignment {
     /// The assignment of a runner's projection, of which nothing is there yet; its tasks run on a runtime.
     pub(super) fn new(
-        sink: Sink,
+        sink: SharedStore,
         settings: &Settings,
         readiness: Readiness,
         requests: Sender<Request>,
@@ -332,7 +332,7 @@ impl Assignment {
 
     /// A partition's name as a part of the readiness.
     fn part(&self, partition: Partition) -> String {
-        format!("{}/{}", self.name, partition.field())
+        format!("{}/{}", self.name, partition.id())
     }
 
     fn stop(&self, running: Vec<Active>) {
@@ -376,7 +376,7 @@ impl Assignment {
         let (name, requests, place) = (self.name, self.requests.clone(), self.place(partition));
         let task = self.runtime.spawn(async move {
             if AssertUnwindSafe(worker.run()).catch_unwind().await.is_err() {
-                error!(projection = name, partition = partition.field(), "the partition's task panicked");
+                error!(projection = name, partition = partition.id(), "the partition's task panicked");
                 place.fail("the partition's task panicked");
                 sleep(PANIC_PAUSE).await;
                 _ = requests.send(Request::Restart(partition));

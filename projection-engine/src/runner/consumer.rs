@@ -28,7 +28,7 @@ use super::{
 use crate::{
     desired_state::{Wanted, Wish},
     log::{Delivery, Offsets, Partition},
-    store::{Position, sink::Sink},
+    store::{Position, SharedStore},
     view::Projection,
 };
 
@@ -68,7 +68,7 @@ pub(super) struct Poller {
 impl Poller {
     /// A poller of a runner's projection; its tasks run on a runtime.
     pub(super) fn new(
-        sink: Sink,
+        sink: SharedStore,
         settings: Arc<Settings>,
         readiness: Readiness,
         shutdown: Shutdown,
@@ -235,7 +235,7 @@ impl Poller {
     }
 
     fn put_off(&self, partition: Partition, why: &str) {
-        warn!(projection = self.projection.name(), partition = partition.field(), why, "can't start yet");
+        warn!(projection = self.projection.name(), partition = partition.id(), why, "can't start yet");
         self.assignment().put_off(partition, why);
     }
 
@@ -313,7 +313,7 @@ impl Poller {
         if position.lowest() < from {
             warn!(
                 projection = self.projection.name(),
-                partition = partition.field(),
+                partition = partition.id(),
                 log_start,
                 "log start offset above 0; folding the remaining records"
             );

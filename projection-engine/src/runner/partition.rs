@@ -20,8 +20,7 @@ use crate::{
     desired_state::{self, Wanted, Wish},
     log::{Delivery, Partition, identity::identity},
     metrics::{BATCH_SECONDS, FAILURES, RECORDS},
-    store::{Position, StoreError, sink::Sink},
-    view::Fold,
+    store::{Position, SharedStore, StoreError},
 };
 
 /// Batches between two times that every part of the store is brought to the same position: what a restart reads
@@ -58,7 +57,7 @@ pub(super) type Confirmed = Arc<Mutex<Position>>;
 pub(super) struct Worker {
     pub(super) name: &'static str,
     pub(super) partition: Partition,
-    pub(super) sink: Sink,
+    pub(super) sink: SharedStore,
     pub(super) post: Post,
     pub(super) position: Position,
     /// The offset from which records come: the position's, or the log's first if the view has nothing.
@@ -193,13 +192,14 @@ impl Worker {
     /// that fails it is remembered when the task is started again.
     async fn remember_log(&self, first: &Delivery) -> Result<(), Ended> {
         let first = (self.partition, identity(&first.message));
-        let remembered = bounded(async { Ok(self.sink.logs(slice::from_ref(&first)).await?) }).await;
+        let remembered =
+            bounded(async { Ok(self.sink.log_identities(slice::from_ref(&first)).await?) }).await;
         match remembered {
             Ok(remembered) if remembered.contains(&first.1) => Ok(()),
             // What starts the task again sees that, and says so.
             Ok(_) => Err(Ended::Lost),
             Err(error) => {
-                let partition = self.partition.field();
+                let partition = self.partition.id();
                 warn!(projection = self.name, partition, %error, "failed to remember which log it is");
                 Ok(())
             }
@@ -221,7 +221,7 @@ impl Worker {
     /// Of no account but for what is counted: if it fails, it is done later.
     async fn look_again(&self, intake: &mut Intake) {
         if let Err(error) = bounded(async { Ok(intake.look_again().await?) }).await {
-            debug!(projection = self.name, partition = self.partition.field(), %error, "not seen what is parked");
+            debug!(projection = self.name, partition = self.partition.id(), %error, "not seen what is parked");
         }
     }
 
@@ -229,26 +229,26 @@ impl Worker {
     async fn recover(&self, error: IntakeError, pause: &mut Duration) -> Result<(), Ended> {
         counter!(FAILURES, "projection" => self.name).increment(1);
         self.place.fail(error.to_string());
-        let partition = self.partition.field();
+        let partition = self.partition.id();
         match error {
             IntakeError::TooMany(why) => {
                 error!(projection = self.name, partition, why, "stopping, as too much can't be folded");
                 Err(self.stop_all(&why).await)
             }
-            IntakeError::Sink(StoreError::Behind { stored }) => {
+            IntakeError::Store(StoreError::Behind { stored }) => {
                 // Readers have to know before the view is filled up again.
-                if let Err(error) = bounded(async { Ok(self.sink.forget_complete().await?) }).await {
+                if let Err(error) = bounded(async { Ok(self.sink.mark_incomplete().await?) }).await {
                     return self.wait(&error, pause).await;
                 }
                 // Once told it is told: what starts the task again has to tell no more than what is lost besides.
-                self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).lower(stored);
+                self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).cap_at(stored);
                 warn!(
                     projection = self.name,
                     partition, stored, "the store lost writes; reading them again from its position"
                 );
                 Err(Ended::Lost)
             }
-            IntakeError::Sink(StoreError::Moved { stored }) => {
+            IntakeError::Store(StoreError::Moved { stored }) => {
                 warn!(projection = self.name, partition, stored, "another writer was here; beginning anew");
                 Err(Ended::Lost)
             }
@@ -258,7 +258,7 @@ impl Worker {
 
     /// Waits before the next attempt.
     async fn wait(&self, error: &IntakeError, pause: &mut Duration) -> Result<(), Ended> {
-        warn!(projection = self.name, partition = self.partition.field(), %error, "trying again");
+        warn!(projection = self.name, partition = self.partition.id(), %error, "trying again");
         let stopped = timeout(*pause, self.stop.cancelled()).await.is_ok();
         *pause = RETRY.1.min(*pause * 2);
         if stopped { Err(Ended::Stopped) } else { Ok(()) }
@@ -266,7 +266,7 @@ impl Worker {
 
     /// Has all of the projection stand still until an operator resumes it, and waits for that to be followed.
     async fn stop_all(&self, why: &str) -> Ended {
-        let (pool, projection) = (&self.sink.target().mysql, self.sink.projection());
+        let (pool, projection) = (&self.sink.stores().mysql, self.sink.projection());
         while let Err(error) = desired_state::stop(pool, projection, why).await {
             warn!(projection = self.name, %error, "failed to keep that the projection is to stand still");
             if timeout(RETRY.1, self.stop.cancelled()).await.is_ok() {
@@ -293,16 +293,15 @@ impl Worker {
             .unwrap_or_else(|_| Err(StoreError::Retry("Redis does not answer".to_owned())))
     }
 
-    /// When to do so if nothing comes. Of a view in Redis, never: it goes back together with what is told of it, which
-    /// must not be ahead of it until that is noticed.
+    /// When to publish again if no records arrive.
     fn publish_again(&self) -> Option<Instant> {
-        matches!(self.sink.projection().fold, Fold::MySql(_)).then(|| Instant::now() + PUBLISH_EVERY)
+        self.sink.survives_redis().then(|| Instant::now() + PUBLISH_EVERY)
     }
 
     /// Settles before the partition goes, so that the next owner reads nothing twice; if it fails it reads twice.
     async fn finish(&self, intake: &mut Intake, next: i64) -> Ended {
         if bounded(async { Ok(intake.settle(next).await?) }).await.is_ok() {
-            info!(projection = self.name, partition = self.partition.field(), next, "stopped");
+            info!(projection = self.name, partition = self.partition.id(), next, "stopped");
         }
         Ended::Stopped
     }

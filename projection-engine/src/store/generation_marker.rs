@@ -1,18 +1,84 @@
-//! The field of the hash of generations that says to readers which generation of a view is complete.
+//! The marker of a view in Redis that is complete: its field in the hash of generations. Readers read the generation in
+//! it, and read MySQL while it is missing.
+//!
+//! While a view is refilled the hash has a random token in another field in its place.
 
 use redis::{RedisResult, cmd};
+use uuid::Uuid;
 
-use super::Target;
+use super::Stores;
 use crate::view::Projection;
 
-/// Has readers take a view as incomplete, and every keeper of it begin again.
-pub(crate) async fn remove(target: &Target, projection: &Projection) -> RedisResult<()> {
-    let fields = [projection.name().to_owned(), filling(projection)];
-    let _: i64 = target.redis.query(cmd("HDEL").arg(target.keys.generations()).arg(&fields)).await?;
-    Ok(())
+/// Replaces one field of a hash by another one, if it has the expected value and the other one does not exist.
+const REPLACE: &str = "
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
+    return 0
+end
+redis.call('HDEL', KEYS[1], ARGV[1])
+return redis.call('HSETNX', KEYS[1], ARGV[3], ARGV[4])";
+
+/// The generation marker of one view.
+pub struct GenerationMarker<'a> {
+    stores: &'a Stores,
+    published: &'static str,
+    refilling: String,
 }
 
-/// The field of a token.
-pub(crate) fn filling(projection: &Projection) -> String {
-    format!("{}:filling", projection.name())
+/// The content of the marker.
+#[derive(Clone, Copy, Debug)]
+pub enum Marker<'a> {
+    /// A complete generation.
+    Published(u32),
+    /// The token of a refill.
+    Refilling(&'a str),
+}
+
+impl<'a> GenerationMarker<'a> {
+    /// The marker of a projection's view.
+    pub fn new(stores: &'a Stores, projection: &Projection) -> Self {
+        let published = projection.name();
+        Self { stores, published, refilling: format!("{published}:filling") }
+    }
+
+    /// Returns the generation that readers read.
+    pub async fn published_generation(&self) -> RedisResult<Option<u32>> {
+        self.stores.redis.query(cmd("HGET").arg(self.stores.keys.generations()).arg(self.published)).await
+    }
+
+    /// Returns the token of the current refill. Sets a new one if there is none.
+    pub async fn claim_token(&self) -> RedisResult<String> {
+        let key = self.stores.keys.generations();
+        let new = new_token();
+        let redis = &self.stores.redis;
+        let _: bool = redis.query(cmd("HSETNX").arg(&key).arg(&self.refilling).arg(&new)).await?;
+        let token: Option<String> = redis.query(cmd("HGET").arg(&key).arg(&self.refilling)).await?;
+        // A token that is gone already does not come back: publishing fails, and the refill starts again.
+        Ok(token.unwrap_or(new))
+    }
+
+    /// Replaces the content of the marker. Returns false if it is not as expected.
+    pub async fn replace(&self, expected: Marker<'_>, new: Marker<'_>) -> RedisResult<bool> {
+        let mut command = cmd("EVAL");
+        command.arg(REPLACE).arg(1).arg(self.stores.keys.generations());
+        for marker in [expected, new] {
+            match marker {
+                Marker::Published(generation) => command.arg(self.published).arg(generation),
+                Marker::Refilling(token) => command.arg(&self.refilling).arg(token),
+            };
+        }
+        self.stores.redis.query(&command).await
+    }
+
+    /// Removes the marker, so that readers read MySQL and every refill of the view starts again.
+    pub async fn remove(&self) -> RedisResult<()> {
+        let mut command = cmd("HDEL");
+        command.arg(self.stores.keys.generations()).arg(self.published).arg(&self.refilling);
+        let _: i64 = self.stores.redis.query(&command).await?;
+        Ok(())
+    }
+}
+
+/// A random token.
+pub fn new_token() -> String {
+    Uuid::new_v4().to_string()
 }

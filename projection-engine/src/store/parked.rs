@@ -81,13 +81,13 @@ pub struct ParkedKey {
 
 impl ParkedKey {
     /// As Redis holds it.
-    pub(super) fn stored(&self) -> String {
+    pub(super) fn encode(&self) -> String {
         let Self { first, last, waiting, failure: Failure { class, message } } = self;
         format!("{first}:{last}:{waiting}:{class}:{message}")
     }
 
     /// From what Redis holds.
-    pub(super) fn read(stored: &str) -> Option<Self> {
+    pub(super) fn decode(stored: &str) -> Option<Self> {
         let mut parts = stored.splitn(5, ':');
         let mut number = || parts.next()?.parse::<i64>().ok();
         let (first, last, waiting) = (number()?, number()?, number()?);
@@ -124,6 +124,6 @@ mod tests {
     fn what_redis_holds_of_a_parked_key_is_read_back() {
         let failure = Failure::new(Class::Undecodable, "the payload: it is not one");
         let parked = ParkedKey { first: 7, last: 9, waiting: 2, failure };
-        assert_eq!(ParkedKey::read(&parked.stored()), Some(parked));
+        assert_eq!(ParkedKey::decode(&parked.encode()), Some(parked));
     }
 }

@@ -1,46 +1,65 @@
-//! Redis: one script a shard holds a batch's writes and its position.
+//! The store of a view in Redis. One script per shard writes a batch and the shard's position.
 //!
-//! Writes that depend on another shard, an author's total over videos, go in a second stage with checkpoints of its
-//! own, after the first stage answered the counts that they are made of. A crash between the stages leaves the second
-//! behind: the batch is read again, the first stage passes over its writes but answers the counts again, as they are
-//! by then, and the second stage takes them. Its parts are absolute, so what counts is the last one written, and
-//! that one is written after the last change of its video.
+//! Writes that depend on another shard, such as an author's total over videos, go in a second stage with checkpoints of its
+//! own, after the first stage returned the counts that they are made of. A crash between the stages leaves the second one
+//! behind. Then the batch is read again: the first stage skips its writes but returns the current counts, and the second
+//! stage writes them. Its parts are absolute, so the last write of a part counts, and that one follows the last change of
+//! its set.
 
-pub(super) mod parked;
+mod script;
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::collections::{BTreeMap, BTreeSet};
 
-use redis::{Cmd, ErrorKind, RedisResult, Script, ServerErrorKind, Value, cmd, from_redis_value};
-use vidlog_schemas::{
-    Keys,
-    keys::{Key, Shard},
-};
+use async_trait::async_trait;
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisResult, ServerErrorKind, Value, cmd, from_redis_value};
+use vidlog_schemas::keys::{Key, Shard};
 use vidlog_service_kit::failpoint;
 
-use super::{Batch, Change, Changes, Position, StoreError, Target};
+use self::script::{Answer, Call, SOURCE};
+use super::{
+    Batch, Changes, Checkpoint, Parked, ParkedKey, Position, StoreError, Stores, ViewStore,
+    generation_marker::GenerationMarker,
+};
 use crate::{
-    log::{Partition, Record},
+    log::{Offsets, Partition, Record, RecordKey},
     view::{
         Projection, RedisFold, RedisWrites,
         writes::{Part, Write},
     },
 };
 
-const SOURCE: &str = include_str!("redis/apply.lua");
-static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(SOURCE));
+/// Unparks a key if it is as expected. KEYS: the hash; ARGV: field, first and last offset.
+const UNPARK: &str = "local parked = redis.call('HGET', KEYS[1], ARGV[1])
+     local first, last = string.match(parked or '', '^(%d+):(%d+):')
+     if first ~= ARGV[2] or last ~= ARGV[3] then
+         return 0
+     end
+     return redis.call('HDEL', KEYS[1], ARGV[1])";
 
-/// One partition of a view, or one parked key of it.
-pub(super) struct View<'a> {
-    pub(super) target: &'a Target,
-    pub(super) projection: &'a Projection,
-    /// Where its positions stand in the checkpoints.
-    pub(super) field: String,
-}
+/// Moves the first offset of a parked key. KEYS: the hash; ARGV: field, expected and new first offset, decrease of the
+/// number of records, class, message.
+const REPARK: &str = "local parked = redis.call('HGET', KEYS[1], ARGV[1])
+     local first, last, waiting = string.match(parked or '', '^(%d+):(%d+):(%d+):')
+     if first ~= ARGV[2] then
+         return 0
+     end
+     waiting = string.format('%d', tonumber(waiting) - tonumber(ARGV[4]))
+     local value = ARGV[3] .. ':' .. last .. ':' .. waiting .. ':' .. ARGV[5] .. ':' .. ARGV[6]
+     redis.call('HSET', KEYS[1], ARGV[1], value)
+     return 1";
 
-/// What a shard's script answered.
-struct Answer {
-    stored: i64,
-    counts: Vec<i64>,
+/// Raises a field to a value, unless it is higher. KEYS: the hash; ARGV: field, value.
+const RAISE: &str = "local stored = redis.call('HGET', KEYS[1], ARGV[1])
+     if not stored or tonumber(stored) < tonumber(ARGV[2]) then
+         redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+     end
+     return 1";
+
+/// The store of a view in Redis.
+pub struct RedisStore {
+    projection: Projection,
+    fold: RedisFold,
+    stores: Stores,
 }
 
 /// The two stages, in order. Each has a checkpoint on every shard.
@@ -52,126 +71,86 @@ enum Stage {
 
 impl Stage {
     const ALL: [Self; 2] = [Self::Writes, Self::Parts];
+}
 
-    fn checkpoint(self, target: &Target, shard: Shard, projection: &Projection) -> Key {
-        match self {
-            Self::Writes => target.keys.checkpoint(shard, &projection.catalogued),
-            Self::Parts => target.keys.parts_checkpoint(shard, &projection.catalogued),
+/// What the calls of one round have in common.
+struct Round<'a> {
+    stage: Stage,
+    /// The field of the checkpoints.
+    field: &'a str,
+    next: i64,
+    changes: &'a Changes,
+}
+
+#[async_trait]
+impl ViewStore for RedisStore {
+    fn projection(&self) -> &Projection {
+        &self.projection
+    }
+
+    fn stores(&self) -> &Stores {
+        &self.stores
+    }
+
+    /// Returns the positions of all shards in the first stage, then of all in the second.
+    async fn positions(&self, partitions: &[Partition]) -> Result<Vec<Position>, StoreError> {
+        let fields: Vec<_> = partitions.iter().map(|partition| partition.id()).collect();
+        self.stored_positions(&fields).await
+    }
+
+    /// Readers see all records before the progress, which is published after each batch. Shards without writes in a batch
+    /// are behind it. The progress itself may be behind all shards, or ahead of them when Redis lost writes.
+    async fn visible_offsets(&self, partitions: &[Partition]) -> Result<Offsets, StoreError> {
+        if partitions.is_empty() {
+            return Ok(Offsets::new());
         }
-    }
-}
-
-/// The positions of all shards in the first stage, then of all in the second, at each of some fields. They say nothing if
-/// there is another number of shards in this Redis.
-pub(super) async fn positions(
-    target: &Target,
-    projection: &Projection,
-    fields: &[String],
-) -> Result<Vec<Position>, StoreError> {
-    let mut positions = vec![Position { parts: Vec::new() }; fields.len()];
-    if fields.is_empty() {
-        return Ok(positions);
-    }
-    let mut commands = Vec::new();
-    for stage in Stage::ALL {
-        for shard in target.keys.shards() {
-            let mut command = cmd("HMGET");
-            command.arg(stage.checkpoint(target, shard, projection)).arg(fields);
-            commands.push(command);
+        let positions = self.positions(partitions).await?;
+        let mut command = cmd("HMGET");
+        command.arg(self.stores.keys.progress(&self.projection.catalogued));
+        for partition in partitions {
+            command.arg(partition.id());
         }
+        let progress: Vec<Option<i64>> = self.stores.redis.query(&command).await?;
+        let visible = positions.iter().zip(progress).map(|(position, progress)| {
+            progress.unwrap_or_default().clamp(position.lowest(), position.highest())
+        });
+        Ok(partitions.iter().copied().zip(visible).collect())
     }
-    commands.push(cmd("GET").arg(target.keys.shard_count()).take());
-    let mut answers = target.redis.all(&commands).await?;
-    check_shards(target, answers.pop())?;
-    for answer in answers {
-        let stored: Vec<Option<i64>> =
-            from_redis_value(answer).map_err(|error| StoreError::Retry(error.to_string()))?;
-        for (position, next) in positions.iter_mut().zip(stored) {
-            position.parts.push(next.unwrap_or(0));
-        }
+
+    async fn log_identities(&self, firsts: &[(Partition, String)]) -> Result<Vec<String>, StoreError> {
+        let key = self.stores.keys.logs();
+        let set =
+            firsts.iter().map(|(partition, id)| cmd("HSETNX").arg(&key).arg(partition.id()).arg(id).take());
+        let get = firsts.iter().map(|(partition, _)| cmd("HGET").arg(&key).arg(partition.id()).take());
+        let answers = self.stores.redis.all(&set.chain(get).collect::<Vec<_>>()).await?;
+        answers.into_iter().skip(firsts.len()).map(decode).collect()
     }
-    Ok(positions)
-}
 
-/// Whether the number of shards that Redis knows is ours. It knows none after it was emptied.
-fn check_shards(target: &Target, known: Option<Value>) -> Result<(), StoreError> {
-    let known: Option<usize> = from_redis_value(known.unwrap_or(Value::Nil))
-        .map_err(|error| StoreError::Retry(error.to_string()))?;
-    let ours = target.keys.shards().count();
-    match known {
-        Some(created) if created != ours => Err(StoreError::OtherShards { created, ours }),
-        Some(_) | None => Ok(()),
-    }
-}
-
-/// Whether the view stands nowhere before another generation of it, which stands somewhere.
-pub(super) async fn is_past_generation(
-    target: &Target,
-    projection: &Projection,
-    other: u32,
-) -> Result<bool, StoreError> {
-    let keys = target.keys.of_generation(&projection.catalogued, other);
-    let other = checkpoints(&Target { keys, ..target.clone() }, projection).await?;
-    let own = checkpoints(target, projection).await?;
-    // Parked keys have positions of their own, which need not be parked here.
-    let is_partition = |field: &str| field.matches(':').count() == 1;
-    let others = other.iter().zip(&own).flat_map(|(other, own)| {
-        let of_partitions = other.iter().filter(|(field, _)| is_partition(field));
-        of_partitions.map(|(field, next)| own.get(field).is_some_and(|own| own >= next))
-    });
-    let others: Vec<_> = others.collect();
-    Ok(!others.is_empty() && !others.contains(&false))
-}
-
-/// All positions, of all shards in the first stage, then of all in the second.
-async fn checkpoints(
-    target: &Target,
-    projection: &Projection,
-) -> Result<Vec<BTreeMap<String, i64>>, StoreError> {
-    let stages = Stage::ALL.into_iter();
-    let all = stages.flat_map(|stage| target.keys.shards().map(move |shard| (stage, shard)));
-    let commands: Vec<_> = all
-        .map(|(stage, shard)| cmd("HGETALL").arg(stage.checkpoint(target, shard, projection)).take())
-        .collect();
-    let answers = target.redis.all(&commands).await?.into_iter().map(from_redis_value);
-    answers.collect::<Result<_, _>>().map_err(|error| StoreError::Retry(error.to_string()))
-}
-
-/// The first records that are remembered, of these partitions in their order; these, where there were none.
-pub(super) async fn logs(target: &Target, firsts: &[(Partition, String)]) -> Result<Vec<String>, StoreError> {
-    let key = target.keys.logs();
-    let remember = firsts
-        .iter()
-        .map(|(partition, first)| cmd("HSETNX").arg(&key).arg(partition.field()).arg(first).take());
-    let recall = firsts.iter().map(|(partition, _)| cmd("HGET").arg(&key).arg(partition.field()).take());
-    let answers = target.redis.all(&remember.chain(recall).collect::<Vec<_>>()).await?;
-    let recalled = answers.into_iter().skip(firsts.len()).map(from_redis_value);
-    recalled.collect::<Result<_, _>>().map_err(|error| StoreError::Retry(error.to_string()))
-}
-
-impl View<'_> {
-    pub(super) async fn apply(
+    async fn write(
         &self,
-        fold: RedisFold,
-        positions: &mut [i64],
+        checkpoint: &Checkpoint,
+        position: &mut Position,
         batch: &Batch<'_>,
     ) -> Result<(), StoreError> {
-        let next = batch.next;
-        let (writes, parts) = self::fold(&self.target.keys, fold, batch.records).into_stages();
-        let (first, second) = positions.split_at_mut(positions.len() / 2);
+        let field = &checkpoint.to_string();
+        let round = |stage, changes| Round { stage, field, next: batch.next, changes };
+        let unchanged = Changes::new();
+        let (writes, parts) = self.folded(batch.records).into_stages();
+        let middle = position.parts.len() / 2;
+        let (first, second) = position.parts.split_at_mut(middle);
 
         let counted = writes.into_iter().chain(parts.iter().map(Part::count));
-        let mut batches = by_shard(counted);
+        let mut shards = by_shard(counted);
         let mut answers = BTreeMap::new();
         if !batch.changes.is_empty() {
-            // First, and on its own: no shard may pass a record that is to wait before it is known to wait.
-            let shard = self.target.keys.parked(&self.projection.catalogued).shard;
-            let own = BTreeMap::from([(shard, batches.remove(&shard).unwrap_or_default())]);
-            answers.extend(self.run_parking(own, first, next, batch.changes).await?);
+            // Before all other shards: none may pass a record that is parked before the parked key is stored.
+            let shard = self.parked_hash().shard;
+            let own = BTreeMap::from([(shard, shards.remove(&shard).unwrap_or_default())]);
+            answers.extend(self.run(&round(Stage::Writes, batch.changes), own, first).await?);
             failpoint::pass("redis-parked-after");
         }
         failpoint::pass("redis-writes-before");
-        answers.extend(self.run(Stage::Writes, batches, first, next).await?);
+        answers.extend(self.run(&round(Stage::Writes, &unchanged), shards, first).await?);
         failpoint::pass("redis-writes-after");
 
         let mut counts: BTreeMap<Shard, _> =
@@ -179,75 +158,147 @@ impl View<'_> {
         let mut totals = Vec::with_capacity(parts.len());
         for part in parts {
             let count = counts.get_mut(&part.source.shard).and_then(Iterator::next);
-            totals.push(
-                part.write(count.ok_or_else(|| StoreError::Retry("Redis answered no count".to_owned()))?),
-            );
+            let missing = || StoreError::Retry("Redis returned no count".to_owned());
+            totals.push(part.write(count.ok_or_else(missing)?));
         }
-        self.run(Stage::Parts, by_shard(totals), second, next).await?;
+        self.run(&round(Stage::Parts, &unchanged), by_shard(totals), second).await?;
         failpoint::pass("redis-parts-after");
         Ok(())
     }
 
-    /// Brings every shard to `next`, of which it is known that it has all that is its own before that.
-    pub(super) async fn settle(&self, positions: &mut [i64], next: i64) -> Result<(), StoreError> {
-        let (first, second) = positions.split_at_mut(positions.len() / 2);
+    async fn align(
+        &self,
+        partition: Partition,
+        position: &mut Position,
+        next: i64,
+    ) -> Result<(), StoreError> {
+        if position.lowest() >= next {
+            return Ok(());
+        }
+        let middle = position.parts.len() / 2;
+        let (first, second) = position.parts.split_at_mut(middle);
         for (stage, positions) in Stage::ALL.into_iter().zip([first, second]) {
-            let all = self.target.keys.shards().map(|shard| (shard, Vec::new())).collect();
+            let all = self.stores.keys.shards().map(|shard| (shard, Vec::new())).collect();
             failpoint::pass("redis-settle-before");
-            self.run(stage, all, positions, next).await?;
+            let round = Round { stage, field: &partition.id(), next, changes: &Changes::new() };
+            self.run(&round, all, positions).await?;
             failpoint::pass("redis-settle-after");
         }
         Ok(())
     }
 
-    /// Runs a stage on some shards.
+    async fn parked(&self) -> Result<BTreeMap<Partition, Parked>, StoreError> {
+        let command = cmd("HGETALL").arg(self.parked_hash()).take();
+        let stored: BTreeMap<String, String> = self.stores.redis.query(&command).await?;
+        let mut all: BTreeMap<Partition, Parked> = BTreeMap::new();
+        for (field, value) in stored {
+            let (partition, key, parked) = self.decode_parked(&field, &value).ok_or_else(|| {
+                StoreError::Retry(format!("failed to decode a parked key: {field} = {value}"))
+            })?;
+            all.entry(partition).or_default().insert(key, parked);
+        }
+        Ok(all)
+    }
+
+    async fn create_checkpoint(&self, key: &Checkpoint, offset: i64) -> Result<Position, StoreError> {
+        let field = key.to_string();
+        self.on_every_checkpoint(|checkpoint| eval(RAISE, checkpoint, &field).arg(offset).take()).await?;
+        let position = self.stored_positions(&[field]).await?.pop();
+        position.ok_or_else(|| StoreError::Retry("Redis returned no position".to_owned()))
+    }
+
+    async fn unpark(&self, key: &Checkpoint, expected: &ParkedKey) -> Result<bool, StoreError> {
+        let field = key.to_string();
+        let unpark = eval(UNPARK, &self.parked_hash(), &field).arg(expected.first).arg(expected.last).take();
+        let unparked: bool = self.stores.redis.query(&unpark).await?;
+        if unparked {
+            // A crash before this leaves checkpoints behind, which do no harm: offsets only grow.
+            self.on_every_checkpoint(|checkpoint| cmd("HDEL").arg(checkpoint).arg(&field).take()).await?;
+        }
+        Ok(unparked)
+    }
+
+    async fn repark(&self, key: &Checkpoint, from: &ParkedKey, to: &ParkedKey) -> Result<bool, StoreError> {
+        let command = eval(REPARK, &self.parked_hash(), &key.to_string())
+            .arg(from.first)
+            .arg(to.first)
+            .arg(from.waiting - to.waiting)
+            .arg(to.failure.class.name())
+            .arg(&to.failure.message)
+            .take();
+        Ok(self.stores.redis.query(&command).await?)
+    }
+
+    /// A Redis that lost everything has no number of shards either, so that is stored again.
+    async fn mark_incomplete(&self) -> Result<(), StoreError> {
+        GenerationMarker::new(&self.stores, &self.projection).remove().await?;
+        // If another process stored another number first, `positions` reports it.
+        create_shards(&self.stores).await?;
+        Ok(())
+    }
+
+    fn keys_written(&self, records: &[Record]) -> BTreeSet<Key> {
+        self.folded(records).keys()
+    }
+
+    fn survives_redis(&self) -> bool {
+        false
+    }
+}
+
+impl RedisStore {
+    /// The store of a projection's view.
+    pub const fn new(projection: Projection, fold: RedisFold, stores: Stores) -> Self {
+        Self { projection, fold, stores }
+    }
+
+    /// Whether another generation has positions, and this one is at or past each of them.
+    pub async fn is_past_generation(&self, other: u32) -> Result<bool, StoreError> {
+        let keys = self.stores.keys.of_generation(&self.projection.catalogued, other);
+        let stores = Stores { keys, ..self.stores.clone() };
+        let other = Self::new(self.projection, self.fold, stores).all_positions().await?;
+        let own = self.all_positions().await?;
+        // Checkpoints of parked keys are left out: these need not be parked here.
+        let is_partition = |field: &str| field.matches(':').count() == 1;
+        let mut compared = other.iter().zip(&own).flat_map(|(other, own)| {
+            let of_partitions = other.iter().filter(|(field, _)| is_partition(field));
+            of_partitions.map(|(field, next)| own.get(field).is_some_and(|own| own >= next))
+        });
+        let first = compared.next();
+        Ok(first == Some(true) && compared.all(|is_past| is_past))
+    }
+
+    /// The writes that some records fold into.
+    fn folded(&self, records: &[Record]) -> RedisWrites {
+        let mut writes = RedisWrites::default();
+        for record in records {
+            writes.set_offset(record.offset);
+            (self.fold)(&self.stores.keys, &record.envelope, &mut writes);
+        }
+        writes
+    }
+
+    /// Runs the script on some shards, in one round trip.
     async fn run(
         &self,
-        stage: Stage,
-        batches: BTreeMap<Shard, Vec<Write>>,
-        positions: &mut [i64],
-        next: i64,
-    ) -> Result<BTreeMap<Shard, Answer>, StoreError> {
-        let commands = batches
-            .iter()
-            .map(|(shard, writes)| {
-                let mut script = self.script(stage, *shard, positions, next);
-                script.write(writes);
-                script.command()
-            })
-            .collect();
-        self.answers(batches.into_keys(), commands, positions).await
-    }
-
-    /// Runs the first stage on the shard of the parked keys, and changes these.
-    async fn run_parking(
-        &self,
-        batch: BTreeMap<Shard, Vec<Write>>,
-        positions: &mut [i64],
-        next: i64,
-        changes: &Changes,
-    ) -> Result<BTreeMap<Shard, Answer>, StoreError> {
-        let commands = batch
-            .iter()
-            .map(|(shard, writes)| {
-                let mut script = self.script(Stage::Writes, *shard, positions, next);
-                script.park(&self.target.keys.parked(&self.projection.catalogued), &self.field, changes);
-                script.write(writes);
-                script.command()
-            })
-            .collect();
-        self.answers(batch.into_keys(), commands, positions).await
-    }
-
-    async fn answers(
-        &self,
-        shards: impl Iterator<Item = Shard>,
-        commands: Vec<Cmd>,
+        round: &Round<'_>,
+        shards: BTreeMap<Shard, Vec<Write>>,
         positions: &mut [i64],
     ) -> Result<BTreeMap<Shard, Answer>, StoreError> {
+        let Round { stage, field, next, changes } = *round;
+        let command = |(shard, writes): (&Shard, &Vec<Write>)| {
+            let known = positions.get(shard.index()).copied().unwrap_or(0);
+            let mut call = Call::new(self.checkpoint(stage, *shard), field, known, next);
+            if !changes.is_empty() {
+                call.park(&self.parked_hash(), field, changes);
+            }
+            call.write(writes);
+            call.command()
+        };
+        let commands: Vec<Cmd> = shards.iter().map(command).collect();
         let mut answers = BTreeMap::new();
-        for (shard, answer) in shards.zip(self.send(&commands).await?) {
-            let answer = read_answer(answer)?;
+        for (shard, answer) in shards.into_keys().zip(self.send(&commands).await?) {
+            let answer = Answer::decode(answer)?;
             if let Some(position) = positions.get_mut(shard.index()) {
                 *position = answer.stored;
             }
@@ -256,100 +307,93 @@ impl View<'_> {
         Ok(answers)
     }
 
-    /// The script for a shard, as yet without changes and writes.
-    fn script(&self, stage: Stage, shard: Shard, positions: &[i64], next: i64) -> Call {
-        let known = positions.get(shard.index()).copied().unwrap_or(0);
-        let checkpoint = stage.checkpoint(self.target, shard, self.projection);
-        Call {
-            keys: vec![checkpoint.name],
-            indexes: BTreeMap::new(),
-            arguments: vec![self.field.clone(), known.to_string(), next.to_string()],
-            changes: Vec::new(),
-            writes: Vec::new(),
-        }
-    }
-
-    /// Sends the scripts in one round trip. A Redis that does not know the script, after a restart or a failover, is
-    /// taught it; of a cluster, every primary is.
+    /// Sends script calls in one round trip. Loads the script first if Redis does not have it, after a restart or a
+    /// failover; in a cluster, on every primary.
     async fn send(&self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
-        match self.target.redis.all(commands).await {
+        match self.stores.redis.all(commands).await {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                let _: String = self.target.redis.query(cmd("SCRIPT").arg("LOAD").arg(SOURCE)).await?;
-                self.target.redis.all(commands).await
+                let _: String = self.stores.redis.query(cmd("SCRIPT").arg("LOAD").arg(SOURCE)).await?;
+                self.stores.redis.all(commands).await
             }
-            answered => answered,
+            answers => answers,
         }
+    }
+
+    /// Returns the positions in some fields of the checkpoints. Fails if Redis has another number of shards.
+    async fn stored_positions(&self, fields: &[String]) -> Result<Vec<Position>, StoreError> {
+        let mut positions = vec![Position { parts: Vec::new() }; fields.len()];
+        if fields.is_empty() {
+            return Ok(positions);
+        }
+        let mut commands: Vec<Cmd> =
+            self.checkpoints().map(|key| cmd("HMGET").arg(key).arg(fields).take()).collect();
+        commands.push(cmd("GET").arg(self.stores.keys.shard_count()).take());
+        let mut answers = self.stores.redis.all(&commands).await?;
+        // A Redis that was emptied has no number.
+        let created: Option<usize> = decode(answers.pop().unwrap_or(Value::Nil))?;
+        let configured = self.stores.keys.shards().count();
+        if let Some(created) = created.filter(|created| *created != configured) {
+            return Err(StoreError::ShardCountMismatch { created, configured });
+        }
+        for answer in answers {
+            let stored: Vec<Option<i64>> = decode(answer)?;
+            for (position, next) in positions.iter_mut().zip(stored) {
+                position.parts.push(next.unwrap_or(0));
+            }
+        }
+        Ok(positions)
+    }
+
+    /// Returns all positions of each checkpoint, by field.
+    async fn all_positions(&self) -> Result<Vec<BTreeMap<String, i64>>, StoreError> {
+        let commands: Vec<_> = self.checkpoints().map(|key| cmd("HGETALL").arg(key).take()).collect();
+        self.stores.redis.all(&commands).await?.into_iter().map(decode).collect()
+    }
+
+    async fn on_every_checkpoint(&self, command: impl Fn(&Key) -> Cmd + Send) -> Result<(), StoreError> {
+        let commands: Vec<_> = self.checkpoints().map(|key| command(&key)).collect();
+        self.stores.redis.all(&commands).await?;
+        Ok(())
+    }
+
+    /// The checkpoints of all shards in the first stage, then of all in the second.
+    fn checkpoints(&self) -> impl Iterator<Item = Key> {
+        let stages = Stage::ALL.into_iter();
+        stages
+            .flat_map(move |stage| self.stores.keys.shards().map(move |shard| self.checkpoint(stage, shard)))
+    }
+
+    fn checkpoint(&self, stage: Stage, shard: Shard) -> Key {
+        match stage {
+            Stage::Writes => self.stores.keys.checkpoint(shard, &self.projection.catalogued),
+            Stage::Parts => self.stores.keys.parts_checkpoint(shard, &self.projection.catalogued),
+        }
+    }
+
+    fn parked_hash(&self) -> Key {
+        self.stores.keys.parked(&self.projection.catalogued)
+    }
+
+    fn decode_parked(&self, field: &str, value: &str) -> Option<(Partition, RecordKey, ParkedKey)> {
+        let mut parts = field.splitn(3, ':');
+        let name = parts.next()?;
+        let stream = self.projection.streams().find(|stream| stream.name() == name)?;
+        let partition = Partition { stream, number: parts.next()?.parse().ok()? };
+        Some((partition, RecordKey::from_text(parts.next()?), ParkedKey::decode(value)?))
     }
 }
 
-/// What a batch comes to.
-pub(super) fn fold(keys: &Keys, fold: RedisFold, records: &[Record]) -> RedisWrites {
-    let mut writes = RedisWrites::default();
-    for record in records {
-        writes.at(record.offset);
-        fold(keys, &record.envelope, &mut writes);
-    }
-    writes
+/// Returns the number of shards that the namespace was created with. Stores the configured number if the namespace is new.
+pub(super) async fn create_shards(stores: &Stores) -> RedisResult<usize> {
+    let key = stores.keys.shard_count();
+    let configured = stores.keys.shards().count();
+    let _: bool = stores.redis.query(cmd("SETNX").arg(&key).arg(configured)).await?;
+    stores.redis.query(cmd("GET").arg(&key)).await
 }
 
-/// A call of the script.
-struct Call {
-    keys: Vec<String>,
-    indexes: BTreeMap<String, usize>,
-    arguments: Vec<String>,
-    changes: Vec<String>,
-    writes: Vec<String>,
-}
-
-impl Call {
-    /// Adds changes of the parked keys in a hash, which is the second key.
-    fn park(&mut self, hash: &Key, field: &str, changes: &Changes) {
-        self.keys.push(hash.name.clone());
-        self.changes.push(changes.len().to_string());
-        for (key, change) in changes {
-            let field = format!("{field}:{key}");
-            match change {
-                Change::Park(parked) => self.changes.extend(["park".to_owned(), field, parked.stored()]),
-                Change::Extend { last, more } => {
-                    self.changes.extend(["extend".to_owned(), field, last.to_string(), more.to_string()]);
-                }
-            }
-        }
-    }
-
-    /// Adds writes.
-    fn write(&mut self, writes: &[Write]) {
-        for write in writes {
-            let key = self.index_of(&write.key);
-            let mut own = write.arguments.clone();
-            if let Some(other) = &write.other {
-                own.push(self.index_of(other).to_string());
-            }
-            self.writes.extend([
-                write.action.to_owned(),
-                write.offset.to_string(),
-                key.to_string(),
-                own.len().to_string(),
-            ]);
-            self.writes.append(&mut own);
-        }
-    }
-
-    fn index_of(&mut self, key: &Key) -> usize {
-        if let Some(index) = self.indexes.get(&key.name) {
-            return *index;
-        }
-        self.keys.push(key.name.clone());
-        self.indexes.insert(key.name.clone(), self.keys.len());
-        self.keys.len()
-    }
-
-    fn command(self) -> Cmd {
-        let changes = if self.changes.is_empty() { vec!["0".to_owned()] } else { self.changes };
-        let mut command = cmd("EVALSHA");
-        command.arg(SCRIPT.get_hash()).arg(self.keys.len()).arg(self.keys);
-        command.arg(self.arguments).arg(changes).arg(self.writes).take()
-    }
+/// A script of one key, with a field as its first argument.
+fn eval(source: &str, key: &Key, field: &str) -> Cmd {
+    cmd("EVAL").arg(source).arg(1).arg(key).arg(field).take()
 }
 
 fn by_shard(writes: impl IntoIterator<Item = Write>) -> BTreeMap<Shard, Vec<Write>> {
@@ -360,13 +404,6 @@ fn by_shard(writes: impl IntoIterator<Item = Write>) -> BTreeMap<Shard, Vec<Writ
     shards
 }
 
-fn read_answer(value: Value) -> Result<Answer, StoreError> {
-    let numbers: Vec<i64> = from_redis_value(value).map_err(|error| StoreError::Retry(error.to_string()))?;
-    match numbers.as_slice() {
-        [1, stored, counts @ ..] => Ok(Answer { stored: *stored, counts: counts.to_vec() }),
-        [0, stored] => Err(StoreError::Behind { stored: *stored }),
-        [2, stored] => Err(StoreError::Moved { stored: *stored }),
-        [3, _] => Err(StoreError::OtherParked),
-        _ => Err(StoreError::Retry("Redis answered what the script never does".to_owned())),
-    }
+fn decode<T: FromRedisValue>(value: Value) -> Result<T, StoreError> {
+    from_redis_value(value).map_err(|error| StoreError::Retry(error.to_string()))
 }

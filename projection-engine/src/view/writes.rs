@@ -86,8 +86,8 @@ impl RedisWrites {
         self.writes.into_iter().map(|write| write.key).chain(parts).collect()
     }
 
-    /// Says of which record the next writes are.
-    pub(crate) const fn at(&mut self, offset: i64) {
+    /// Sets the offset of the record that the next writes belong to.
+    pub(crate) const fn set_offset(&mut self, offset: i64) {
         self.offset = offset;
     }
 

@@ -6,7 +6,7 @@ use anyhow::Context;
 use vidlog_projection_engine::{
     dead_letters::{Discards, Post},
     log::{Offsets, Partition, RecordKey},
-    store::sink::Sink,
+    store::SharedStore,
 };
 
 /// What a view is not to have, by partition.
@@ -24,7 +24,11 @@ pub(super) struct Excluded {
 
 impl Excluded {
     /// What a view is not to have by now.
-    pub(super) async fn read(sink: &Sink, post: &Post, partitions: &[Partition]) -> anyhow::Result<Self> {
+    pub(super) async fn read(
+        sink: &SharedStore,
+        post: &Post,
+        partitions: &[Partition],
+    ) -> anyhow::Result<Self> {
         // In this order: what is discarded is unparked after that.
         let Self { parked, .. } = Self::default().with_parked(sink).await?;
         let mut discards = BTreeMap::new();
@@ -35,7 +39,7 @@ impl Excluded {
     }
 
     /// The same with what is parked by now.
-    pub(super) async fn with_parked(&self, sink: &Sink) -> anyhow::Result<Self> {
+    pub(super) async fn with_parked(&self, sink: &SharedStore) -> anyhow::Result<Self> {
         let parked = sink
             .parked()
             .await

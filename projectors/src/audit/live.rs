@@ -12,7 +12,7 @@ use vidlog_schemas::{keys::ViewKey, projections::View};
 use super::{Lines, digest};
 use vidlog_projection_engine::{
     log::{Offsets, Partition},
-    store::Target,
+    store::Stores,
     view::Projection,
 };
 
@@ -21,7 +21,7 @@ pub(crate) use self::tables::Table;
 
 /// The lines of some projections' views, in the generations that the target's keys are of. A line of Redis is named as
 /// the key is in the first generation.
-pub async fn lines(target: &Target, projections: &[Projection]) -> anyhow::Result<Lines> {
+pub async fn lines(target: &Stores, projections: &[Projection]) -> anyhow::Result<Lines> {
     let mut lines = Lines::new();
     if projections.iter().any(|projection| matches!(projection.catalogued.view, View::Redis(_))) {
         let is_wanted = |key: &ViewKey| {

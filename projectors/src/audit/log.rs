@@ -83,7 +83,7 @@ impl Folding {
             Err(error) => bail!(
                 "{} has passed the record at offset {offset} of {}, which can't be decoded and does not wait: {error}",
                 self.projection.name(),
-                partition.field()
+                partition.id()
             ),
         }
         Ok(())

@@ -17,7 +17,7 @@ use vidlog_projection_engine::{
     dead_letters::Post,
     desired_state::view_lock::ViewLock,
     log::{Log, Offsets, Partition},
-    store::{Position, Target, sink::Sink},
+    store::{Position, SharedStore, Stores},
     view::Projection,
 };
 
@@ -33,14 +33,14 @@ pub(super) struct Moment {
 
 /// A view, and how it is asked.
 pub(super) struct View {
-    pub(super) sink: Sink,
+    pub(super) sink: SharedStore,
     pub(super) post: Post,
     /// The partitions of its streams.
     pub(super) partitions: Vec<Partition>,
 }
 
 impl View {
-    pub(super) const fn projection(&self) -> Projection {
+    pub(super) fn projection(&self) -> Projection {
         *self.sink.projection()
     }
 
@@ -76,7 +76,7 @@ impl View {
 
     /// Whether someone has its lock: only they may fold now what waits of it.
     pub(super) async fn is_locked(&self) -> anyhow::Result<bool> {
-        Ok(ViewLock::is_taken(&self.sink.target().mysql, self.projection()).await?)
+        Ok(ViewLock::is_taken(&self.sink.stores().mysql, self.projection()).await?)
     }
 
     /// What the view is to be folded on to next: all that every part of it has.
@@ -90,7 +90,7 @@ impl View {
     /// A view in MySQL, which shows rows and checkpoint of one moment.
     async fn at_snapshot(self, log: &Log, mut folding: Folding) -> anyhow::Result<Moment> {
         let before = self.excluded(&folding).await?;
-        let (stored, found) = snapshot(&self.sink.target().mysql, &self.projection()).await?;
+        let (stored, found) = snapshot(&self.sink.stores().mysql, &self.projection()).await?;
         // In this order: who has folded by then what waited has said so.
         let is_locked = self.is_locked().await?;
         folding.excluded = self.excluded(&folding).await?;
@@ -107,7 +107,7 @@ impl View {
 /// Some views, each at one position of its own in some partitions.
 pub(super) async fn moments(
     log: &Log,
-    target: &Target,
+    target: &Stores,
     projections: &[Projection],
     partitions: &[Partition],
 ) -> anyhow::Result<Vec<Moment>> {
@@ -116,7 +116,7 @@ pub(super) async fn moments(
     for projection in projections {
         let partitions: Vec<Partition> = projection.partitions(partitions).collect();
         foldings.push(Folding::new(*projection, &partitions, &target.keys));
-        let sink = Sink::new(*projection, target.clone());
+        let sink = target.view(*projection);
         views.push(View { sink, post: post.clone(), partitions });
     }
     // The first reading of the log may take long. What comes meanwhile is folded by the second, so that little of it is left
@@ -152,18 +152,14 @@ async fn ensure_log_has(log: &Log, steps: &[Step]) -> anyhow::Result<()> {
     let ends = log.ends(Stream::ALL.into_iter().filter(is_asked).collect()).await?;
     for (partition, place) in steps.iter().flat_map(|(_, until)| until) {
         let end = ends.get(partition).copied().unwrap_or_default();
-        ensure!(
-            *place <= end,
-            "a view stands at {place} in {}, but the log ends at {end}",
-            partition.field()
-        );
+        ensure!(*place <= end, "a view stands at {place} in {}, but the log ends at {end}", partition.id());
     }
     Ok(())
 }
 
 /// The lines of those views that are in Redis, by the projection's name, while they go on.
 async fn redis_lines(
-    target: &Target,
+    target: &Stores,
     projections: &[Projection],
 ) -> anyhow::Result<BTreeMap<&'static str, Lines>> {
     let is_in_redis =

@@ -82,7 +82,7 @@ impl Known {
     }
 
     async fn come_to_rest_in_holds(mut self, log: &Log) -> anyhow::Result<Moment> {
-        let (pool, projection) = (self.view.sink.target().mysql.clone(), self.view.projection());
+        let (pool, projection) = (self.view.sink.stores().mysql.clone(), self.view.projection());
         let mut is_free = true;
         for number in 0..HOLDS {
             if number > 0 {
@@ -118,7 +118,7 @@ impl Known {
 
     /// Whether it goes on unless it is held. One that is paused, or has stopped, is left alone.
     async fn is_to_run(&self) -> anyhow::Result<bool> {
-        let all = desired_state::read(&self.view.sink.target().mysql).await;
+        let all = desired_state::read(&self.view.sink.stores().mysql).await;
         let mut all = all.context("MySQL does not say whether the projection is to run")?;
         let wish = all.remove(self.view.projection().name()).unwrap_or_default().wish;
         Ok(matches!(wish, Wish::Run | Wish::Hold))
@@ -132,7 +132,7 @@ impl Known {
         let mut round;
         (self, round) = self.round(log).await?;
         if let Round::Restless { .. } = round {
-            let pool = self.view.sink.target().mysql.clone();
+            let pool = self.view.sink.stores().mysql.clone();
             let hold = Hold::begin(&pool, self.view.projection()).await?;
             let ended = self.rounds_in(log, &hold).await;
             hold.end().await;
@@ -164,7 +164,7 @@ impl Known {
         let mut folded = fold_on(log, vec![(self.folding, until)]).await?;
         self.folding = folded.pop().context("a folding was lost")?;
         let touched = self.folding.touched.replace(BTreeSet::new()).unwrap_or_default();
-        let again = key_lines(self.view.sink.target(), &touched).await?;
+        let again = key_lines(self.view.sink.stores(), &touched).await?;
         for name in &touched {
             self.found.remove(name);
         }

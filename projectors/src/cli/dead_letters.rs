@@ -6,24 +6,21 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use rdkafka::{Message, message::Headers};
 use tokio::task::spawn_blocking;
-use vidlog_events::Topics;
 use vidlog_projection_engine::{
     dead_letters::{Letter, Post, letter},
-    log::{self, Partition, RecordKey},
-    store::{Class, Target},
+    log::{Log, Partition, RecordKey},
+    store::{Class, Stores},
     view::Projection,
 };
-use vidlog_redis_shards::Redis;
-use vidlog_schemas::Keys;
-use vidlog_service_kit::{
-    config::{Log, Stores},
-    mysql,
-};
+use vidlog_service_kit::config;
 
 use crate::{
     operator::dead_letters::{Waiting, as_json, discard, retry, waiting_where_known},
     projections,
 };
+
+/// Connections to MySQL.
+const MYSQL_CONNECTIONS: u32 = 4;
 
 /// Settings of `dead-letters`.
 #[derive(Args, Debug)]
@@ -33,10 +30,10 @@ pub struct DeadLetters {
     pub action: Action,
     /// Where the log is.
     #[command(flatten)]
-    pub log: Log,
+    pub log: config::Log,
     /// Where the stores are.
     #[command(flatten)]
-    pub stores: Stores,
+    pub stores: config::Stores,
 }
 
 /// What to do with dead letters.
@@ -81,13 +78,8 @@ pub struct Place {
 /// Does what is asked; true if nothing is left that should not be.
 pub async fn run(command: DeadLetters) -> anyhow::Result<bool> {
     let DeadLetters { action, log, stores } = command;
-    let target = Target {
-        keys: Keys::new(&stores.namespace, stores.shards),
-        redis: Redis::open(stores.redis_url.reveal()).context("failed to read the Redis address")?,
-        mysql: mysql::open(stores.mysql_url.reveal(), 4).context("failed to read the MySQL address")?,
-    };
-    let topics = Topics::new(&stores.namespace);
-    let post = Post::new(log::Log { brokers: log.kafka_brokers, topics });
+    let target = Stores::open(&stores, MYSQL_CONNECTIONS)?;
+    let post = Post::new(Log::new(&log, &stores.namespace));
     match action {
         Action::List { projection, json } => {
             let chosen = projection.map_or(projections::ALL.to_vec(), |projection| vec![projection]);
@@ -135,7 +127,7 @@ fn as_table(waiting: &[Waiting]) -> String {
     for Waiting { projection, partition, key, parked } in waiting {
         lines.push(format!(
             "{projection:15} {:12} {key:20} {:>10} {:>8}  {:11} {}",
-            partition.field(),
+            partition.id(),
             parked.first,
             parked.waiting,
             parked.failure.class,
@@ -160,7 +152,7 @@ async fn show(post: &Post, place: &Place) -> anyhow::Result<String> {
     };
     let found = spawn_blocking(read).await.context("reading the dead letters panicked")??;
     if found.is_empty() {
-        bail!("{name} has no dead letter of offset {offset} of {}", partition.field());
+        bail!("{name} has no dead letter of offset {offset} of {}", partition.id());
     }
     let text = |bytes: Option<&[u8]>| printable(&String::from_utf8_lossy(bytes.unwrap_or_default()));
     let mut lines = Vec::new();

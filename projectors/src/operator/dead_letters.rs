@@ -9,7 +9,7 @@ use vidlog_projection_engine::{
     dead_letters::{Outcome, Post, Retry},
     desired_state::{self, view_lock::ViewLock},
     log::{Partition, RecordKey},
-    store::{Parked, ParkedKey, Target, sink::Sink},
+    store::{Parked, ParkedKey, Stores},
     view::Projection,
 };
 
@@ -24,19 +24,19 @@ pub(crate) struct Retried {
 
 /// Folds what waits of a projection, or of one key of it, in order, and tells what comes of each key.
 pub(crate) async fn retry(
-    target: &Target,
+    target: &Stores,
     post: &Post,
     projection: Projection,
     key: Option<&RecordKey>,
     mut tell: impl FnMut(Retried),
 ) -> anyhow::Result<()> {
     let lock = locked(target, projection).await?;
-    let retry = Retry::new(Sink::new(projection, target.clone()), post.clone());
+    let retry = Retry::new(target.view(projection), post.clone());
     for Waiting { partition, key: parked, .. } in waiting(target, projection).await? {
         if key.is_none_or(|key| *key == parked) {
             lock.ensure_held().await?;
             let outcome = retry.key(partition, &parked).await;
-            let outcome = outcome.with_context(|| format!("in {} key {parked}", partition.field()))?;
+            let outcome = outcome.with_context(|| format!("in {} key {parked}", partition.id()))?;
             tell(Retried { partition, key: parked, outcome });
         }
     }
@@ -45,25 +45,25 @@ pub(crate) async fn retry(
 
 /// Passes over the first record that waits of a key, and folds the rest.
 pub(crate) async fn discard(
-    target: &Target,
+    target: &Stores,
     post: &Post,
     projection: Projection,
     (partition, offset): (Partition, i64),
 ) -> anyhow::Result<Retried> {
     let _lock = locked(target, projection).await?;
-    let retry = Retry::new(Sink::new(projection, target.clone()), post.clone());
+    let retry = Retry::new(target.view(projection), post.clone());
     let (key, outcome) = retry.discard(partition, offset).await?;
     Ok(Retried { partition, key, outcome })
 }
 
 /// Keeps rebuilds away: what is folded here moves no position, by which a rebuild would know of it.
-async fn locked(target: &Target, projection: Projection) -> anyhow::Result<ViewLock> {
+async fn locked(target: &Stores, projection: Projection) -> anyhow::Result<ViewLock> {
     let lock = ViewLock::take(&target.mysql, projection).await?;
     follow_generations(target).await?;
     Ok(lock)
 }
 
-async fn follow_generations(target: &Target) -> anyhow::Result<()> {
+async fn follow_generations(target: &Stores) -> anyhow::Result<()> {
     let wanted =
         desired_state::read(&target.mysql).await.context("failed to ask which generations are live")?;
     for projection in projections::ALL {
@@ -82,19 +82,19 @@ pub(crate) struct Waiting {
 }
 
 /// What waits of a projection.
-pub(crate) async fn waiting(target: &Target, projection: Projection) -> anyhow::Result<Vec<Waiting>> {
+pub(crate) async fn waiting(target: &Stores, projection: Projection) -> anyhow::Result<Vec<Waiting>> {
     let (waiting, unknown) = waiting_where_known(target, &[projection]).await?;
     unknown.into_iter().next().map_or(Ok(waiting), Err)
 }
 
 /// What waits of some projections, and why that is not known of the others, as one of the stores is away.
 pub(crate) async fn waiting_where_known(
-    target: &Target,
+    target: &Stores,
     projections: &[Projection],
 ) -> anyhow::Result<(Vec<Waiting>, Vec<anyhow::Error>)> {
     follow_generations(target).await?;
     let asked = join_all(projections.iter().map(async |projection| {
-        let (sink, projection) = (Sink::new(*projection, target.clone()), projection.name());
+        let (sink, projection) = (target.view(*projection), projection.name());
         let parked = sink.parked().await.with_context(|| format!("what waits of {projection}"))?;
         let of_partition = |(partition, keys): (Partition, Parked)| {
             keys.into_iter().map(move |(key, parked)| Waiting { projection, partition, key, parked })
@@ -116,7 +116,7 @@ pub(crate) fn as_json(waiting: &[Waiting]) -> Value {
     let value = |Waiting { projection, partition, key, parked }: &Waiting| {
         json!({
             "projection": projection,
-            "partition": partition.field(),
+            "partition": partition.id(),
             "key": key.as_str(),
             "first_offset": parked.first,
             "last_offset": parked.last,
@@ -139,18 +139,18 @@ impl fmt::Display for Retried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { partition, key, outcome } = self;
         match outcome {
-            Outcome::Folded => write!(f, "{} key {key}: all is folded", partition.field()),
+            Outcome::Folded => write!(f, "{} key {key}: all is folded", partition.id()),
             Outcome::Waits(ParkedKey { first, waiting, failure, .. }) => write!(
                 f,
                 "{} key {key}: {waiting} still wait, from offset {first} on, which is {}: {}",
-                partition.field(),
+                partition.id(),
                 failure.class,
                 failure.message
             ),
             Outcome::Lost { parked: ParkedKey { waiting, .. }, found } => write!(
                 f,
                 "{} key {key}: {waiting} wait, but the dead letters have {found}: was the topic cut? Fold the view anew",
-                partition.field()
+                partition.id()
             ),
         }
     }

@@ -27,7 +27,7 @@ use crate::audit::Difference;
 use vidlog_projection_engine::{
     log::{Log, Offsets, Partition},
     replay::{Tally, replay},
-    store::{Position, Target, sink::Sink},
+    store::{Position, SharedStore, Stores},
     view::Projection,
 };
 
@@ -43,8 +43,8 @@ pub(super) struct Pair {
     pub(super) projection: Projection,
     /// The partitions of its streams.
     pub(super) partitions: Vec<Partition>,
-    pub(super) live: Target,
-    pub(super) next: Target,
+    pub(super) live: Stores,
+    pub(super) next: Stores,
 }
 
 /// What is known of the differences between two generations.
@@ -111,13 +111,13 @@ impl Comparison {
 }
 
 impl Pair {
-    pub(super) fn next_sink(&self) -> Sink {
-        Sink::new(self.projection, self.next.clone())
+    pub(super) fn next_sink(&self) -> SharedStore {
+        self.next.view(self.projection)
     }
 
     /// Where the live generation stands in every partition.
     pub(super) async fn live_positions(&self) -> anyhow::Result<BTreeMap<Partition, Position>> {
-        let sink = Sink::new(self.projection, self.live.clone());
+        let sink = self.live.view(self.projection);
         let positions =
             sink.positions(&self.partitions).await.context("the store does not say where it stands")?;
         Ok(self.partitions.iter().copied().zip(positions).collect())

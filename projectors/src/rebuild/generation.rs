@@ -4,21 +4,22 @@
 //! next generation is built in a database of its own, beside the live one on the same server, and one `RENAME TABLE` puts
 //! its tables, with their checkpoints, in the place of the live ones.
 
+use std::time::Duration;
+
 use anyhow::{Context, ensure};
 use redis::cmd;
 use sqlx::AssertSqlSafe;
 use tokio::time::sleep;
-use vidlog_schemas::{keys::ViewKey, projections::View};
-use vidlog_service_kit::{config::Stores, failpoint, mysql};
-
-use super::GRACE;
-use crate::mysql_url::MySqlUrl;
 use vidlog_projection_engine::{
     desired_state::{self, hold::Hold, view_lock::ViewLock},
-    store::Target,
+    store::Stores,
     view::Projection,
 };
+use vidlog_schemas::{keys::ViewKey, projections::View};
+use vidlog_service_kit::failpoint;
 
+/// How long the old generation is kept: a request that began with it ends within 5 s.
+pub(super) const GRACE: Duration = Duration::from_secs(8);
 /// Connections for folding into the next generation: partitions take turns on them.
 const CONNECTIONS: u32 = 8;
 /// Keys that are looked for, and deleted, in one round trip.
@@ -30,8 +31,7 @@ const TELL_READERS: &str = "if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then
 /// The generations of one view.
 pub(super) struct Generations {
     projection: Projection,
-    target: Target,
-    mysql_url: String,
+    target: Stores,
     /// The number of the live generation when this began.
     pub(super) live: u32,
     lock: ViewLock,
@@ -39,18 +39,14 @@ pub(super) struct Generations {
 
 impl Generations {
     /// Takes the view's lock. The target's keys become those of the live generation.
-    pub(super) async fn lock(
-        projection: Projection,
-        stores: &Stores,
-        target: Target,
-    ) -> anyhow::Result<Self> {
+    pub(super) async fn lock(projection: Projection, target: Stores) -> anyhow::Result<Self> {
         let lock = ViewLock::take(&target.mysql, projection).await?;
         let wanted = desired_state::read(&target.mysql)
             .await
             .context("MySQL does not say which generation is live")?;
         let live = wanted.get(projection.name()).cloned().unwrap_or_default().generation;
         target.keys.set_generation(&projection.catalogued, live);
-        Ok(Self { projection, target, mysql_url: stores.mysql_url.reveal().to_owned(), live, lock })
+        Ok(Self { projection, target, live, lock })
     }
 
     pub(super) const fn next_number(&self) -> u32 {
@@ -58,15 +54,14 @@ impl Generations {
     }
 
     /// Makes the place for the next generation, or finds what an earlier rebuild left there.
-    pub(super) async fn make_next(&self) -> anyhow::Result<Target> {
+    pub(super) async fn make_next(&self) -> anyhow::Result<Stores> {
         match self.projection.catalogued.view {
             View::Redis(_) => {
                 let keys = self.target.keys.of_generation(&self.projection.catalogued, self.next_number());
-                Ok(Target { keys, ..self.target.clone() })
+                Ok(Stores { keys, ..self.target.clone() })
             }
             View::MySql(tables) => {
-                let url = MySqlUrl::read(&self.mysql_url)?;
-                let (live, next) = (url.database(), self.beside("next")?);
+                let (live, next) = (self.target.database()?, self.beside("next")?);
                 self.drop_databases(&["old"]).await?;
                 self.execute(format!("CREATE DATABASE IF NOT EXISTS `{next}`")).await?;
                 for table in self.tables(tables) {
@@ -76,21 +71,14 @@ impl Generations {
                     .await?;
                 }
                 self.ensure_same_layout(tables).await?;
-                self.target_of(&next)
+                Ok(self.target.with_database(&next, CONNECTIONS))
             }
         }
     }
 
-    fn target_of(&self, database: &str) -> anyhow::Result<Target> {
-        let url = MySqlUrl::read(&self.mysql_url)?;
-        let mysql = mysql::open(&url.with_database(database), CONNECTIONS)?;
-        Ok(Target { mysql, ..self.target.clone() })
-    }
-
     /// Tables that were made before a migration of the live ones must not take their place.
     async fn ensure_same_layout(&self, tables: &'static [&'static str]) -> anyhow::Result<()> {
-        let url = MySqlUrl::read(&self.mysql_url)?;
-        let (live, next) = (url.database(), self.beside("next")?);
+        let (live, next) = (self.target.database()?, self.beside("next")?);
         for table in self.tables(tables) {
             let layout = async |database: &str| -> sqlx::Result<String> {
                 let show = format!("SHOW CREATE TABLE `{database}`.{table}");
@@ -99,7 +87,7 @@ impl Generations {
                 Ok(shown.1)
             };
             ensure!(
-                layout(live).await? == layout(&next).await?,
+                layout(&live).await? == layout(&next).await?,
                 "the table {table} of the next generation is not like the live one any more, which was migrated; \
                  run this with --drop, then again"
             );
@@ -124,8 +112,7 @@ impl Generations {
                 )?;
             }
             View::MySql(tables) => {
-                let url = MySqlUrl::read(&self.mysql_url)?;
-                let (live, next, old) = (url.database(), self.beside("next")?, self.beside("old")?);
+                let (live, next, old) = (self.target.database()?, self.beside("next")?, self.beside("old")?);
                 self.ensure_same_layout(tables).await?;
                 self.execute(format!("CREATE DATABASE IF NOT EXISTS `{old}`")).await?;
                 let moves: Vec<_> = self
@@ -153,10 +140,10 @@ impl Generations {
     }
 
     /// The view that was live until the switch, in MySQL.
-    pub(super) fn replaced(&self) -> anyhow::Result<Option<Target>> {
+    pub(super) fn replaced(&self) -> anyhow::Result<Option<Stores>> {
         match self.projection.catalogued.view {
             View::Redis(_) => Ok(None),
-            View::MySql(_) => Ok(Some(self.target_of(&self.beside("old")?)?)),
+            View::MySql(_) => Ok(Some(self.target.with_database(&self.beside("old")?, CONNECTIONS))),
         }
     }
 
@@ -232,8 +219,8 @@ impl Generations {
 
     /// The name of a database beside the live one.
     fn beside(&self, what: &str) -> anyhow::Result<String> {
-        let what = format!("{what}_{}", self.projection.name().replace('-', "_"));
-        Ok(MySqlUrl::read(&self.mysql_url)?.beside(&what))
+        let projection = self.projection.name().replace('-', "_");
+        Ok(format!("{}_{what}_{projection}", self.target.database()?))
     }
 
     async fn execute(&self, statement: String) -> anyhow::Result<()> {

@@ -16,8 +16,8 @@ use super::{
 };
 use vidlog_projection_engine::{
     desired_state::{self, AllWanted},
-    log::{Extent, Log, Offsets, Partition},
-    store::{Target, sink::Sink},
+    log::{Extent, Log, Partition},
+    store::Stores,
     view::Projection,
 };
 
@@ -25,7 +25,7 @@ use vidlog_projection_engine::{
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How some projections are now.
-pub async fn gather(log: &Log, target: &Target, projections: &[Projection]) -> Status {
+pub async fn gather(log: &Log, target: &Stores, projections: &[Projection]) -> Status {
     let streams: Vec<Stream> =
         Stream::ALL.into_iter().filter(|stream| projections.iter().any(|one| folds(one, *stream))).collect();
     let (wanted, reports, extents) = join!(
@@ -37,7 +37,7 @@ pub async fn gather(log: &Log, target: &Target, projections: &[Projection]) -> S
     let positions = join_all(projections.iter().map(async |projection| {
         let partitions = partitions(projection, &extents, &reports);
         let found = match generations.get(projection.name()) {
-            Some(Ok(())) => bounded("the view", positions(target, *projection, &partitions)).await,
+            Some(Ok(())) => bounded("the view", target.view(*projection).visible_offsets(&partitions)).await,
             Some(Err(why)) => Err(why.clone()),
             None => Err("its live generation is not known".to_owned()),
         };
@@ -58,14 +58,14 @@ pub async fn gather(log: &Log, target: &Target, projections: &[Projection]) -> S
     let mut status = status(&known, projections);
     for (projection, shown) in projections.iter().zip(&mut status.projections) {
         if let Some(Ok(())) = generations.get(projection.name()) {
-            let sink = Sink::new(*projection, target.clone());
+            let sink = target.view(*projection);
             // Why a store does not answer is said already, of its positions.
-            let waiting = bounded("the view", sink.waiting()).await.ok();
+            let waiting = bounded("the view", sink.dead_letter_counts()).await.ok();
             for partition in &mut shown.partitions {
-                let of_partition = |waiting: &BTreeMap<String, i64>| {
-                    waiting.get(&partition.partition).copied().unwrap_or_default()
-                };
-                partition.dead_letters = waiting.as_ref().map(of_partition);
+                partition.dead_letters = waiting.as_ref().map(|waiting| {
+                    let of_partition = waiting.iter().find(|(of, _)| of.id() == partition.partition);
+                    of_partition.map_or(0, |(_, count)| *count)
+                });
             }
         }
     }
@@ -96,7 +96,7 @@ fn partitions(
 
 /// Has the keys be of the live generations. Which those are MySQL says, or else what readers in Redis go by.
 async fn generations(
-    target: &Target,
+    target: &Stores,
     projections: &[Projection],
     wanted: &Answer<AllWanted>,
 ) -> BTreeMap<&'static str, Answer<()>> {
@@ -124,33 +124,6 @@ async fn generations(
         generations.insert(projection.name(), set);
     }
     generations
-}
-
-/// How far readers see a view. A view in MySQL is as far as its checkpoint. One in Redis is as far as its progress says,
-/// which is published after each batch, whereas shards that a batch did not concern lag behind; but it is never behind the
-/// last of them, nor, when Redis lost writes, before the first.
-async fn positions(
-    target: &Target,
-    projection: Projection,
-    partitions: &[Partition],
-) -> anyhow::Result<Offsets> {
-    let stored = Sink::new(projection, target.clone()).positions(partitions).await?;
-    let progress: Vec<Option<i64>> = match projection.catalogued.view {
-        View::Redis(_) if !partitions.is_empty() => {
-            let mut ask = cmd("HMGET");
-            ask.arg(target.keys.progress(&projection.catalogued));
-            for partition in partitions {
-                ask.arg(partition.field());
-            }
-            target.redis.query(&ask).await?
-        }
-        View::Redis(_) | View::MySql(_) => vec![None; partitions.len()],
-    };
-    let seen = stored
-        .iter()
-        .zip(progress)
-        .map(|(stored, progress)| progress.unwrap_or_default().clamp(stored.lowest(), stored.highest()));
-    Ok(partitions.iter().copied().zip(seen).collect())
 }
 
 async fn bounded<T, E: std::fmt::Display>(

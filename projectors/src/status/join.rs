@@ -86,7 +86,7 @@ fn of_projection(known: &Known, projection: &Projection) -> ProjectionStatus {
         let report = reports.get(&partition).copied();
         let (state, why) = state(known, wanted.as_ref().map(|wanted| &wanted.wish), report);
         PartitionStatus {
-            partition: partition.field(),
+            partition: partition.id(),
             position,
             end: known.extent(partition).map(|extent| extent.end),
             lag,

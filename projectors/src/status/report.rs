@@ -14,7 +14,7 @@ use vidlog_projection_engine::{
     desired_state::Wish,
     log::Partition,
     runner::{Board, Line, Phase},
-    store::Target,
+    store::Stores,
 };
 
 /// Between two reports.
@@ -52,7 +52,7 @@ pub(crate) struct Report {
 /// Reports what a process has, as `instance`, until shutdown is given.
 pub(crate) struct Reporter {
     pub(crate) instance: String,
-    pub(crate) target: Target,
+    pub(crate) target: Stores,
     pub(crate) board: Arc<Board>,
     pub(crate) readiness: Readiness,
 }
@@ -84,7 +84,7 @@ impl Reporter {
 
     fn report(&self, line: Line) -> Report {
         let Line { projection, partition, phase, followed, records_per_second, error } = line;
-        let held_up = self.readiness.why(&format!("{projection}/{}", partition.field()));
+        let held_up = self.readiness.why(&format!("{projection}/{}", partition.id()));
         let (state, why) = match (phase, followed) {
             (Phase::Running, _) => (held_up.as_ref().map_or(State::Running, |_| State::Blocked), held_up),
             (Phase::Waiting(_), Wish::Pause) => (State::Paused, None),

@@ -8,10 +8,10 @@ use vidlog_projectors::{
     audit::{self, Model},
     log::Log,
     projections,
-    store::Target,
+    store::Stores,
 };
 use vidlog_schemas::Keys;
-use vidlog_service_kit::{config::Stores, mysql};
+use vidlog_service_kit::{config, mysql};
 
 use crate::{
     faults::{BOUND, made_up},
@@ -19,9 +19,9 @@ use crate::{
 };
 
 /// The target of a scratch namespace.
-fn scratch_of(world: &World, name: &str) -> Target {
+fn scratch_of(world: &World, name: &str) -> Stores {
     let stores = &world.stores;
-    Target {
+    Stores {
         keys: Keys::new(&format!("{}-as-of-{name}", stores.namespace), stores.shards),
         redis: world.target.redis.clone(),
         mysql: mysql::open(&format!("{}_as_of_{name}", stores.mysql_url.reveal()), 2).unwrap(),
@@ -62,7 +62,7 @@ async fn a_scratch_namespace_is_the_state_of_then_and_moves_on_and_goes() {
     let left: Vec<String> = world.target.redis.query(cmd("KEYS").arg(pattern)).await.unwrap();
     assert!(left.is_empty(), "{left:?}");
 
-    let away = Stores { redis_url: "redis://127.0.0.1:1/".to_owned().into(), ..world.stores.clone() };
+    let away = config::Stores { redis_url: "redis://127.0.0.1:1/".to_owned().into(), ..world.stores.clone() };
     let scratch = Scratch::new(&world.log, &away, &"then".parse().unwrap()).unwrap();
     let folded = timeout(BOUND, scratch.fold(&Until::Time(0))).await.expect("it does not wait for ever");
     assert!(folded.is_err_and(|error| error.to_string().contains("Redis does not answer")));
@@ -77,7 +77,7 @@ async fn a_position_is_the_state_that_a_command_answered_with() {
     let log = Log { brokers: world.log.kafka_brokers.clone(), topics: Topics::new(&world.stores.namespace) };
     let likes = log.ends(vec![Stream::Likes]).await.unwrap();
     let (partition, end) = likes.into_iter().find(|(_, end)| *end > 3).unwrap();
-    let position = format!("{}:{}", partition.field(), end - 2);
+    let position = format!("{}:{}", partition.id(), end - 2);
 
     let scratch = Scratch::new(&world.log, &world.stores, &"position".parse().unwrap()).unwrap();
     scratch.fold(&position.parse().unwrap()).await.unwrap();
@@ -86,6 +86,6 @@ async fn a_position_is_the_state_that_a_command_answered_with() {
     assert!(until.len() < events.len() && matches!(until[0].event, Event::Like(_)));
     assert_is(&world, "position", &until).await;
 
-    let beyond = format!("{}:{}", partition.field(), end + 1).parse().unwrap();
+    let beyond = format!("{}:{}", partition.id(), end + 1).parse().unwrap();
     assert!(scratch.fold(&beyond).await.is_err_and(|error| error.to_string().contains("the log has no")));
 }

@@ -14,7 +14,6 @@ use vidlog_projectors::{
     operator::Operator,
     projections,
     rebuild::Rebuild,
-    store::sink::Sink,
     view::Projection,
 };
 
@@ -162,7 +161,7 @@ async fn what_an_event_may_write_to_is_named() {
             // By the projections.
             let record = [Record { offset, envelope: envelope.clone() }];
             for projection in projections::ALL {
-                let written = Sink::new(projection, world.target.clone()).keys_written(&record);
+                let written = world.target.view(projection).keys_written(&record);
                 assert!(written.is_subset(&named), "{projection:?}: {written:?} of {envelope:?}");
             }
             // By the model.

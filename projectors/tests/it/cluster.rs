@@ -9,7 +9,7 @@ use std::{
 };
 
 use redis::cmd;
-use vidlog_projectors::{projections, store::prepare::prepare};
+use vidlog_projectors::projections;
 use vidlog_schemas::keys::Shard;
 use vidlog_service_kit::shutdown::Shutdown;
 
@@ -62,7 +62,7 @@ async fn twice_equals_once_on_a_cluster() {
 async fn a_redis_that_drops_keys_by_itself_is_refused() {
     let nodes = Nodes::start().await;
     let world = World::on_redis(nodes.url()).await;
-    let prepare = async || prepare(&world.target, world.stores.shards, &Shutdown::new()).await;
+    let prepare = async || world.target.prepare(&Shutdown::new()).await;
     let (_, full) = nodes.owner(&checkpoint(&world, world.target.keys.shards().next().unwrap())).await;
     let set = |name, value| cmd("CONFIG").arg("SET").arg(name).arg(value).take();
     let _: String = nodes.node(full).ask(&set("maxmemory-policy", "allkeys-lru")).await;

@@ -14,7 +14,7 @@ use vidlog_projectors::{
     dead_letters::{Intake, IntakeError, Outcome, Post, Retry},
     log::{Delivery, Log, Partition, Record},
     projections,
-    store::{key::KeySink, sink::Sink},
+    store::{SharedStore, parked_key::ParkedKeyStore},
 };
 
 use crate::{
@@ -50,7 +50,7 @@ async fn the_view_is_what_it_would_have_been_after_all_is_retried() {
         let case = case().new_tree(&mut runner).unwrap().current();
         let world = World::new().await;
         for projection in projections::ALL {
-            let sink = Sink::new(projection, world.target.clone());
+            let sink = world.target.view(projection);
             let streams: Vec<_> = projection.streams().collect();
             for (partition, records) in partitions(&streams, &case.events) {
                 if PROJECTIONS.contains(&projection.name()) {
@@ -72,7 +72,7 @@ async fn the_view_is_what_it_would_have_been_after_all_is_retried() {
 async fn a_retry_that_slept_while_another_unparked_the_key_does_not_begin() {
     for name in ["likes", "likes-table"] {
         let world = World::new().await;
-        let sink = Sink::new(projections::find(name).unwrap(), world.target.clone());
+        let sink = world.target.view(projections::find(name).unwrap());
         let partition = Partition { stream: Stream::Likes, number: 0 };
         let records: Vec<_> = [liked(1, 1), unliked(1, 1)]
             .into_iter()
@@ -86,7 +86,7 @@ async fn a_retry_that_slept_while_another_unparked_the_key_does_not_begin() {
         let (key, parked) = sink.parked().await.unwrap().remove(&partition).unwrap().pop_first().unwrap();
 
         // One that has seen how the key is parked, and sleeps.
-        let slept = KeySink::new(sink.clone(), partition, key);
+        let slept = ParkedKeyStore::new(sink.clone(), partition, key);
         assert!(slept.begin(&parked).await.unwrap().is_some());
         retry_all(&world, &sink).await;
         intake.take(&[delivery(&world, partition, &records[1], &[].into())]).await.unwrap();
@@ -118,7 +118,7 @@ fn post(world: &World) -> Post {
 }
 
 /// Folds a partition by programs of which some can't read some records, and that die now and then.
-async fn fold(world: &World, sink: &Sink, partition: Partition, records: &[Record], case: &Case) {
+async fn fold(world: &World, sink: &SharedStore, partition: Partition, records: &[Record], case: &Case) {
     let post = post(world);
     let end = i64::try_from(records.len()).unwrap();
     let (mut cuts, mut deaths) = (case.cuts.iter().cycle(), case.deaths.iter().cycle());
@@ -142,7 +142,7 @@ async fn fold(world: &World, sink: &Sink, partition: Partition, records: &[Recor
             match timeout(life, intake.take(&batch)).await {
                 Ok(Ok(())) => {}
                 // It died, or what an earlier life had sent arrived late.
-                Err(_) | Ok(Err(IntakeError::Sink(_))) => continue 'lives,
+                Err(_) | Ok(Err(IntakeError::Store(_))) => continue 'lives,
                 Ok(Err(error)) => panic!("{error}"),
             }
             next = (next + size).min(end);
@@ -161,7 +161,7 @@ async fn fold(world: &World, sink: &Sink, partition: Partition, records: &[Recor
     }
 }
 
-async fn retry_all(world: &World, sink: &Sink) {
+async fn retry_all(world: &World, sink: &SharedStore) {
     let retry = Retry::new(sink.clone(), post(world));
     for (partition, keys) in sink.parked().await.unwrap() {
         for key in keys.keys() {

@@ -16,7 +16,7 @@ use rdkafka::{
 use redis::cmd;
 use tokio::time::{sleep, timeout};
 use vidlog_events::{Envelope, Stream};
-use vidlog_projectors::{Plan, log::Partition, projections, store::sink::Sink, view::Projection};
+use vidlog_projectors::{Plan, log::Partition, projections, view::Projection};
 use vidlog_schemas::projections::LIKES_TABLE;
 use vidlog_service_kit::{mysql, ops::Readiness, shutdown::Shutdown};
 
@@ -346,7 +346,7 @@ async fn folded(world: &World) -> i64 {
         let projection = projections::find(name).unwrap();
         let stream = projection.streams().next().unwrap();
         let partitions: Vec<_> = (0..PARTITIONS).map(|number| Partition { stream, number }).collect();
-        let positions = Sink::new(projection, world.target.clone()).positions(&partitions).await.unwrap();
+        let positions = world.target.view(projection).positions(&partitions).await.unwrap();
         sum += positions.iter().map(vidlog_projectors::store::Position::lowest).sum::<i64>();
     }
     sum

@@ -9,7 +9,7 @@ use vidlog_projectors::{
     audit::{self, Model},
     log::{Partition, Record},
     projections,
-    store::{StoreError, sink::Sink},
+    store::StoreError,
 };
 
 use crate::support::{World, history};
@@ -39,13 +39,13 @@ async fn a_batch_that_does_not_follow_is_refused() {
     let world = World::new().await;
     let (events, _) = cases().remove(0);
     for projection in projections::ALL {
-        let sink = Sink::new(projection, world.target.clone());
+        let sink = world.target.view(projection);
         let stream = projection.streams().next().unwrap();
         let partition = Partition { stream, number: 0 };
         let empty = sink.positions(&[partition]).await.unwrap().remove(0);
         let mut ahead = empty.clone();
         sink.apply(partition, &mut ahead, &[], 5).await.unwrap();
-        sink.settle(partition, &mut ahead, 5).await.unwrap();
+        sink.align(partition, &mut ahead, 5).await.unwrap();
         assert_eq!(ahead.lowest(), 5, "{projection:?}");
 
         // Another partition, whose store is still empty: as if the store had lost what the runner wrote.
@@ -61,7 +61,7 @@ async fn a_batch_that_does_not_follow_is_refused() {
         let mut position = ahead.clone();
         let refused = match sink.apply(lost, &mut position, &records, next).await {
             // A Redis batch without writes touches no shard; settling does.
-            Ok(()) => sink.settle(lost, &mut ahead.clone(), next).await,
+            Ok(()) => sink.align(lost, &mut ahead.clone(), next).await,
             refused => refused,
         };
         assert!(matches!(refused, Err(StoreError::Behind { stored: 0 })), "{projection:?}: {refused:?}");
@@ -79,7 +79,7 @@ pub(crate) fn cases() -> Vec<(Vec<Envelope>, Vec<usize>)> {
 /// Folds a history in batches, most of them more than once.
 pub(crate) async fn assert_twice_equals_once(world: &World, events: &[Envelope], cuts: &[usize]) {
     for projection in projections::ALL {
-        let sink = Sink::new(projection, world.target.clone());
+        let sink = world.target.view(projection);
         for (partition, records) in partitions(&projection.streams().collect::<Vec<_>>(), events) {
             let mut position = sink.positions(&[partition]).await.unwrap().remove(0);
             let mut earlier = Vec::new();
@@ -99,7 +99,7 @@ pub(crate) async fn assert_twice_equals_once(world: &World, events: &[Envelope],
 
 async fn fold_in_batches(world: &World, events: &[Envelope], cuts: &[usize]) {
     for projection in projections::ALL {
-        let sink = Sink::new(projection, world.target.clone());
+        let sink = world.target.view(projection);
         for (partition, records) in partitions(&projection.streams().collect::<Vec<_>>(), events) {
             let mut position = sink.positions(&[partition]).await.unwrap().remove(0);
             for batch in batches(&records, cuts) {
@@ -107,7 +107,7 @@ async fn fold_in_batches(world: &World, events: &[Envelope], cuts: &[usize]) {
                 sink.apply(partition, &mut position, batch, next).await.unwrap();
             }
             let end = i64::try_from(records.len()).unwrap();
-            sink.settle(partition, &mut position, end).await.unwrap();
+            sink.align(partition, &mut position, end).await.unwrap();
             assert_eq!(sink.positions(&[partition]).await.unwrap().remove(0).lowest(), end);
         }
     }

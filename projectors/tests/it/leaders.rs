@@ -9,7 +9,7 @@ use rdkafka::{
     producer::{FutureProducer, FutureRecord},
 };
 use vidlog_events::{Stream, Topics};
-use vidlog_projectors::{log::Partition, projections, store::sink::Sink};
+use vidlog_projectors::{log::Partition, projections};
 
 use crate::{
     faults::{Running, until},
@@ -46,7 +46,7 @@ async fn partitions_whose_broker_does_not_answer_hold_up_no_other() {
         producer.send(record, Duration::from_mins(1)).await.map_err(|(error, _)| error).unwrap();
     };
     let likes = projections::find("likes-table").unwrap();
-    let sink = Sink::new(likes, world.target.clone());
+    let sink = world.target.view(likes);
     let folded = async || {
         let partition = Partition { stream: Stream::Likes, number: 0 };
         sink.positions(&[partition]).await.unwrap()[0].lowest()

@@ -18,7 +18,6 @@ use vidlog_projectors::{
     log::{Log, Partition, Record},
     projections,
     rebuild::{ENOUGH, IfDifferent, Outcome, Progress, Rebuild},
-    store::sink::Sink,
     view::Projection,
 };
 use vidlog_schemas::keys::ViewKey;
@@ -261,7 +260,7 @@ async fn what_was_discarded_after_a_rebuild_was_cut_off_is_so_in_it_as_well() {
     world.assert_views_equal_the_log().await;
     for name in ["likes", "likes-table"] {
         cut_off_at(&world, name, COMPARING).await;
-        let sink = Sink::new(projection(name), world.target.clone());
+        let sink = world.target.view(projection(name));
         let parked = sink.parked().await.unwrap().remove(&partition).unwrap().into_values().next().unwrap();
         let log =
             Log { brokers: world.log.kafka_brokers.clone(), topics: Topics::new(&world.stores.namespace) };
@@ -285,10 +284,10 @@ async fn a_writer_that_knows_nothing_of_the_hold_is_no_difference() {
         (0..).zip(events).map(|(offset, envelope)| Record { offset, envelope }).collect();
     let (first, rest) = records.split_at(100);
     let partition = Partition { stream: Stream::Likes, number: World::partition_of("1") };
-    let sink = Sink::new(projection("likes"), world.target.clone());
+    let sink = world.target.view(projection("likes"));
     let mut position = sink.positions(&[partition]).await.unwrap().remove(0);
     sink.apply(partition, &mut position, first, 100).await.unwrap();
-    sink.settle(partition, &mut position, 100).await.unwrap();
+    sink.align(partition, &mut position, 100).await.unwrap();
 
     let begun = begin(&world, "likes").await;
     let mut progress = begun.progress();
@@ -297,7 +296,7 @@ async fn a_writer_that_knows_nothing_of_the_hold_is_no_difference() {
         for record in rest {
             let next = record.offset + 1;
             sink.apply(partition, &mut position, std::slice::from_ref(record), next).await.unwrap();
-            sink.settle(partition, &mut position, next).await.unwrap();
+            sink.align(partition, &mut position, next).await.unwrap();
         }
     };
     let (outcome, ()) = tokio::join!(begun.run(IfDifferent::Keep), deaf);

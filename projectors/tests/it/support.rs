@@ -14,31 +14,28 @@ use rdkafka::{
 };
 use uuid::Uuid;
 use vidlog_events::*;
-use vidlog_projectors::{audit, store::Target};
+use vidlog_projectors::{audit, store::Stores};
 use vidlog_redis_shards::Redis;
 use vidlog_schemas::Keys;
-use vidlog_service_kit::{
-    config::{Log, Stores},
-    mysql,
-};
+use vidlog_service_kit::{config, mysql};
 
 /// Partitions of a test's topics: enough that keys spread, few enough that many tests share one broker.
 pub(crate) const PARTITIONS: i32 = 3;
 
 /// A namespace with its stores, empty at first.
 pub(crate) struct World {
-    pub(crate) log: Log,
-    pub(crate) stores: Stores,
-    pub(crate) target: Target,
+    pub(crate) log: config::Log,
+    pub(crate) stores: config::Stores,
+    pub(crate) target: Stores,
     producer: FutureProducer,
 }
 
 #[derive(Parser)]
 struct Environment {
     #[command(flatten)]
-    log: Log,
+    log: config::Log,
     #[command(flatten)]
-    stores: Stores,
+    stores: config::Stores,
 }
 
 impl Environment {
@@ -61,7 +58,7 @@ impl World {
         Self::create(log, stores).await
     }
 
-    async fn create(log: Log, mut stores: Stores) -> Self {
+    async fn create(log: config::Log, mut stores: config::Stores) -> Self {
         stores.namespace = format!("t{}", Uuid::now_v7().simple());
         let (server, _) = stores.mysql_url.reveal().rsplit_once('/').unwrap();
         let database_url = format!("{server}/{}", stores.namespace);
@@ -72,7 +69,7 @@ impl World {
 
         let mysql = mysql::open(stores.mysql_url.reveal(), 8).unwrap();
         vidlog_schemas::MIGRATOR.run(&mysql).await.unwrap();
-        let target = Target {
+        let target = Stores {
             keys: Keys::new(&stores.namespace, stores.shards),
             redis: Redis::open(stores.redis_url.reveal()).unwrap(),
             mysql,
@@ -243,7 +240,7 @@ fn murmur2(bytes: &[u8]) -> u32 {
     hash ^ (hash >> 15)
 }
 
-fn client(log: &Log) -> ClientConfig {
+fn client(log: &config::Log) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &log.kafka_brokers)

@@ -62,19 +62,19 @@ impl Assignment {
             .filter(|(partition, stored)| match confirmed.get(*partition) {
                 Some(confirmed) => stored.is_behind(confirmed),
                 // Whoever wrote to it is gone.
-                None => stored.lacks_parts(),
+                None => stored.has_unwritten_parts(),
             })
             .collect();
         for (partition, stored) in &lost {
             warn!(
                 projection = self.name,
-                partition = partition.field(),
+                partition = partition.id(),
                 stored = stored.lowest(),
                 "the store lost writes; reading them again from its position"
             );
             self.place(**partition).fail("the store lost writes");
         }
-        if !lost.is_empty() && !self.forget_complete() {
+        if !lost.is_empty() && !self.mark_incomplete() {
             return Err(Unknown::Readers);
         }
         for (partition, stored) in &lost {
@@ -102,7 +102,7 @@ impl Assignment {
         let asked = async { timeout(ASK_TIMEOUT, self.sink.positions(partitions)).await };
         match self.runtime.block_on(asked) {
             Ok(Ok(positions)) => Ok(positions),
-            Ok(Err(error @ StoreError::OtherShards { .. })) => Err(Unknown::OtherShards(error)),
+            Ok(Err(error @ StoreError::ShardCountMismatch { .. })) => Err(Unknown::OtherShards(error)),
             Ok(Err(error)) => {
                 warn!(projection = self.name, %error, "waiting for the store");
                 Err(Unknown::Store)
@@ -119,7 +119,7 @@ impl Assignment {
         &self,
         firsts: &[(Partition, String)],
     ) -> BTreeMap<Partition, String> {
-        let asked = async { timeout(ASK_TIMEOUT, self.sink.logs(firsts)).await };
+        let asked = async { timeout(ASK_TIMEOUT, self.sink.log_identities(firsts)).await };
         let Ok(Ok(remembered)) = self.runtime.block_on(asked) else {
             let why = "the store does not say which log the view was folded from";
             return firsts.iter().map(|(partition, _)| (*partition, why.to_owned())).collect();
@@ -129,7 +129,7 @@ impl Assignment {
             let why = format!(
                 "this is another log than the one that the view was folded from: {} begins with the record {first} here, \
                  with {remembered} there. Is this another cluster, or was the topic made again? The view stays as it is",
-                partition.field()
+                partition.id()
             );
             (*partition, why)
         };
@@ -137,8 +137,8 @@ impl Assignment {
     }
 
     /// Has readers take the view as incomplete; false if that fails.
-    fn forget_complete(&self) -> bool {
-        let forgotten = async { timeout(ASK_TIMEOUT, self.sink.forget_complete()).await };
+    fn mark_incomplete(&self) -> bool {
+        let forgotten = async { timeout(ASK_TIMEOUT, self.sink.mark_incomplete()).await };
         match self.runtime.block_on(forgotten) {
             Ok(Ok(())) => return true,
             Ok(Err(error)) => warn!(projection = self.name, %error, "readers can't be told of the loss yet"),

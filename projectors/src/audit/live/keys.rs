@@ -6,7 +6,7 @@ use redis::{Value, cmd, from_redis_value};
 use vidlog_schemas::keys::ViewKey;
 
 use super::{Lines, digest};
-use vidlog_projection_engine::store::Target;
+use vidlog_projection_engine::store::Stores;
 
 /// Keys looked for, and read, in one round trip.
 const PAGE: usize = 1000;
@@ -14,7 +14,7 @@ const PAGE: usize = 1000;
 const TEXTS: [&str; 3] = ["name", "title", "reason"];
 
 /// The lines of some keys, by their names in the first generation, in the generation that the target's keys are of.
-pub async fn key_lines(target: &Target, names: &BTreeSet<String>) -> anyhow::Result<Lines> {
+pub async fn key_lines(target: &Stores, names: &BTreeSet<String>) -> anyhow::Result<Lines> {
     let mut lines = Lines::new();
     let own = names.iter().filter_map(|name| target.keys.in_own_generation(name));
     let own: Vec<String> = own.collect();
@@ -26,7 +26,7 @@ pub async fn key_lines(target: &Target, names: &BTreeSet<String>) -> anyhow::Res
 
 /// The lines of all keys that are wanted.
 pub(super) async fn all_lines(
-    target: &Target,
+    target: &Stores,
     is_wanted: impl Fn(&ViewKey) -> bool,
     lines: &mut Lines,
 ) -> anyhow::Result<()> {
@@ -38,7 +38,7 @@ pub(super) async fn all_lines(
     Ok(())
 }
 
-async fn read_keys(target: &Target, names: Vec<String>, lines: &mut Lines) -> anyhow::Result<()> {
+async fn read_keys(target: &Stores, names: Vec<String>, lines: &mut Lines) -> anyhow::Result<()> {
     let types: Vec<_> = names.iter().map(|name| cmd("TYPE").arg(name).take()).collect();
     let types = target.redis.all(&types).await?;
     let (mut found, mut reads) = (Vec::with_capacity(names.len()), Vec::with_capacity(names.len()));

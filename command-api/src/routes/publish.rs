@@ -1,5 +1,6 @@
 //! POST publish/action: streams an upload into the object store and appends its event.
 
+mod content_disposition;
 mod form;
 
 use axum::{
@@ -137,11 +138,10 @@ impl UploadHandler {
 
     async fn read(&mut self, mut form: Form, stored: &mut Option<StoredFile>) -> Result<(), ApiError> {
         while let Some(part) = form.next().await? {
-            match part.name() {
+            match part.name()?.as_str() {
                 "data" if stored.is_none() => *stored = Some(self.store(part).await?),
                 name @ ("token" | "title") => {
-                    let name = name.to_owned();
-                    self.params.add(&name, &part.read_small().await?);
+                    self.params.add(name, &part.read_small().await?);
                     // An invalid token ends the upload here.
                     self.caller()?;
                 }

@@ -129,6 +129,28 @@ async fn parts_of_an_upload_may_come_in_any_order() {
 }
 
 #[tokio::test]
+async fn part_name_is_not_taken_from_the_file_name() {
+    let (world, api) = World::with_api().await;
+    let with_head = |disposition: &str| {
+        let mut form = title_and_token(&api);
+        let part = format!("--b\r\nContent-Disposition: {disposition}\r\n\r\ncontent\r\n");
+        form.body.extend_from_slice(part.as_bytes());
+        form
+    };
+    let dispositions = [
+        r#"form-data; filename="my name=x.mp4"; name="data""#,
+        r#"form-data; filename="a; name=\"title\""; name="data""#,
+        r#"FORM-DATA;FileName="x";NAME = data"#,
+    ];
+    for disposition in dispositions {
+        with_head(disposition).send(&api).await.ok();
+    }
+    assert_eq!(uploads(&world).await.len(), dispositions.len());
+    with_head(r#"form-data; name="data"#).send(&api).await.fails(Code::InvalidParameter);
+    assert_eq!(stored(&api).await.len(), dispositions.len());
+}
+
+#[tokio::test]
 async fn query_precedes_form_precedes_bearer_token() {
     let (world, api) = World::with_api().await;
     let form = Form::default().part("data", "a").part("title", "form");

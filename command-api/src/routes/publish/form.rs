@@ -17,12 +17,14 @@ use axum::{
         DefaultBodyLimit, FromRequest, Multipart, Request,
         multipart::{Field, MultipartError},
     },
-    http::StatusCode,
+    http::{StatusCode, header::CONTENT_DISPOSITION},
 };
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use tokio::time::{Instant, timeout_at};
 use vidlog_contract::{ApiError, limits::FORM_BYTES};
+
+use super::content_disposition::part_name;
 
 /// Maximum time between two chunks from the client.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -78,9 +80,14 @@ impl Form {
 }
 
 impl Part<'_> {
-    /// Name of the part.
-    pub(super) fn name(&self) -> &str {
-        self.field.name().unwrap_or_default()
+    /// Name of the part; empty without one.
+    pub(super) fn name(&self) -> Result<String, ApiError> {
+        let Some(header) = self.field.headers().get(CONTENT_DISPOSITION) else {
+            return Ok(String::new());
+        };
+        let name = part_name(header.as_bytes())
+            .map_err(|_| ApiError::invalid("a form part has an invalid Content-Disposition header"))?;
+        Ok(name.unwrap_or_default())
     }
 
     /// The next, non-empty chunk; `None` at the end of the part.
@@ -210,12 +217,12 @@ mod tests {
     #[tokio::test]
     async fn unknown_part_is_skipped() {
         let mut chunks = chunks(HEAD, 1000);
-        chunks.push(Bytes::from(format!("\r\n{}small\r\n--b--\r\n", HEAD.replace("data", "title"))));
+        chunks.push(Bytes::from(format!("\r\n{}small\r\n--b--\r\n", HEAD.replace("\"data\"", "\"title\""))));
         let (request, _) = request(chunks);
         let mut form = Form::open(request, u64::MAX).await.unwrap();
         form.next().await.unwrap().unwrap().skip().await.unwrap();
         let part = form.next().await.unwrap().unwrap();
-        assert_eq!(part.name(), "title");
+        assert_eq!(part.name().unwrap(), "title");
         assert_eq!(part.read_small().await.unwrap(), "small");
         assert!(form.next().await.unwrap().is_none());
     }

@@ -91,11 +91,10 @@ pub async fn empty_content(_: Reservation) -> Result<vidlog_contract::Empty, Api
 
 /// Begins a command that creates no entity.
 pub async fn begin(state: &CommandState, request: &Request<'_>) -> Result<Outcome, ApiError> {
-    IdempotentAttempt::begin(state, request, None).await
+    IdempotentAttempt::begin(state, request, Ok(None)).await
 }
 
 /// Begins a command that creates an entity, and reserves an id for it.
 pub async fn begin_with_id(state: &CommandState, request: &Request<'_>) -> Result<Outcome, ApiError> {
-    let id = state.ids.next()?;
-    IdempotentAttempt::begin(state, request, Some(id)).await
+    IdempotentAttempt::begin(state, request, state.ids.next().map(Some)).await
 }

@@ -16,7 +16,7 @@ use vidlog_events::Envelope;
 use vidlog_read_models::ReadError;
 use vidlog_schemas::keys::Key;
 
-use crate::{envelope_json, reply::Reply, request_context::EventIdentity, state::CommandState};
+use crate::{envelope_json, ids::IdError, reply::Reply, request_context::EventIdentity, state::CommandState};
 
 /// Header that identifies a command across its retries.
 pub const IDEMPOTENCY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
@@ -99,11 +99,22 @@ impl Reservation {
 
 impl IdempotentAttempt {
     /// Begins an attempt: makes a reservation, or finds that of the key's first attempt.
+    ///
+    /// An error in `entity_id` means that no id is available. Then the attempt needs a reservation that exists.
     pub async fn begin(
         state: &CommandState,
         request: &Request<'_>,
-        entity_id: Option<i64>,
+        entity_id: Result<Option<i64>, IdError>,
     ) -> Result<Outcome, ApiError> {
+        let key = key_from_headers(request.headers)?
+            .map(|key| state.read_models.keys.idempotency(request.caller, key));
+        let entity_id = match (entity_id, &key) {
+            (Ok(entity_id), _) => entity_id,
+            (Err(error), None) => return Err(error.into()),
+            (Err(error), Some(key)) => {
+                return find(state, key, request.fingerprint).await?.ok_or_else(|| error.into());
+            }
+        };
         let identity = EventIdentity::new(state.clock.now_ms());
         let reservation = Reservation {
             event_id: identity.event_id,
@@ -111,11 +122,10 @@ impl IdempotentAttempt {
             entity_id,
             fingerprint: request.fingerprint,
         };
-        let Some(key) = key_from_headers(request.headers)? else {
-            return Ok(Outcome::New(Self { reservation, key: None, event: None }));
-        };
-        let key = state.read_models.keys.idempotency(request.caller, key);
-        reserve(state, key, reservation).await
+        match key {
+            Some(key) => reserve(state, &key, reservation).await,
+            None => Ok(Outcome::New(Self { reservation, key: None, event: None })),
+        }
     }
 
     /// Event that an earlier attempt decided on.
@@ -157,32 +167,60 @@ impl IdempotentAttempt {
     }
 }
 
+/// The fields of a key's hash, if it has a reservation.
+type Record = (Option<String>, Option<String>, Option<String>);
+
 /// Makes the key's reservation unless one exists, and reads the results of earlier attempts.
-async fn reserve(state: &CommandState, key: Key, reservation: Reservation) -> Result<Outcome, ApiError> {
+async fn reserve(state: &CommandState, key: &Key, reservation: Reservation) -> Result<Outcome, ApiError> {
     let json = serde_json::to_string(&reservation).map_err(|error| invalid_record(&error))?;
     let commands = [
-        cmd("HSETNX").arg(&key).arg(RESERVED).arg(json).take(),
-        cmd("PEXPIRE").arg(&key).arg(KEY_TTL_MS).take(),
-        cmd("HMGET").arg(&key).arg(&[RESERVED, EVENT, ANSWER]).take(),
+        cmd("HSETNX").arg(key).arg(RESERVED).arg(json).take(),
+        cmd("PEXPIRE").arg(key).arg(KEY_TTL_MS).take(),
+        read_record(key),
     ];
     let mut results = state.read_models.views.pipeline(&commands).await.map_err(redis_error)?;
     results.take::<i64>()?;
     results.take::<i64>()?;
-    let (stored, event, reply): (String, Option<String>, Option<String>) = results.take()?;
+    let outcome = parse_record(key, reservation.fingerprint, results.take()?)?;
+    outcome.ok_or_else(|| invalid_record(&"the reservation is missing"))
+}
 
-    let stored: Reservation = serde_json::from_str(&stored).map_err(|error| invalid_record(&error))?;
-    if stored.fingerprint != reservation.fingerprint {
+/// Reads the results of earlier attempts; `None` if the key has no reservation.
+async fn find(
+    state: &CommandState,
+    key: &Key,
+    fingerprint: Fingerprint,
+) -> Result<Option<Outcome>, ApiError> {
+    let record: Record = state.read_models.views.query(&read_record(key)).await.map_err(redis_error)?;
+    parse_record(key, fingerprint, record)
+}
+
+fn read_record(key: &Key) -> redis::Cmd {
+    cmd("HMGET").arg(key).arg(&[RESERVED, EVENT, ANSWER]).take()
+}
+
+fn parse_record(
+    key: &Key,
+    fingerprint: Fingerprint,
+    (reservation, event, reply): Record,
+) -> Result<Option<Outcome>, ApiError> {
+    let Some(reservation) = reservation else {
+        return Ok(None);
+    };
+    let reservation: Reservation =
+        serde_json::from_str(&reservation).map_err(|error| invalid_record(&error))?;
+    if reservation.fingerprint != fingerprint {
         return Err(ApiError::invalid("this Idempotency-Key was used for another request"));
     }
     if let Some(reply) = reply {
         let reply = serde_json::from_str(&reply).map_err(|error| invalid_record(&error))?;
-        return Ok(Outcome::Replay(reply));
+        return Ok(Some(Outcome::Replay(reply)));
     }
     let event = event
         .map(|json| envelope_json::from_json(&json).map(Box::new))
         .transpose()
         .map_err(|error| invalid_record(&error))?;
-    Ok(Outcome::New(IdempotentAttempt { reservation: stored, key: Some(key), event }))
+    Ok(Some(Outcome::New(IdempotentAttempt { reservation, key: Some(key.clone()), event })))
 }
 
 fn key_from_headers(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {

@@ -27,6 +27,7 @@ use crate::{
     error::typed_id,
     execute::{with_deadline, with_metrics},
     idempotency::{self, Fingerprint, IDEMPOTENCY_HEADER, IdempotentAttempt, Outcome},
+    ids::IdError,
     publisher::AppendError,
     reply::Reply,
     request_context::RequestContext,
@@ -83,12 +84,19 @@ struct UploadHandler {
     params: Params,
 }
 
-/// An upload's file in the object store.
-struct StoredFile {
+/// An upload's file, received completely.
+struct ReceivedFile {
+    bytes: u64,
+    /// The object. An error if no id was available for it: then the file was read but not stored, which suffices for a
+    /// retry of an upload that has an event.
+    object: Result<StoredObject, IdError>,
+}
+
+/// A file in the object store.
+struct StoredObject {
     /// Id generated for the video.
     video_id: VideoId,
     key: String,
-    bytes: u64,
 }
 
 /// Whether a stored file is needed.
@@ -119,27 +127,27 @@ impl UploadHandler {
             return Err(ApiError::unavailable("too many uploads right now; try again in a moment"));
         };
         let form = Form::open(request, self.state.max_upload_bytes).await?;
-        let mut stored = None;
-        let received = self.read(form, &mut stored).await;
-        let Some(stored) = stored else {
+        let mut file = None;
+        let received = self.read(form, &mut file).await;
+        let Some(file) = file else {
             received?;
             return Err(ApiError::invalid("the file part, data, is missing"));
         };
         let mut fate = UploadFate::Orphaned;
         let result = match received {
-            Ok(()) => with_deadline(self.publish(&stored, &mut fate)).await,
+            Ok(()) => with_deadline(self.publish(&file, &mut fate)).await,
             Err(error) => Err(error),
         };
-        if fate == UploadFate::Orphaned {
-            storage::delete_orphan(self.state.objects.as_ref(), &Path::from(stored.key)).await;
+        if let (UploadFate::Orphaned, Ok(object)) = (fate, file.object) {
+            storage::delete_orphan(self.state.objects.as_ref(), &Path::from(object.key)).await;
         }
         result
     }
 
-    async fn read(&mut self, mut form: Form, stored: &mut Option<StoredFile>) -> Result<(), ApiError> {
+    async fn read(&mut self, mut form: Form, file: &mut Option<ReceivedFile>) -> Result<(), ApiError> {
         while let Some(part) = form.next().await? {
             match part.name()?.as_str() {
-                "data" if stored.is_none() => *stored = Some(self.store(part).await?),
+                "data" if file.is_none() => *file = Some(self.receive_file(part).await?),
                 name @ ("token" | "title") => {
                     self.params.add(name, &part.read_small().await?);
                     // An invalid token ends the upload here.
@@ -151,19 +159,26 @@ impl UploadHandler {
         Ok(())
     }
 
-    async fn store(&self, mut part: Part<'_>) -> Result<StoredFile, ApiError> {
+    async fn receive_file(&self, mut part: Part<'_>) -> Result<ReceivedFile, ApiError> {
         let Some(first) = part.chunk().await? else {
             return Err(ApiError::invalid("the file part, data, is empty"));
         };
-        let video_id: VideoId = typed_id(self.state.ids.next()?)?;
+        let video_id: VideoId = match self.state.ids.next() {
+            Ok(id) => typed_id(id)?,
+            Err(error) if self.headers.contains_key(IDEMPOTENCY_HEADER) => {
+                let bytes = self.copy(first, part, None).await?;
+                return Ok(ReceivedFile { bytes, object: Err(error) });
+            }
+            Err(error) => return Err(error.into()),
+        };
         let key = publish::original_key(video_id, Uuid::new_v4());
         let path = Path::from(key.as_str());
         let mut writer =
             ObjectWriter::begin(self.state.objects.as_ref(), &path).await.map_err(storage_error)?;
-        match self.copy(first, part, &mut writer).await {
+        match self.copy(first, part, Some(&mut writer)).await {
             Ok(bytes) => {
                 writer.finish().await.map_err(storage_error)?;
-                Ok(StoredFile { video_id, key, bytes })
+                Ok(ReceivedFile { bytes, object: Ok(StoredObject { video_id, key }) })
             }
             Err(error) => {
                 writer.abort().await;
@@ -172,11 +187,12 @@ impl UploadHandler {
         }
     }
 
+    /// Copies the file to the writer, if any; returns its size.
     async fn copy(
         &self,
         first: bytes::Bytes,
         mut part: Part<'_>,
-        writer: &mut ObjectWriter,
+        mut writer: Option<&mut ObjectWriter>,
     ) -> Result<u64, ApiError> {
         let limit_bytes = self.state.max_upload_bytes;
         let (mut next, mut count) = (Some(first), 0);
@@ -185,32 +201,41 @@ impl UploadHandler {
             if count > limit_bytes {
                 return Err(ApiError::too_large(limit_bytes));
             }
-            writer.write(&bytes).await.map_err(storage_error)?;
+            if let Some(writer) = &mut writer {
+                writer.write(&bytes).await.map_err(storage_error)?;
+            }
             next = part.chunk().await?;
         }
         Ok(count)
     }
 
-    /// Appends the event that references a stored file.
-    async fn publish(&self, stored: &StoredFile, fate: &mut UploadFate) -> Result<Reply, ApiError> {
+    /// Appends the event that references the file, or that of an earlier attempt.
+    async fn publish(&self, file: &ReceivedFile, fate: &mut UploadFate) -> Result<Reply, ApiError> {
         let caller = self.caller()?.ok_or_else(|| ApiError::unauthenticated("token is missing; log in"))?;
         let title = self.params.limited_text("title", limits::TITLE)?;
         let request = idempotency::Request {
             caller,
-            fingerprint: Fingerprint::new("publish", &format!("{title}\n{}", stored.bytes)),
+            fingerprint: Fingerprint::new("publish", &format!("{title}\n{}", file.bytes)),
             headers: &self.headers,
         };
+        let video_id = file.object.as_ref().map(|object| Some(object.video_id.get()));
         let attempt =
-            match IdempotentAttempt::begin(&self.state, &request, Some(stored.video_id.get())).await? {
+            match IdempotentAttempt::begin(&self.state, &request, video_id.map_err(|error| *error)).await? {
                 Outcome::New(attempt) => attempt,
                 Outcome::Replay(reply) => return Ok(reply),
             };
-        let publish = Publish {
-            author_id: typed_id(caller)?,
-            title: Personal::new(title.to_owned()),
-            original_key: stored.key.clone(),
+        let envelope = match (attempt.stored_event(), &file.object) {
+            (Some(event), _) => event.clone(),
+            (None, Ok(object)) => {
+                let publish = Publish {
+                    author_id: typed_id(caller)?,
+                    title: Personal::new(title.to_owned()),
+                    original_key: object.key.clone(),
+                };
+                self.decide(&attempt, publish, fate).await?
+            }
+            (None, Err(error)) => return Err((*error).into()),
         };
-        let envelope = self.decide_event(&attempt, publish, fate).await?;
         let acknowledged =
             match append(self.state.log.as_ref(), &self.state.read_models.freshness, &envelope).await {
                 Ok(acknowledged) => acknowledged,
@@ -223,16 +248,14 @@ impl UploadHandler {
         Ok(attempt.store_reply(&self.state, reply).await)
     }
 
-    /// Returns the event to append: that of an earlier attempt, which references that attempt's file, or a new one.
-    async fn decide_event(
+    /// Decides on the upload and stores the event for retries. Returns the event to append, which is that of a
+    /// concurrent attempt if it stored its own first.
+    async fn decide(
         &self,
         attempt: &IdempotentAttempt,
         publish: Publish,
         fate: &mut UploadFate,
     ) -> Result<Envelope, ApiError> {
-        if let Some(stored) = attempt.stored_event() {
-            return Ok(stored.clone());
-        }
         let original_key = publish.original_key.clone();
         let event = publish::decide(publish, attempt.reservation.entity()?);
         // Once the event is stored, a retry may append it.

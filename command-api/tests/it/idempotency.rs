@@ -148,3 +148,34 @@ async fn retry_after_kafka_outage_appends_the_stored_event() {
     assert_eq!(events.iter().map(|logged| &logged.envelope).collect::<Vec<_>>(), [&decided]);
     assert_same(&answer, &api.call_as(BOB, comment("nice").key("k")).await);
 }
+
+#[tokio::test]
+async fn retry_of_a_known_command_needs_no_id() {
+    let (world, api) = setup().await;
+    let first = api.call_as(BOB, comment("nice").key("k")).await;
+    let register = || {
+        let call = Call::to("/douyin/user/register/").with("username", "ada");
+        call.with("password", "secret").key("r")
+    };
+    let registered = api.call(register()).await;
+    registered.ok();
+    api.state.ids.end_lease();
+    assert_same(&first, &api.call_as(BOB, comment("nice").key("k")).await);
+    let again = api.call(register()).await;
+    assert_eq!(again.even_if_stale()["user_id"], registered.body["user_id"]);
+
+    // Without a reply, the stored event and its reserved id suffice.
+    let events = world.log.read(Stream::Comments).await;
+    delete_reply(&world, &vidlog_command_api::envelope_json::to_json(&events[0].envelope).unwrap()).await;
+    let repeated = api.call_as(BOB, comment("nice").key("k")).await;
+    assert_eq!(repeated.ok()["comment"]["id"], first.body["comment"]["id"]);
+    let events = world.log.read(Stream::Comments).await;
+    assert_eq!((events.len(), &events[0].envelope), (2, &events[1].envelope));
+
+    api.call_as(BOB, comment("Nice").key("k")).await.fails(Code::InvalidParameter);
+    api.call_as(BOB, comment("nice").key("new")).await.fails(Code::Unavailable);
+    api.call_as(BOB, comment("nice")).await.fails(Code::Unavailable);
+    let key = world.keys.idempotency(BOB, "new");
+    let exists: i64 = world.redis.query(cmd("EXISTS").arg(&key)).await.unwrap();
+    assert_eq!(exists, 0, "a refused command reserves no key");
+}

@@ -320,6 +320,25 @@ async fn upload_retried_after_kafka_outage_publishes_once() {
 }
 
 #[tokio::test]
+async fn retried_upload_needs_no_id() {
+    let (world, api) = World::with_api().await;
+    let form = valid_form(&api).header("idempotency-key", "k");
+    let first = form.clone().send(&api).await;
+    first.ok();
+    let objects = stored(&api).await;
+    api.state.ids.end_lease();
+    let second = form.send(&api).await;
+    assert_eq!(
+        (first.text, first.headers["vidlog-position"].clone()),
+        (second.text.clone(), second.headers["vidlog-position"].clone())
+    );
+    valid_form(&api).header("idempotency-key", "new").send(&api).await.fails(Code::Unavailable);
+    valid_form(&api).send(&api).await.fails(Code::Unavailable);
+    assert_eq!(stored(&api).await, objects);
+    assert_eq!(uploads(&world).await.len(), 1);
+}
+
+#[tokio::test]
 async fn body_that_is_not_multipart_is_refused() {
     let (_world, api) = World::with_api().await;
     let query = format!("{PATH}?token={}&title=t", token(&api, 7));

@@ -10,6 +10,8 @@ pub(crate) const COMMAND_SECONDS: &str = "vidlog_command_seconds";
 pub(crate) const UNRECORDED_POSITIONS: &str = "vidlog_unrecorded_positions_total";
 /// Counter: events that the relay appended from the outbox.
 pub(crate) const RELAYED_EVENTS: &str = "vidlog_relayed_events_total";
+/// Gauge: outbox entries that can't be appended because the entry is at fault.
+pub(crate) const OUTBOX_FAILED_ENTRIES: &str = "vidlog_outbox_failed_entries";
 /// Counter: handlers that panicked. Each is a bug.
 pub(crate) const PANICS: &str = "vidlog_command_panics_total";
 /// Counter: uploads whose outcome was appended, by `outcome`, the type of its event.

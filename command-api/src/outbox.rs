@@ -3,12 +3,16 @@
 //! The writer of an entry appends it immediately. The relay appends entries that a crash or an unavailable broker
 //! left behind. A crash between append and deletion repeats the event with the same id, which folds ignore.
 //!
+//! An entry that can't be appended through no fault of the log, such as a refused or undecodable one, is recorded in
+//! `outbox_failures`, reported in metrics and `/readyz`, and retried every minute: a newer version or a changed
+//! permission may resolve it.
+//!
 //! From before the commit until the append, the affected scopes hold a pending mark: a position that no projection
 //! reaches. Reads of these scopes report that they may be stale, no matter which process crashes.
 
 use std::time::Duration;
 
-use metrics::counter;
+use metrics::{counter, gauge};
 use redis::cmd;
 use sqlx::{Acquire, MySqlConnection, MySqlPool};
 use thiserror::Error;
@@ -18,12 +22,12 @@ use vidlog_contract::limits;
 use vidlog_events::{Envelope, Event};
 use vidlog_read_models::{Position, ReadModels};
 use vidlog_schemas::keys::partition_field;
-use vidlog_service_kit::{failpoint, shutdown::Shutdown};
+use vidlog_service_kit::{failpoint, ops::Readiness, shutdown::Shutdown};
 
 use crate::{
     append::{Acknowledged, append, report_unrecorded, scopes},
     envelope_json::{EnvelopeJsonError, from_json, to_json},
-    metrics::RELAYED_EVENTS,
+    metrics::{OUTBOX_FAILED_ENTRIES, RELAYED_EVENTS},
     mysql::with_timeout,
     publisher::AppendError,
     state::CommandState,
@@ -37,6 +41,12 @@ const RELAY_AFTER_MS: i64 = 6_000;
 const RELAY_EVERY: Duration = Duration::from_secs(1);
 /// Number of entries that one transaction locks.
 const BATCH_SIZE: u32 = 50;
+/// Delay between attempts to append a failed entry.
+const FAILED_RETRY_MS: i64 = 60_000;
+/// Maximum length of a recorded failure: that of its column.
+const MAX_FAILURE_CHARS: usize = 255;
+/// Name in the readiness report.
+const PART: &str = "outbox";
 /// How long a response waits for the append of an event that is already in the outbox.
 const WRITER_APPEND_TIMEOUT: Duration = Duration::from_secs(2);
 /// Partition and offset of a pending mark; no projection reaches it.
@@ -93,6 +103,16 @@ pub async fn append_now(state: &CommandState, id: Id, envelope: &Envelope) -> Op
     Some(acknowledged)
 }
 
+/// Results of a batch's appends.
+#[derive(Default)]
+struct BatchOutcome {
+    appended: Vec<Id>,
+    /// Entries that can't be appended, with the reason.
+    failed: Vec<(Id, String)>,
+    /// Set if the log became unavailable: later entries were not tried.
+    error: Option<AppendError>,
+}
+
 /// Appends entries that their writers left behind.
 #[derive(Clone)]
 pub struct Relay {
@@ -106,7 +126,7 @@ impl Relay {
     }
 
     /// Runs every second until shutdown. Any number of instances may run concurrently.
-    pub async fn run(self, shutdown: Shutdown) {
+    pub async fn run(self, readiness: Readiness, shutdown: Shutdown) {
         let mut tick = interval(RELAY_EVERY);
         let mut failing = false;
         let token = shutdown.token();
@@ -124,6 +144,9 @@ impl Relay {
                     warn!(%error, "outbox relay failed");
                 }
             }
+            if let Err(error) = self.report_failures(&readiness).await {
+                debug!(%error, "failed to read outbox failures");
+            }
         }
     }
 
@@ -137,49 +160,77 @@ impl Relay {
             let isolation = sqlx::query("SET TRANSACTION ISOLATION LEVEL READ COMMITTED");
             with_timeout(isolation.execute(&mut *connection)).await?;
             let mut transaction = with_timeout(connection.begin()).await?;
-            let batch = with_timeout(select(&mut transaction, after, created_until_ms)).await?;
+            let now_ms = self.state.clock.now_ms();
+            let batch = with_timeout(select(&mut transaction, after, created_until_ms, now_ms)).await?;
             let Some((last, _)) = batch.last() else {
                 return Ok(relayed);
             };
             after = *last;
-            let (appended, result) = self.append_batch(&batch).await;
+            let BatchOutcome { appended, failed, error } = self.append_batch(&batch).await;
             for id in &appended {
-                let delete = sqlx::query("DELETE FROM outbox WHERE id = ?").bind(id);
-                with_timeout(delete.execute(&mut *transaction)).await?;
+                for delete in ["DELETE FROM outbox WHERE id = ?", "DELETE FROM outbox_failures WHERE id = ?"]
+                {
+                    with_timeout(sqlx::query(delete).bind(id).execute(&mut *transaction)).await?;
+                }
+            }
+            for (id, failure) in &failed {
+                with_timeout(record_failure(&mut transaction, *id, failure, now_ms + FAILED_RETRY_MS))
+                    .await?;
             }
             failpoint::pass("relay-commit-before");
             with_timeout(transaction.commit()).await?;
             failpoint::pass("relay-commit-after");
             counter!(RELAYED_EVENTS).increment(appended.len() as u64);
             relayed += appended.len() as u64;
-            result?;
+            if let Some(error) = error {
+                return Err(error.into());
+            }
         }
     }
 
-    /// Appends a batch until the log becomes unavailable; returns the ids of the appended entries.
-    async fn append_batch(&self, batch: &[(Id, String)]) -> (Vec<Id>, Result<(), AppendError>) {
-        let mut appended = Vec::with_capacity(batch.len());
+    /// Appends a batch until the log becomes unavailable.
+    async fn append_batch(&self, batch: &[(Id, String)]) -> BatchOutcome {
+        let mut outcome = BatchOutcome::default();
         for (id, json) in batch {
             let envelope = match from_json(json) {
                 Ok(envelope) => envelope,
                 Err(error) => {
-                    error!(id, %error, "outbox entry does not decode, skipped");
+                    outcome.failed.push((*id, format!("does not decode: {error}")));
                     continue;
                 }
             };
             match self.append_entry(&envelope).await {
-                Ok(()) => appended.push(*id),
-                // The publisher has logged it. The entry stays, and does not block later entries.
-                Err(AppendError::Refused(_)) => {}
+                Ok(()) => outcome.appended.push(*id),
+                Err(error @ AppendError::Refused(_)) => outcome.failed.push((*id, error.to_string())),
                 Err(error) => {
                     // Marks expire; renew those of all entries that are still pending.
                     let events = batch.iter().filter_map(|(_, json)| Some(from_json(json).ok()?.event));
                     mark_pending(&self.state.read_models, &events.collect::<Vec<_>>()).await;
-                    return (appended, Err(error));
+                    outcome.error = Some(error);
+                    return outcome;
                 }
             }
         }
-        (appended, Ok(()))
+        outcome
+    }
+
+    /// Reports the number of failed entries, and the first failure.
+    async fn report_failures(&self, readiness: &Readiness) -> Result<(), sqlx::Error> {
+        let query = sqlx::query_as(
+            "SELECT COUNT(*), COALESCE(MIN(f.id), 0) FROM outbox_failures f JOIN outbox o ON o.id = f.id",
+        );
+        let (count, first): (i64, i64) = with_timeout(query.fetch_one(self.pool())).await?;
+        gauge!(OUTBOX_FAILED_ENTRIES).set(u32::try_from(count).unwrap_or(u32::MAX));
+        if count == 0 {
+            readiness.set_warning(PART, None);
+            return Ok(());
+        }
+        let query = sqlx::query_scalar("SELECT failure FROM outbox_failures WHERE id = ?").bind(first);
+        let failure: Option<String> = with_timeout(query.fetch_optional(self.pool())).await?;
+        let failure = failure.unwrap_or_default();
+        readiness
+            .set_warning(PART, Some(format!("{count} entries can't be appended; entry {first}: {failure}")));
+        Ok(())
     }
 
     async fn append_entry(&self, envelope: &Envelope) -> Result<(), AppendError> {
@@ -198,15 +249,44 @@ async fn select(
     connection: &mut MySqlConnection,
     after: Id,
     created_until_ms: i64,
+    now_ms: i64,
 ) -> Result<Vec<(Id, String)>, sqlx::Error> {
     sqlx::query_as(
-        "SELECT CAST(id AS UNSIGNED), event FROM outbox WHERE id > ? AND created_ms <= ? ORDER BY id LIMIT ? FOR UPDATE SKIP LOCKED",
+        "SELECT CAST(id AS UNSIGNED), event FROM outbox WHERE id > ? AND created_ms <= ? \
+         AND NOT EXISTS (SELECT 1 FROM outbox_failures f WHERE f.id = outbox.id AND f.retry_ms > ?) \
+         ORDER BY id LIMIT ? FOR UPDATE SKIP LOCKED",
     )
     .bind(after)
     .bind(created_until_ms)
+    .bind(now_ms)
     .bind(BATCH_SIZE)
     .fetch_all(connection)
     .await
+}
+
+async fn record_failure(
+    connection: &mut MySqlConnection,
+    id: Id,
+    failure: &str,
+    retry_ms: i64,
+) -> Result<(), sqlx::Error> {
+    let failure: String = failure.chars().take(MAX_FAILURE_CHARS).collect();
+    let recorded = sqlx::query(
+        "INSERT INTO outbox_failures (id, failure, attempts, retry_ms) VALUES (?, ?, 1, ?) \
+         ON DUPLICATE KEY UPDATE failure = ?, attempts = attempts + 1, retry_ms = ?",
+    )
+    .bind(id)
+    .bind(&failure)
+    .bind(retry_ms)
+    .bind(&failure)
+    .bind(retry_ms)
+    .execute(connection)
+    .await?;
+    // 1 is an insert, 2 an update: logs an entry once.
+    if recorded.rows_affected() == 1 {
+        error!(id, failure, "outbox entry failed");
+    }
+    Ok(())
 }
 
 /// Records a pending mark in the scopes of events of one stream: until it is cleared, reads of them may be stale.

@@ -145,8 +145,8 @@ async fn run_mysql_tasks(state: CommandState, readiness: Readiness, stop: Shutdo
     if stop.token().run_until_cancelled(migrated).await.is_none() {
         return;
     }
-    let keeper = LeaseKeeper::new(state.mysql.clone(), state.ids.clone(), readiness);
-    tokio::join!(keeper.run(stop.clone()), Relay::new(state).run(stop));
+    let keeper = LeaseKeeper::new(state.mysql.clone(), state.ids.clone(), readiness.clone());
+    tokio::join!(keeper.run(stop.clone()), Relay::new(state).run(readiness, stop));
 }
 
 async fn migrate(pool: &MySqlPool, readiness: &Readiness) {

@@ -18,6 +18,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, Default)]
 pub struct Readiness {
     parts: Arc<Mutex<BTreeMap<String, Option<String>>>>,
+    warnings: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
 impl Readiness {
@@ -34,6 +35,21 @@ impl Readiness {
     /// Says that a part is not ready, and why, in words for an operator.
     pub fn not_ready(&self, part: &str, why: impl Into<String>) {
         self.set(part, Some(why.into()));
+    }
+
+    /// Sets or clears a warning: a line in `/readyz` about a part that needs an operator but serves requests.
+    pub fn set_warning(&self, part: &str, warning: Option<String>) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        match warning {
+            Some(warning) => warnings.insert(part.to_owned(), warning),
+            None => warnings.remove(part),
+        };
+    }
+
+    /// The current warnings, one line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        warnings.iter().map(|(part, warning)| format!("{part}: {warning}")).collect()
     }
 
     /// The parts that are not ready, a line each; `None` if all are.
@@ -83,8 +99,10 @@ async fn readyz(State(ops): State<Ops>) -> impl IntoResponse {
     if ops.shutdown.is_given() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
     }
-    match ops.readiness.missing() {
-        None => (StatusCode::OK, "ready\n".to_owned()),
-        Some(missing) => (StatusCode::SERVICE_UNAVAILABLE, missing + "\n"),
-    }
+    let (status, state) = match ops.readiness.missing() {
+        None => (StatusCode::OK, "ready".to_owned()),
+        Some(missing) => (StatusCode::SERVICE_UNAVAILABLE, missing),
+    };
+    let lines: Vec<_> = std::iter::once(state).chain(ops.readiness.warnings()).collect();
+    (status, lines.join("\n") + "\n")
 }

@@ -6,7 +6,7 @@ use vidlog_command_api::{
     outbox::Relay,
 };
 use vidlog_events::{Envelope, Event, Personal, Stream, UserEvent, UserId, UserRegistered};
-use vidlog_service_kit::clock::Clock;
+use vidlog_service_kit::{clock::Clock, ops::Readiness};
 
 use crate::support::{World, until};
 
@@ -71,13 +71,67 @@ async fn concurrent_relays_append_each_event_once() {
 #[tokio::test]
 async fn undecodable_entry_does_not_block_others() {
     let (world, api) = World::with_api().await;
-    sqlx::query("INSERT INTO outbox (event, created_ms) VALUES ('{}', 0)")
-        .execute(&world.mysql)
-        .await
-        .unwrap();
+    insert_undecodable(&world, i64::MAX).await;
     register_without_append(&world, 1).await;
-    assert_eq!(Relay::new(api.state.clone()).run_once(i64::MAX).await.unwrap(), 1);
+    let relay = Relay::new(api.state.clone());
+    assert_eq!(relay.run_once(i64::MAX).await.unwrap(), 1);
     assert_eq!(world.count("outbox").await, 1);
+    assert_eq!(failed_attempts(&world).await, [1]);
+
+    // It is not tried again before its time.
+    assert_eq!(relay.run_once(i64::MAX).await.unwrap(), 0);
+    assert_eq!(failed_attempts(&world).await, [1]);
+    execute(&world, "UPDATE outbox_failures SET retry_ms = 0").await;
+    assert_eq!(relay.run_once(i64::MAX).await.unwrap(), 0);
+    assert_eq!(failed_attempts(&world).await, [2]);
+}
+
+#[tokio::test]
+async fn failed_entry_is_appended_once_it_can_be() {
+    let (world, api) = World::with_api().await;
+    register_without_append(&world, 1).await;
+    execute(&world, "UPDATE outbox SET event = CONCAT('?', event)").await;
+    let relay = Relay::new(api.state.clone());
+    assert_eq!(relay.run_once(i64::MAX).await.unwrap(), 0);
+    assert_eq!(failed_attempts(&world).await, [1]);
+    execute(&world, "UPDATE outbox SET event = SUBSTRING(event, 2)").await;
+    assert_eq!(relay.run_once(i64::MAX).await.unwrap(), 0, "the retry is due in a minute");
+    execute(&world, "UPDATE outbox_failures SET retry_ms = 0").await;
+    assert_eq!(relay.run_once(i64::MAX).await.unwrap(), 1);
+    assert_eq!((world.count("outbox").await, world.count("outbox_failures").await), (0, 0));
+    assert_eq!(world.log.read(Stream::Users).await.len(), 1);
+}
+
+#[tokio::test]
+async fn failed_entry_is_reported_without_loss_of_readiness() {
+    let world = World::new().await;
+    let readiness = Readiness::new();
+    let api = world.start(world.kafka(), world.stores.clone(), &readiness).await;
+    until("the command side is ready", async || readiness.missing().is_none()).await;
+    assert_eq!(readiness.warnings(), [""; 0]);
+    insert_undecodable(&world, 0).await;
+    until("the failure is reported", async || !readiness.warnings().is_empty()).await;
+    let warnings = readiness.warnings();
+    assert!(warnings[0].starts_with("outbox: 1 entries can't be appended; entry "), "{warnings:?}");
+    assert!(warnings[0].contains("does not decode"), "{warnings:?}");
+    assert_eq!(readiness.missing(), None);
+    execute(&world, "DELETE FROM outbox").await;
+    until("the failure is resolved", async || readiness.warnings().is_empty()).await;
+    api.stop().await;
+}
+
+async fn insert_undecodable(world: &World, created_ms: i64) {
+    let insert = sqlx::query("INSERT INTO outbox (event, created_ms) VALUES ('{}', ?)").bind(created_ms);
+    insert.execute(&world.mysql).await.unwrap();
+}
+
+async fn execute(world: &World, statement: &'static str) {
+    sqlx::query(statement).execute(&world.mysql).await.unwrap();
+}
+
+async fn failed_attempts(world: &World) -> Vec<i32> {
+    let attempts = sqlx::query_scalar("SELECT attempts FROM outbox_failures ORDER BY id");
+    attempts.fetch_all(&world.mysql).await.unwrap()
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Deadline of a command: the client gives up after 5 s.
-const COMMAND_TIMEOUT: Duration = Duration::from_millis(4900);
+pub(crate) const COMMAND_TIMEOUT: Duration = Duration::from_millis(4900);
 
 /// Runs a command with metrics and a deadline. An event that was appended before the deadline stays in the log.
 ///

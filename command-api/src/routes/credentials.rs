@@ -1,19 +1,25 @@
 //! The form and the response of registration and login. The response's fields are present on failure too.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use tokio::time::Instant;
 use tracing::error;
 use utoipa::ToSchema;
 use vidlog_contract::{ApiError, ApiResponse, Call, error::Status, limits};
 
-use crate::{passwords::PasswordError, state::CommandState};
+use crate::{execute::COMMAND_TIMEOUT, passwords::PasswordError, state::CommandState};
 
 /// Description of the response in the `OpenAPI` document.
 pub(super) const RESPONSE_DESCRIPTION: &str =
     "`user_id` and `token` are always present: 0 and empty on failure, whatever its HTTP status.";
+
+/// Time that a call needs after the password is hashed: for its transaction and the append.
+const AFTER_HASHING: Duration = Duration::from_secs(1);
 
 /// A user's id and token.
 #[derive(Serialize, ToSchema)]
@@ -31,6 +37,8 @@ pub(crate) struct CredentialsError(ApiError);
 pub(super) struct LoginForm<'a> {
     pub(super) username: &'a str,
     pub(super) password: &'a str,
+    /// Deadline for hashing the password.
+    pub(super) hashing_deadline: Instant,
 }
 
 impl Credentials {
@@ -45,6 +53,7 @@ impl<'a> LoginForm<'a> {
         Ok(Self {
             username: call.params.limited_text("username", limits::USERNAME)?,
             password: call.params.limited_text("password", limits::PASSWORD)?,
+            hashing_deadline: Instant::now() + COMMAND_TIMEOUT.saturating_sub(AFTER_HASHING),
         })
     }
 }
@@ -79,7 +88,7 @@ impl From<PasswordError> for ApiError {
             PasswordError::Busy => {
                 Self::unavailable("too many logins and registrations right now; try again in a moment")
             }
-            PasswordError::Hash(_) | PasswordError::Cancelled(_) => {
+            PasswordError::Hash(_) | PasswordError::Thread(_) | PasswordError::Panicked => {
                 error!(%error, "failed to hash or verify password");
                 Self::internal()
             }

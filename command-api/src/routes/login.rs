@@ -26,10 +26,10 @@ pub(crate) async fn login(
 ) -> Result<ApiResponse<Credentials>, CredentialsError> {
     let answer = run_command("login", async {
         let call = call?;
-        let LoginForm { username, password } = LoginForm::from_call(&call)?;
+        let LoginForm { username, password, hashing_deadline } = LoginForm::from_call(&call)?;
         let account = accounts::find(&state.mysql, username).await.map_err(api_error)?;
         let (user_id, hash) = account.map(|account| (account.user_id, account.password_hash)).unzip();
-        let verified = state.passwords.verify(password.to_owned(), hash).await?;
+        let verified = state.passwords.verify(password.to_owned(), hash, hashing_deadline).await?;
         match user_id.filter(|_| verified) {
             Some(user_id) => Credentials::for_user(&state, user_id),
             None => Err(ApiError::new(Code::LoginFailed, Code::LoginFailed.meaning())),

@@ -74,7 +74,7 @@ async fn create(
     let account = NewAccount {
         user_id: user_id.get(),
         username: form.username,
-        password_hash: state.passwords.hash(form.password.to_owned()).await?,
+        password_hash: state.passwords.hash(form.password.to_owned(), form.hashing_deadline).await?,
         registration: &envelope,
     };
     outbox::mark_pending(&state.read_models, std::slice::from_ref(&envelope.event)).await;
@@ -108,7 +108,8 @@ async fn retry_or_name_taken(
     form: &LoginForm<'_>,
 ) -> Result<Reply, ApiError> {
     let is_retry = Some(account.user_id) == reservation.entity_id;
-    if is_retry && state.passwords.verify(form.password.to_owned(), Some(account.password_hash)).await? {
+    let hash = Some(account.password_hash);
+    if is_retry && state.passwords.verify(form.password.to_owned(), hash, form.hashing_deadline).await? {
         return Reply::pending_append(&Credentials::for_user(state, account.user_id)?);
     }
     Err(name_taken())

@@ -3,8 +3,9 @@
 use std::{fmt, time::Duration};
 
 use vidlog_events::Stream;
+use vidlog_test_support::Condition;
 
-use crate::{link::Condition, stack::Store};
+use crate::stack::Store;
 
 /// A process of the system under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

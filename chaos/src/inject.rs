@@ -16,12 +16,12 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use vidlog_redis_shards::Redis;
+use vidlog_test_support::Condition;
 
 use crate::{
     fault::{Fault, Leaving, Planned, Process, Round},
     instance::Instance,
     ledger::Command,
-    link::Condition,
     operate::Deeds,
     operator::Operator,
     poison::Poisoner,

@@ -17,8 +17,9 @@ use tokio::{
     process::{Child, Command},
     time::{sleep, timeout},
 };
+use vidlog_test_support::Link;
 
-use crate::{fault::Failpoint, link::Link, proxy::Owners, stack::Store};
+use crate::{connection_owner::ConnectionOwners, fault::Failpoint, stack::Store};
 
 /// How long a process may take to end after SIGTERM: longer than it grants itself.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
@@ -72,7 +73,7 @@ pub(crate) struct Instance {
     launch: Launch,
     /// The ways from it.
     pub(crate) links: Links,
-    owners: Owners,
+    owners: ConnectionOwners,
     state: Mutex<State>,
     /// Held by the fault that it suffers, so that it suffers one at a time.
     pub(crate) turn: tokio::sync::Mutex<()>,
@@ -97,7 +98,7 @@ pub(crate) enum Death {
 
 impl Instance {
     /// A process that does not run yet.
-    pub(crate) fn new(launch: Launch, links: Links, owners: Owners) -> Self {
+    pub(crate) fn new(launch: Launch, links: Links, owners: ConnectionOwners) -> Self {
         Self { launch, links, owners, state: Mutex::default(), turn: tokio::sync::Mutex::default() }
     }
 

@@ -1,19 +1,17 @@
 //! The fault harness: random commands under load, while a seed decides what dies, hangs or loses what it had. After each
 //! seed every acknowledged command has to be in the log, and every key and row to equal an independent fold of the log.
 
+mod connection_owner;
 mod fault;
 mod inject;
 mod instance;
 mod ledger;
-mod link;
 mod load;
 mod log;
 mod operate;
 mod operator;
-mod owner;
 mod plan;
 mod poison;
-mod proxy;
 mod report;
 mod seed;
 mod settle;
@@ -42,12 +40,7 @@ use vidlog_service_kit::{
     shutdown::Shutdown,
 };
 
-use crate::{
-    proxy::{Owners, Proxy},
-    seed::Outcome,
-    stack::Stack,
-    system::Surroundings,
-};
+use crate::{connection_owner::ConnectionOwners, seed::Outcome, stack::Stack, system::Surroundings};
 
 /// How long anything may take that should take a second or two.
 const BOUND: Duration = Duration::from_mins(2);
@@ -99,8 +92,11 @@ async fn main() -> anyhow::Result<ExitCode> {
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let seeds = cli.seeds.map_or(cli.seed, |last| (1..=last).collect());
-    let owners = Owners::default();
-    let _proxy = Proxy::by_owner(&cli.kafka_fault_proxy, cli.kafka_fault_address, owners.clone()).await?;
+    let owners = ConnectionOwners::default();
+    let _proxy = owners
+        .proxy(&cli.kafka_fault_proxy, cli.kafka_fault_address)
+        .await
+        .with_context(|| format!("failed to listen on {}", cli.kafka_fault_proxy))?;
     let around = Surroundings {
         log: cli.log,
         stores: cli.stores,

@@ -22,9 +22,9 @@ use tokio::{
 
 use crate::{
     BOUND,
+    connection_owner::ConnectionOwners,
     fault::{Cut, Failpoint},
     instance::{Death, Links},
-    proxy::Owners,
 };
 
 /// How long a command is waited for. Then it is cut off as well.
@@ -45,7 +45,7 @@ pub(crate) struct Operator {
     /// Held by the fault that they suffer.
     pub(crate) turn: tokio::sync::Mutex<()>,
     /// Who takes which way to the log.
-    pub(crate) owners: Owners,
+    pub(crate) owners: ConnectionOwners,
     /// Where it is kept that a command died at a failpoint.
     pub(crate) deaths: Arc<Mutex<Vec<(String, Death)>>>,
     /// How many commands were given.

@@ -7,9 +7,10 @@ use std::{collections::VecDeque, time::Duration};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use self::operations::{interference, pause, poison_of_rebuilt, rebuild, run, single};
+use vidlog_test_support::Condition;
+
 use crate::{
     fault::{Failpoint, Fault, Leaving, Planned, Process, Round},
-    link::Condition,
     stack::Store,
 };
 

@@ -19,14 +19,14 @@ use vidlog_service_kit::{
     config::{Log, Stores},
     mysql,
 };
+use vidlog_test_support::{Condition, Link, Proxy};
 
 use crate::{
+    connection_owner::ConnectionOwners,
     fault::{Failpoint, Process},
     instance::{Death, Instance, Launch, Links},
-    link::Condition,
     operator::Operator,
     plan::{EXTRA, Plan, REGULAR},
-    proxy::{Owners, Proxy},
     stack::Store,
     until,
 };
@@ -49,7 +49,7 @@ pub(crate) struct Surroundings {
     /// What clients of the log are told to connect to: the proxy before it.
     pub(crate) kafka_proxy: String,
     /// Who takes which way through that proxy.
-    pub(crate) owners: Owners,
+    pub(crate) owners: ConnectionOwners,
     /// Where command-api listens, and its ops port.
     pub(crate) api: [String; 2],
     /// Where the programs are.
@@ -262,11 +262,11 @@ impl Launcher<'_> {
     }
 
     /// The same address by way of a proxy.
-    async fn detour(&mut self, address: &str, link: &Arc<crate::link::Link>) -> anyhow::Result<Url> {
+    async fn detour(&mut self, address: &str, link: &Arc<Link>) -> anyhow::Result<Url> {
         let mut url = Url::parse(address)?;
         let (host, port) =
             (url.host_str().unwrap_or_default(), url.port().context("a store's address has no port")?);
-        let proxy = Proxy::of(link.clone(), format!("{host}:{port}")).await?;
+        let proxy = Proxy::over("127.0.0.1:0", format!("{host}:{port}"), link.clone()).await?;
         url.set_ip_host(proxy.address.ip()).ok();
         url.set_port(Some(proxy.address.port())).ok();
         self.proxies.push(proxy);

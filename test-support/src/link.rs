@@ -1,23 +1,23 @@
-//! The way from one process to one store, and what is wrong with it.
+//! The network link from one process to one store, and what is wrong with it.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-/// What is wrong with a way.
+/// The condition of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Condition {
-    /// Nothing.
+pub enum Condition {
+    /// It works.
     Open,
-    /// Everything is late, in both directions.
+    /// Each chunk arrives late, in both directions.
     Slow(Duration),
-    /// Connections are reset, and new ones as well.
+    /// Connections are reset, new ones included.
     Cut,
-    /// Nothing moves, and nobody is told.
+    /// No byte moves, and no connection ends.
     Stalled,
-    /// Requests arrive, but instead of the first answer comes a reset: nobody knows what became of them.
+    /// Requests arrive, but the client gets a reset instead of the first answer, so their outcome is unknown.
     AnswersLost,
-    /// Half of what is sent arrives, then the connection ends: perhaps between two scripts of a pipeline.
+    /// Half of a request arrives, then the connection ends: possibly between two scripts of a pipeline.
     Torn,
 }
 
@@ -34,29 +34,29 @@ impl fmt::Display for Condition {
     }
 }
 
-/// A way. Whoever holds it can change it while connections use it.
+/// A link whose condition can change while connections use it.
 #[derive(Debug)]
-pub(crate) struct Link {
-    state: watch::Sender<State>,
+pub struct Link {
+    state: watch::Sender<LinkState>,
 }
 
-/// How it is with a way now.
+/// The current state of a link.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct State {
-    /// What is wrong.
+pub(crate) struct LinkState {
+    /// The condition.
     pub(crate) condition: Condition,
-    /// How often its connections were reset: one that is older than the latest reset ends.
+    /// Resets so far: a connection that is older than the last one ends.
     pub(crate) resets: u64,
 }
 
 impl Link {
-    /// A way with which nothing is wrong.
-    pub(crate) fn open() -> Arc<Self> {
-        Arc::new(Self { state: watch::Sender::new(State { condition: Condition::Open, resets: 0 }) })
+    /// A link that works.
+    pub fn open() -> Arc<Self> {
+        Arc::new(Self { state: watch::Sender::new(LinkState { condition: Condition::Open, resets: 0 }) })
     }
 
-    /// Changes what is wrong. Cutting a way resets its connections.
-    pub(crate) fn set(&self, condition: Condition) {
+    /// Changes the condition. [`Condition::Cut`] also resets all connections.
+    pub fn set(&self, condition: Condition) {
         self.state.send_modify(|state| {
             state.condition = condition;
             state.resets += u64::from(condition == Condition::Cut);
@@ -64,12 +64,11 @@ impl Link {
     }
 
     /// Resets all connections.
-    pub(crate) fn reset(&self) {
+    pub fn reset(&self) {
         self.state.send_modify(|state| state.resets += 1);
     }
 
-    /// The way as a connection watches it.
-    pub(crate) fn watch(&self) -> watch::Receiver<State> {
+    pub(crate) fn watch(&self) -> watch::Receiver<LinkState> {
         self.state.subscribe()
     }
 }

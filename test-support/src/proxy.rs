@@ -1,13 +1,7 @@
-//! A TCP proxy whose connections suffer what their [`Link`] does.
+//! A TCP proxy whose connections have the condition of their [`Link`].
 
-use std::{
-    net::SocketAddr,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::Context;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -15,71 +9,47 @@ use tokio::{
         tcp::{ReadHalf, WriteHalf},
     },
     sync::watch,
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
-use tokio_util::task::AbortOnDropHandle;
 
-use crate::{
-    link::{Condition, Link, State},
-    owner::owner,
-};
+use crate::link::{Condition, Link, LinkState};
 
-/// What is passed on at once. Requests of one round trip are larger now and then, and so are torn between.
+/// Bytes that are forwarded at once. The requests of one round trip are larger now and then, so they are torn in between.
 const CHUNK: usize = 16 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A proxy that listens until it is dropped.
-pub(crate) struct Proxy {
-    /// Where.
-    pub(crate) address: SocketAddr,
-    _accepting: AbortOnDropHandle<()>,
-}
-
-/// Links by process. Clones share them.
-#[derive(Clone, Default)]
-pub(crate) struct Owners(Arc<Mutex<Vec<Owned>>>);
-
-/// A process and its way.
-type Owned = (u32, Arc<Link>);
-
-impl Owners {
-    /// From now on connections of a process take a way, until it has another.
-    pub(crate) fn set(&self, pid: u32, link: &Arc<Link>) {
-        let mut owners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Several processes may take one way. Those that have ended need none.
-        owners.retain(|(known, _)| *known != pid && Path::new(&format!("/proc/{known}")).exists());
-        owners.push((pid, link.clone()));
-    }
-
-    fn link(&self, peer: SocketAddr, proxy: SocketAddr) -> Option<Arc<Link>> {
-        let owners = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let pids: Vec<_> = owners.iter().map(|(pid, _)| *pid).collect();
-        let pid = owner(peer, proxy, &pids)?;
-        owners.into_iter().find_map(|(known, link)| (known == pid).then_some(link))
-    }
+/// A proxy; dropping it closes its port and its connections.
+pub struct Proxy {
+    /// The address that it listens on.
+    pub address: SocketAddr,
+    accepting: JoinHandle<()>,
 }
 
 impl Proxy {
-    /// A proxy whose connections all take one way.
-    pub(crate) async fn of(link: Arc<Link>, target: String) -> anyhow::Result<Self> {
-        Self::start("127.0.0.1:0", target, move |_, _| Some(link.clone())).await
+    /// Listens on an address and forwards to a target without faults.
+    pub async fn forward(listen: impl Into<String>, target: impl Into<String>) -> io::Result<Self> {
+        Self::over(listen, target, Link::open()).await
     }
 
-    /// A proxy whose connections take the way of the process that opens them; no other process can use it. Kafka tells
-    /// every client the same address, so that one proxy serves them all.
-    pub(crate) async fn by_owner(listen: &str, target: String, owners: Owners) -> anyhow::Result<Self> {
-        Self::start(listen, target, move |peer, proxy| owners.link(peer, proxy)).await
+    /// Listens on an address and forwards to a target; all connections share one link.
+    pub async fn over(
+        listen: impl Into<String>,
+        target: impl Into<String>,
+        link: Arc<Link>,
+    ) -> io::Result<Self> {
+        Self::choosing(listen, target, move |_, _| Some(link.clone())).await
     }
 
-    async fn start(
-        listen: &str,
-        target: String,
+    /// Listens on an address and forwards to a target. `choose` picks the link of a connection from its client's address
+    /// and the proxy's; a connection without a link is closed.
+    pub async fn choosing(
+        listen: impl Into<String>,
+        target: impl Into<String>,
         choose: impl Fn(SocketAddr, SocketAddr) -> Option<Arc<Link>> + Send + 'static,
-    ) -> anyhow::Result<Self> {
-        let listener =
-            TcpListener::bind(listen).await.with_context(|| format!("failed to put a proxy on {listen}"))?;
-        let address = listener.local_addr()?;
+    ) -> io::Result<Self> {
+        let listener = TcpListener::bind(listen.into()).await?;
+        let (address, target) = (listener.local_addr()?, target.into());
         let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             loop {
@@ -95,18 +65,30 @@ impl Proxy {
                 }
             }
         });
-        Ok(Self { address, _accepting: AbortOnDropHandle::new(accepting) })
+        Ok(Self { address, accepting })
+    }
+
+    /// Closes the port and all connections; returns once new connections are refused.
+    pub async fn stop(mut self) {
+        self.accepting.abort();
+        _ = (&mut self.accepting).await;
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
     }
 }
 
 /// How a connection ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// As its peers wanted it.
+    /// Closed by a peer.
     Closed,
-    /// By a reset in both directions.
+    /// Reset in both directions.
     Reset,
-    /// The client is reset; the server reads what has arrived, to its end.
+    /// Reset for the client; the server still reads all bytes that arrived.
     Torn,
 }
 
@@ -116,7 +98,7 @@ enum Direction {
     Answer,
 }
 
-async fn relay(mut client: TcpStream, target: String, link: watch::Receiver<State>) {
+async fn relay(mut client: TcpStream, target: String, link: watch::Receiver<LinkState>) {
     let server = if link.borrow().condition == Condition::Cut {
         None
     } else {
@@ -144,7 +126,7 @@ async fn relay(mut client: TcpStream, target: String, link: watch::Receiver<Stat
     }
 }
 
-async fn until_reset(mut link: watch::Receiver<State>) -> End {
+async fn until_reset(mut link: watch::Receiver<LinkState>) -> End {
     let resets = link.borrow().resets;
     _ = link.wait_for(|state| state.resets > resets).await;
     End::Reset
@@ -154,7 +136,7 @@ async fn pass(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     direction: Direction,
-    mut link: watch::Receiver<State>,
+    mut link: watch::Receiver<LinkState>,
 ) -> End {
     let mut chunk = vec![0; CHUNK];
     loop {
@@ -191,24 +173,24 @@ mod tests {
 
     use super::*;
 
-    /// A server that answers each byte with the next, and tells how many it got in all.
+    /// A server that answers each byte with its successor; also returns how many bytes it received.
     async fn server() -> (String, watch::Receiver<usize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let (got, heard) = watch::channel(0);
+        let (count, received) = watch::channel(0);
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                let got = got.clone();
+                let count = count.clone();
                 tokio::spawn(async move {
                     let mut byte = [0];
                     while stream.read_exact(&mut byte).await.is_ok() {
-                        got.send_modify(|got| *got += 1);
+                        count.send_modify(|count| *count += 1);
                         _ = stream.write_all(&[byte[0] + 1]).await;
                     }
                 });
             }
         });
-        (address, heard)
+        (address, received)
     }
 
     async fn ask(stream: &mut TcpStream, request: &[u8]) -> std::io::Result<Vec<u8>> {
@@ -220,10 +202,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_suffer_what_their_link_does() {
-        let (address, mut heard) = server().await;
+    async fn each_condition_shows_in_connections() {
+        let (address, mut received) = server().await;
         let link = Link::open();
-        let proxy = Proxy::of(link.clone(), address).await.unwrap();
+        let proxy = Proxy::over("127.0.0.1:0", address, link.clone()).await.unwrap();
         let connect = async || TcpStream::connect(proxy.address).await.unwrap();
 
         let mut stream = connect().await;
@@ -241,22 +223,34 @@ mod tests {
         assert!(ask(&mut connect().await, &[1]).await.is_err());
 
         link.set(Condition::AnswersLost);
-        let before = *heard.borrow();
+        let before = *received.borrow();
         assert!(ask(&mut connect().await, &[1]).await.is_err());
-        heard.wait_for(|heard| *heard == before + 1).await.unwrap();
+        received.wait_for(|received| *received == before + 1).await.unwrap();
         link.set(Condition::Torn);
         assert!(ask(&mut connect().await, &[1; 10]).await.is_err());
-        heard.wait_for(|heard| *heard == before + 6).await.unwrap();
+        received.wait_for(|received| *received == before + 6).await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_process_takes_its_own_way_and_a_stranger_none() {
+    async fn stopped_proxy_refuses_connections_until_restarted() {
         let (address, _) = server().await;
-        let owners = Owners::default();
-        let proxy = Proxy::by_owner("127.0.0.1:0", address, owners.clone()).await.unwrap();
-        let connect = async || TcpStream::connect(proxy.address).await.unwrap();
-        assert!(ask(&mut connect().await, &[1]).await.is_err());
-        owners.set(std::process::id(), &Link::open());
-        assert_eq!(ask(&mut connect().await, &[1]).await.unwrap(), [2]);
+        let proxy = Proxy::forward("127.0.0.1:0", &*address).await.unwrap();
+        let listen = proxy.address;
+        let mut stream = TcpStream::connect(listen).await.unwrap();
+        assert_eq!(ask(&mut stream, &[1]).await.unwrap(), [2]);
+        proxy.stop().await;
+        assert!(ask(&mut stream, &[1]).await.is_err());
+        assert_eq!(TcpStream::connect(listen).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+
+        let _proxy = Proxy::forward(listen.to_string(), address).await.unwrap();
+        let mut stream = TcpStream::connect(listen).await.unwrap();
+        assert_eq!(ask(&mut stream, &[1]).await.unwrap(), [2]);
+    }
+
+    #[tokio::test]
+    async fn connection_without_a_link_is_closed() {
+        let (address, _) = server().await;
+        let proxy = Proxy::choosing("127.0.0.1:0", address, |_, _| None).await.unwrap();
+        assert!(ask(&mut TcpStream::connect(proxy.address).await.unwrap(), &[1]).await.is_err());
     }
 }

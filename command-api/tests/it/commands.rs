@@ -4,7 +4,7 @@ use vidlog_contract::Code;
 use vidlog_events::{CommentEvent, Event, FollowEvent, LikeEvent, MessageEvent, Stream};
 use vidlog_schemas::{projections, rows::VideoState};
 
-use crate::support::{Answer, Api, Call, Logged, World};
+use crate::support::{Answer, Api, Call, LoggedEvent, World};
 
 const ANN: i64 = 101;
 const BOB: i64 = 102;
@@ -25,7 +25,7 @@ async fn setup() -> (World, Api) {
 }
 
 /// The only event of a stream, whose position the answer carries.
-async fn the_event(world: &World, stream: Stream, answer: &Answer) -> Logged {
+async fn the_event(world: &World, stream: Stream, answer: &Answer) -> LoggedEvent {
     let mut events = world.log.read(stream).await;
     assert_eq!(events.len(), 1, "{events:?}");
     let event = events.remove(0);
@@ -38,7 +38,7 @@ async fn the_event(world: &World, stream: Stream, answer: &Answer) -> Logged {
 async fn like_event_carries_the_author() {
     let (world, api) = setup().await;
     let answer = api.like(BOB, VIDEO, 1).await;
-    assert_eq!(answer.ok(), &serde_json::json!({"status_code": 0, "status_msg": "ok"}));
+    assert_eq!(answer.ok(), serde_json::json!({"status_code": 0, "status_msg": "ok"}));
     let logged = the_event(&world, Stream::Likes, &answer).await;
     let Event::Like(LikeEvent::VideoLiked(like)) = &logged.envelope.event else { panic!() };
     assert_eq!((like.video_id.get(), like.user_id.get(), like.author_id.get()), (VIDEO, BOB, ANN));
@@ -112,7 +112,8 @@ async fn comment_response_equals_the_read_model() {
     assert_eq!(posted.text.reveal(), text);
     assert_eq!(logged.key, VIDEO.to_string());
 
-    let comment = &answer.ok()["comment"];
+    let body = answer.ok();
+    let comment = &body["comment"];
     assert_eq!(comment["id"].as_i64(), Some(posted.comment_id.get()));
     assert_eq!(comment["content"], text);
     assert_eq!((&comment["user"]["id"], &comment["user"]["name"]), (&BOB.into(), &"user 102".into()));
@@ -134,7 +135,7 @@ async fn only_either_author_can_delete_a_comment() {
     assert_eq!(world.log.read(Stream::Comments).await, []);
 
     let deleted = api.delete_comment(BOB, VIDEO, 301).await;
-    assert_eq!(deleted.ok(), &serde_json::json!({"status_code": 0, "status_msg": "ok"}));
+    assert_eq!(deleted.ok(), serde_json::json!({"status_code": 0, "status_msg": "ok"}));
     world.passed(projections::COMMENTS_TABLE, &deleted.position()).await;
     let by_author = api.delete_comment(ANN, VIDEO, 302).await;
     by_author.ok();

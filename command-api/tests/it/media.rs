@@ -160,7 +160,7 @@ async fn probe(file: &FilePath) -> Value {
 /// Sums of the committed offsets and of the end offsets of the namespace's video topic.
 fn committed(world: &World) -> (i64, i64) {
     let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &world.log.brokers)
+        .set("bootstrap.servers", &world.log.settings.kafka_brokers)
         .set("group.id", format!("{}.media-worker", world.stores.namespace))
         .create()
         .unwrap();
@@ -330,7 +330,7 @@ async fn missing_original_is_rejected_after_max_attempts() {
 async fn undecodable_record_does_not_stop_the_worker() {
     let (world, api) = World::with_api().await;
     let producer: FutureProducer =
-        ClientConfig::new().set("bootstrap.servers", &world.log.brokers).create().unwrap();
+        ClientConfig::new().set("bootstrap.servers", &world.log.settings.kafka_brokers).create().unwrap();
     let topic = world.log.topics.name(Stream::Videos);
     for partition in 0..crate::support::PARTITIONS {
         let record = FutureRecord::to(&topic).partition(partition).key("9").payload("{");

@@ -8,7 +8,9 @@ use vidlog_events::Stream;
 use vidlog_schemas::rows::VideoState;
 use vidlog_service_kit::{config::Stores, ops::Readiness};
 
-use crate::support::{Answer, Api, Call, DEAD_MYSQL, DEAD_REDIS, World, dead_kafka, until};
+use crate::support::{
+    Answer, Api, Call, UNREACHABLE_MYSQL, UNREACHABLE_REDIS, World, unreachable_kafka, until,
+};
 
 const ANN: i64 = 101;
 const BOB: i64 = 102;
@@ -45,7 +47,7 @@ async fn all_commands(api: &Api) -> (Vec<Answer>, Duration) {
 async fn commands_fail_in_time_without_kafka() {
     let (world, _api) = setup().await;
     let readiness = Readiness::new();
-    let api = world.start(dead_kafka(), world.stores.clone(), &readiness).await;
+    let api = world.start(unreachable_kafka(), world.stores.clone(), &readiness).await;
     until("ids are available", async || api.state.ids.next().is_ok()).await;
     let (answers, took) = all_commands(&api).await;
     for answer in answers {
@@ -63,7 +65,7 @@ async fn commands_fail_in_time_without_kafka() {
 #[tokio::test]
 async fn likes_and_follows_work_without_mysql() {
     let (world, _api) = setup().await;
-    let stores = Stores { mysql_url: DEAD_MYSQL.to_owned().into(), ..world.stores.clone() };
+    let stores = Stores { mysql_url: UNREACHABLE_MYSQL.to_owned().into(), ..world.stores.clone() };
     let readiness = Readiness::new();
     let api = world.start(world.kafka(), stores, &readiness).await;
     let began = Instant::now();
@@ -88,7 +90,7 @@ async fn likes_and_follows_work_without_mysql() {
 #[tokio::test]
 async fn commands_without_redis_succeed_as_stale() {
     let (world, _api) = setup().await;
-    let stores = Stores { redis_url: DEAD_REDIS.to_owned().into(), ..world.stores.clone() };
+    let stores = Stores { redis_url: UNREACHABLE_REDIS.to_owned().into(), ..world.stores.clone() };
     let api = world.start(world.kafka(), stores, &Readiness::new()).await;
     until("ids are available", async || api.state.ids.next().is_ok()).await;
     let registered = api.register("ada").await;

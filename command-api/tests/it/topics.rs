@@ -9,6 +9,7 @@ use rdkafka::{
 use vidlog_command_api::topics::{Layout, TopicsError, create_topics};
 use vidlog_events::{Stream, Topics};
 use vidlog_schemas::rows::VideoState;
+use vidlog_test_support_kafka::partition_of;
 
 use crate::support::{PARTITIONS, World};
 
@@ -17,7 +18,7 @@ const LAYOUT: Layout = Layout { partitions: PARTITIONS, replication: 1 };
 #[tokio::test]
 async fn concurrent_topic_creation_is_idempotent() {
     let world = World::new().await;
-    let (brokers, topics) = (&world.log.brokers, &world.log.topics);
+    let (brokers, topics) = (&world.log.settings.kafka_brokers, &world.log.topics);
     try_join_all((0..3).map(|_| create_topics(brokers, topics, LAYOUT))).await.unwrap();
     create_topics(brokers, topics, LAYOUT).await.unwrap();
 
@@ -37,7 +38,7 @@ async fn concurrent_topic_creation_is_idempotent() {
 #[tokio::test]
 async fn different_partition_count_is_an_actionable_error() {
     let world = World::new().await;
-    let (brokers, topics) = (&world.log.brokers, &world.log.topics);
+    let (brokers, topics) = (&world.log.settings.kafka_brokers, &world.log.topics);
     create_topics(brokers, topics, LAYOUT).await.unwrap();
     let more = Layout { partitions: PARTITIONS + 1, ..LAYOUT };
     let error = create_topics(brokers, topics, more).await.unwrap_err();
@@ -56,29 +57,6 @@ async fn keys_are_partitioned_like_the_java_client() {
     let events = world.log.read(Stream::Likes).await;
     assert_eq!(events.len(), 12);
     for event in events {
-        let hash = murmur2(event.key.as_bytes()) & 0x7fff_ffff;
-        assert_eq!(event.partition, i32::try_from(hash).unwrap() % PARTITIONS, "{}", event.key);
+        assert_eq!(event.partition, partition_of(&event.key), "{}", event.key);
     }
-}
-
-/// As in `org.apache.kafka.common.utils.Utils`.
-fn murmur2(data: &[u8]) -> u32 {
-    const M: u32 = 0x5bd1_e995;
-    let mut hash = 0x9747_b28c ^ u32::try_from(data.len()).unwrap();
-    let mut chunks = data.chunks_exact(4);
-    for chunk in &mut chunks {
-        let mut k = u32::from_le_bytes(chunk.try_into().unwrap()).wrapping_mul(M);
-        k ^= k >> 24;
-        hash = hash.wrapping_mul(M) ^ k.wrapping_mul(M);
-    }
-    let rest = chunks.remainder();
-    if !rest.is_empty() {
-        for (index, byte) in rest.iter().enumerate() {
-            hash ^= u32::from(*byte) << (8 * index);
-        }
-        hash = hash.wrapping_mul(M);
-    }
-    hash ^= hash >> 13;
-    hash = hash.wrapping_mul(M);
-    hash ^ (hash >> 15)
 }

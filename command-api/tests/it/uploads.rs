@@ -115,7 +115,7 @@ async fn parts_of_an_upload_may_come_in_any_order() {
     for order in [["data", "token", "title"], ["token", "title", "data"], ["title", "data", "token"]] {
         let before = uploads(&world).await.len();
         let answer = order.into_iter().fold(Form::default(), part).send(&api).await;
-        assert_eq!(answer.ok(), &serde_json::json!({"status_code": 0, "status_msg": "ok"}));
+        assert_eq!(answer.ok(), serde_json::json!({"status_code": 0, "status_msg": "ok"}));
         let logged = world.log.read(Stream::Videos).await;
         assert_eq!(logged.len(), before + 1);
         let logged = logged.into_iter().find(|logged| logged.position() == answer.position()).unwrap();

@@ -13,10 +13,7 @@ use vidlog_projectors::{
 use vidlog_schemas::Keys;
 use vidlog_service_kit::{config, mysql};
 
-use crate::{
-    faults::{BOUND, made_up},
-    support::{World, envelope, liked},
-};
+use crate::support::{DEADLINE, World, envelope, liked, made_up};
 
 /// The target of a scratch namespace.
 fn scratch_of(world: &World, name: &str) -> Stores {
@@ -64,7 +61,7 @@ async fn a_scratch_namespace_is_the_state_of_then_and_moves_on_and_goes() {
 
     let away = config::Stores { redis_url: "redis://127.0.0.1:1/".to_owned().into(), ..world.stores.clone() };
     let scratch = Scratch::new(&world.log, &away, &"then".parse().unwrap()).unwrap();
-    let folded = timeout(BOUND, scratch.fold(&Until::Time(0))).await.expect("it does not wait for ever");
+    let folded = timeout(DEADLINE, scratch.fold(&Until::Time(0))).await.expect("it does not wait for ever");
     assert!(folded.is_err_and(|error| error.to_string().contains("Redis does not answer")));
 }
 

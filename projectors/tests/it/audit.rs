@@ -18,9 +18,8 @@ use vidlog_projectors::{
 };
 
 use crate::{
-    faults::{Running, made_up, until},
     folding::cases,
-    support::{World, envelope, liked},
+    support::{Running, World, envelope, liked, made_up, until},
 };
 
 const T: i64 = 1_700_000_000_000;

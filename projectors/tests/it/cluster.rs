@@ -15,9 +15,8 @@ use vidlog_service_kit::shutdown::Shutdown;
 
 use self::nodes::Nodes;
 use crate::{
-    faults::{Running, made_up, until},
     folding::{assert_twice_equals_once, cases},
-    support::{World, envelope, liked},
+    support::{Running, World, envelope, liked, made_up, until},
 };
 
 /// Between two appends while something else happens: some two hundred events a second.

@@ -22,10 +22,7 @@ use vidlog_projectors::{
     store::{Class, Failure},
 };
 
-use crate::{
-    faults::{BOUND, Process, Running, until},
-    support::{World, envelope, liked},
-};
+use crate::support::{DEADLINE, Running, World, envelope, liked, partition_of, until};
 
 const T: i64 = 1_700_000_000_000;
 
@@ -36,7 +33,7 @@ async fn a_record_that_cannot_be_read_holds_its_key_and_nothing_else() {
     // Of one partition: garbage of one key, and likes of it and of another.
     world.append(&[envelope(liked(1, 1), T)]).await;
     let partition = world.append_garbage(Stream::Likes, "1").await;
-    let other = (2..1000).find(|video| World::partition_of(&video.to_string()) == partition).unwrap();
+    let other = (2..1000).find(|video| partition_of(&video.to_string()) == partition).unwrap();
     world.append(&[envelope(liked(1, 2), T + 1), envelope(liked(other, 2), T + 2)]).await;
 
     until("the other key goes on", async || likers(&world, other).await == [2]).await;
@@ -69,7 +66,7 @@ async fn a_record_that_cannot_be_read_holds_its_key_and_nothing_else() {
     assert!(self::listed(&world, "likes").await.is_empty());
 
     // What was discarded stays so, when the view is folded anew.
-    crate::faults::lose_redis(&world).await;
+    world.delete_redis_keys().await;
     until("the view is back", async || likers(&world, 1).await == [1, 2, 3]).await;
     world.assert_views_equal_the_log().await;
     assert!(self::listed(&world, "likes").await.is_empty());
@@ -122,7 +119,7 @@ async fn a_retry_after_a_fix_brings_a_mysql_view_to_what_it_would_have_been() {
 async fn what_was_retried_is_counted_as_parked_no_longer() {
     let world = World::new().await;
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
-    let _process = Process::start_at(&world, &free);
+    let _process = world.start_projectors(&free, &[]);
     world.append_garbage(Stream::Likes, "1").await;
     for projection in ["likes", "likes-table"] {
         until("it is counted", async || parked_metric(&free, projection).await == Some(1)).await;
@@ -160,7 +157,7 @@ async fn what_is_known_is_listed_though_a_store_is_away_and_shown_once() {
     let partition = world.append_garbage(Stream::Likes, "1").await;
     until("it is parked", async || listed(&world, "likes").await.len() == 1).await;
     // It is sent to the dead letters once more.
-    crate::faults::lose_redis(&world).await;
+    world.delete_redis_keys().await;
     until("it is parked again", async || {
         let waits = listed(&world, "likes").await.len() + listed(&world, "likes-table").await.len();
         letters(&world, "likes").len() == 2 && waits == 2
@@ -187,7 +184,7 @@ async fn what_is_known_is_listed_though_a_store_is_away_and_shown_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_moment_no_record_overtakes() {
     let world = World::new().await;
-    let mut process = Process::start(&world);
+    let mut process = world.start_projectors("127.0.0.1:0", &[]);
     let mut time = T;
     for round in 0..4 {
         for video in 1..=30 {
@@ -201,7 +198,7 @@ async fn killed_at_any_moment_no_record_overtakes() {
         let keys = usize::try_from(round).unwrap();
         until("keys are parked", async || parked_keys(&world).await > keys * 2).await;
         process.kill();
-        process = Process::start(&world);
+        process = world.start_projectors("127.0.0.1:0", &[]);
     }
     world.assert_views_equal_the_log().await;
     assert_eq!(listed(&world, "likes").await.len(), 12);
@@ -232,7 +229,7 @@ async fn a_run_of_failures_stops_the_projection_until_it_is_resumed() {
     world.assert_views_equal_the_log().await;
 
     // What an operator had it go on after does not stop it again when it is filled up.
-    crate::faults::lose_redis(&world).await;
+    world.delete_redis_keys().await;
     let is_back = async || {
         let parked = self::listed(&world, "likes").await;
         parked.first().is_some_and(|parked| parked["waiting"] == 30) && running.readiness.missing().is_none()
@@ -259,7 +256,7 @@ async fn dead_letters_follow_their_origin_to_more_partitions() {
     };
     assert!(sent(0).await);
 
-    let partition = world.append_garbage_to_another_partition(Stream::Likes).await;
+    let partition = world.append_garbage_to_new_partition(Stream::Likes).await;
     until("it sends letters from the new one", async || sent(partition).await).await;
     let running = Running::start(&world);
     until("both keys are parked", async || {
@@ -326,7 +323,7 @@ async fn command(world: &World, arguments: &[&str]) -> Output {
         .args(arguments)
         .kill_on_drop(true)
         .output();
-    tokio::time::timeout(BOUND, output).await.unwrap().unwrap()
+    tokio::time::timeout(DEADLINE, output).await.unwrap().unwrap()
 }
 
 async fn listed(world: &World, projection: &str) -> Vec<serde_json::Value> {
@@ -344,7 +341,7 @@ fn letters(world: &World, projection: &str) -> Vec<(i32, String, Vec<u8>)> {
         .set("enable.partition.eof", "true")
         .create()
         .unwrap();
-    let metadata = consumer.fetch_metadata(Some(&topic), BOUND).unwrap();
+    let metadata = consumer.fetch_metadata(Some(&topic), DEADLINE).unwrap();
     let mut list = rdkafka::TopicPartitionList::new();
     for partition in metadata.topics()[0].partitions() {
         list.add_partition_offset(&topic, partition.id(), rdkafka::Offset::Beginning).unwrap();
@@ -352,7 +349,7 @@ fn letters(world: &World, projection: &str) -> Vec<(i32, String, Vec<u8>)> {
     consumer.assign(&list).unwrap();
     let (mut found, mut ends) = (Vec::new(), 0);
     while ends < list.count() {
-        match consumer.poll(BOUND).expect("the broker answers") {
+        match consumer.poll(DEADLINE).expect("the broker answers") {
             Ok(message) => {
                 let message = message.detach();
                 let header = |name: &str| {

@@ -18,9 +18,8 @@ use vidlog_projectors::{
 };
 
 use crate::{
-    faults::BOUND,
     folding::{assert_equals_model, partitions},
-    support::{World, envelope, history, liked, unliked},
+    support::{DEADLINE, World, envelope, history, liked, unliked},
 };
 
 /// Histories that the law is tried on.
@@ -138,7 +137,7 @@ async fn fold(world: &World, sink: &SharedStore, partition: Partition, records: 
                 .filter(|record| (next..next + size).contains(&record.offset))
                 .map(|record| delivery(world, partition, record, failing))
                 .collect();
-            let life = deaths.next().unwrap().map_or(BOUND, |tenths| Duration::from_micros(tenths * 100));
+            let life = deaths.next().unwrap().map_or(DEADLINE, |tenths| Duration::from_micros(tenths * 100));
             match timeout(life, intake.take(&batch)).await {
                 Ok(Ok(())) => {}
                 // It died, or what an earlier life had sent arrived late.

@@ -1,73 +1,19 @@
 //! The runner under faults: processes that die, stores that lose writes.
 
-use std::{
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::time::Duration;
 
-use proptest::{
-    strategy::{Strategy, ValueTree},
-    test_runner::TestRunner,
-};
-use rdkafka::{
-    ClientConfig,
-    consumer::{BaseConsumer, Consumer},
-};
 use redis::cmd;
 use tokio::time::{sleep, timeout};
-use vidlog_events::{Envelope, Stream};
-use vidlog_projectors::{Plan, log::Partition, projections, view::Projection};
+use vidlog_events::Stream;
+use vidlog_projectors::{log::Partition, projections};
 use vidlog_schemas::projections::LIKES_TABLE;
-use vidlog_service_kit::{mysql, ops::Readiness, shutdown::Shutdown};
+use vidlog_service_kit::mysql;
 
-use crate::support::{PARTITIONS, World, envelope, history, liked};
+use crate::support::{ChildProcess, PARTITIONS, Running, World, envelope, liked, made_up, until};
 
-/// A bound on what should take a second or two.
-pub(crate) const BOUND: Duration = Duration::from_mins(3);
-
-/// A projectors process that is killed when it goes out of scope.
-pub(crate) struct Process(Child);
-
-impl Process {
-    pub(crate) fn start(world: &World) -> Self {
-        Self::start_at(world, "127.0.0.1:0")
-    }
-
-    /// With its ops port at an address.
-    pub(crate) fn start_at(world: &World, ops: &str) -> Self {
-        let stores = &world.stores;
-        let child = Command::new(env!("CARGO_BIN_EXE_projectors"))
-            .arg("run")
-            .args(["--ops-listen", ops, "--log", "warn"])
-            .env("VIDLOG_NAMESPACE", &stores.namespace)
-            .env("VIDLOG_MYSQL_URL", stores.mysql_url.reveal())
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self(child)
-    }
-
-    /// `kill -9`.
-    pub(crate) fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
-}
-
-pub(crate) fn made_up(length: usize) -> Vec<Envelope> {
-    let mut runner = TestRunner::deterministic();
-    history(length)
-        .prop_filter("long", move |events| events.len() > length / 2)
-        .new_tree(&mut runner)
-        .unwrap()
-        .current()
+/// Starts every projection in a process of its own.
+fn start(world: &World) -> ChildProcess {
+    world.start_projectors("127.0.0.1:0", &[])
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,14 +21,14 @@ async fn a_killed_projector_leaves_exact_views() {
     let world = World::new().await;
     let events = made_up(6000);
     let mut rounds = events.chunks(events.len().div_ceil(4));
-    let mut process = Process::start(&world);
+    let mut process = start(&world);
     for round in rounds.by_ref().take(3) {
         // Killed while it folds: after it has begun on the round, before it can have ended.
         let before = folded(&world).await;
         world.append(round).await;
         until("the projectors fold", async || folded(&world).await > before).await;
         process.kill();
-        process = Process::start(&world);
+        process = start(&world);
     }
     for round in rounds {
         world.append(round).await;
@@ -98,10 +44,10 @@ async fn instances_come_and_go_in_the_middle_of_a_long_lag() {
     let lag: Vec<_> =
         (0..12_000).map(|user| envelope(liked(1, user % 4000 + 1), 1_700_000_000_000 + user)).collect();
     world.append(&lag).await;
-    let first = Process::start(&world);
+    let mut first = start(&world);
     until("the first folds", async || folded(&world).await > 0).await;
-    let second = Process::start(&world);
-    until("they share the groups", async || members(&world, "likes") == 2).await;
+    let second = start(&world);
+    until("they share the groups", async || world.group_members("likes") == 2).await;
     first.kill();
     world.append(&made_up(1000)).await;
     world.assert_views_equal_the_log().await;
@@ -139,7 +85,7 @@ async fn a_redis_that_lost_everything_is_refilled_without_help() {
     world.assert_views_equal_the_log().await;
 
     // No event comes after the loss: that the store went back has to be noticed by itself.
-    lose_redis(&world).await;
+    world.delete_redis_keys().await;
     let report = world.assert_views_equal_the_log().await;
     assert!(report.lines > 100);
     running.stop().await;
@@ -157,7 +103,7 @@ async fn how_far_a_mysql_view_is_is_told_again_when_redis_lost_it() {
     until("readers are told", told).await;
 
     // No event comes after the loss, and the view has lost nothing.
-    lose_redis(&world).await;
+    world.delete_redis_keys().await;
     until("readers are told again", told).await;
     running.stop().await;
 }
@@ -212,7 +158,7 @@ async fn a_view_that_was_folded_from_another_log_is_left_alone() {
     running.stop().await;
 
     // Longer than the view is far: no offset tells that it is not the same.
-    world.make_topic_anew(Stream::Likes).await;
+    world.recreate_topic(Stream::Likes).await;
     world.append(&likes(11..=30)).await;
     let running = Running::start(&world);
     for view in ["likes/likes:", "likes-table/likes:"] {
@@ -232,7 +178,7 @@ async fn a_log_that_was_empty_at_the_start_is_remembered_from_its_first_record_o
     let world = World::new().await;
     let running = Running::start(&world);
     until("it is in the groups", async || {
-        members(&world, "likes") == 1 && members(&world, "likes-table") == 1
+        world.group_members("likes") == 1 && world.group_members("likes-table") == 1
     })
     .await;
     until("all is ready", async || running.readiness.missing().is_none()).await;
@@ -257,7 +203,7 @@ async fn a_log_that_was_empty_at_the_start_is_remembered_from_its_first_record_o
 async fn a_view_settles_while_records_trickle_in() {
     let world = World::new().await;
     let running = Running::start(&world);
-    until("it is in the group", async || members(&world, "likes") == 1).await;
+    until("it is in the group", async || world.group_members("likes") == 1).await;
     until("all is ready", async || running.readiness.missing().is_none()).await;
     // Never still for so long that it settles because of that, and fewer batches than it settles after.
     for user in 1..=31 {
@@ -301,44 +247,6 @@ async fn a_writer_that_went_silent_with_a_lock_keeps_no_connection_from_others()
     silent.rollback().await.unwrap();
 }
 
-/// The projections in this process.
-pub(crate) struct Running {
-    pub(crate) readiness: Readiness,
-    shutdown: Shutdown,
-    task: tokio::task::JoinHandle<anyhow::Result<()>>,
-}
-
-impl Running {
-    pub(crate) fn start(world: &World) -> Self {
-        Self::of(world, projections::ALL.to_vec())
-    }
-
-    pub(crate) fn of(world: &World, projections: Vec<Projection>) -> Self {
-        let (readiness, shutdown) = (Readiness::new(), Shutdown::new());
-        let (log, stores) = (world.log.clone(), world.stores.clone());
-        let (ready, stop) = (readiness.clone(), shutdown.clone());
-        let task = tokio::spawn(async move {
-            let plan = Plan { log: &log, stores: &stores, projections: &projections, instance: None };
-            vidlog_projectors::run(plan, ready, stop).await
-        });
-        Self { readiness, shutdown, task }
-    }
-
-    pub(crate) async fn stop(self) {
-        self.shutdown.give();
-        timeout(BOUND, self.task).await.expect("the projections stop in time").unwrap().unwrap();
-    }
-}
-
-/// Instances in a projection's consumer group.
-fn members(world: &World, projection: &str) -> usize {
-    let group = format!("{}.{projection}", world.stores.namespace);
-    let consumer: BaseConsumer =
-        ClientConfig::new().set("bootstrap.servers", &world.log.kafka_brokers).create().unwrap();
-    let groups = consumer.fetch_group_list(Some(&group), BOUND).unwrap();
-    groups.groups().first().map_or(0, |group| group.members().len())
-}
-
 /// Records that the views of likes and of messages have passed.
 async fn folded(world: &World) -> i64 {
     let mut sum = 0;
@@ -350,20 +258,4 @@ async fn folded(world: &World) -> i64 {
         sum += positions.iter().map(vidlog_projectors::store::Position::lowest).sum::<i64>();
     }
     sum
-}
-
-/// Deletes every key of the namespace: FLUSHALL for one test.
-pub(crate) async fn lose_redis(world: &World) {
-    let pattern = format!("{}:*", world.stores.namespace);
-    let keys: Vec<String> = world.target.redis.query(cmd("KEYS").arg(pattern)).await.unwrap();
-    let _: i64 = world.target.redis.query(cmd("DEL").arg(keys)).await.unwrap();
-}
-
-pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
-    let reached = async {
-        while !condition().await {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(BOUND, reached).await.unwrap_or_else(|_| panic!("waited too long until {what}"));
 }

@@ -7,9 +7,8 @@ use vidlog_projectors::desired_state;
 use vidlog_schemas::projections::{self, LIKES, Projection, View};
 
 use crate::{
-    faults::{Process, Running, lose_redis, made_up, until},
     operate::{projectors, said},
-    support::{PARTITIONS, World, envelope, liked},
+    support::{PARTITIONS, Running, World, envelope, liked, made_up, until},
 };
 
 /// The field of a view, and how many of some keys are there, at one moment.
@@ -129,7 +128,7 @@ async fn an_emptied_redis_is_not_promised_before_it_is_filled_again() {
     until_complete(&world).await;
 
     let watch = Watch::new(&world, |there, all| there < all).await;
-    watch.while_lost(lose_redis(&world)).await;
+    watch.while_lost(world.delete_redis_keys()).await;
     world.assert_views_equal_the_log().await;
     until("it is ready again", async || running.readiness.missing().is_none()).await;
     running.stop().await;
@@ -162,7 +161,7 @@ async fn a_number_of_shards_is_claimed_again_in_an_emptied_redis_and_another_sto
         world.target.redis.query::<Option<u16>>(cmd("GET").arg(&key)).await.unwrap()
             == Some(world.stores.shards)
     };
-    lose_redis(&world).await;
+    world.delete_redis_keys().await;
     until("the number is claimed again", known).await;
     until("all is ready", async || running.readiness.missing().is_none()).await;
 
@@ -210,7 +209,7 @@ async fn a_promise_is_taken_back_of_a_view_that_is_lost_while_it_is_paused() {
 async fn a_refill_that_is_killed_is_completed_by_the_next_process() {
     let world = World::new().await;
     append_likes(&world).await;
-    let process = Process::start(&world);
+    let mut process = world.start_projectors("127.0.0.1:0", &[]);
     let first = world.target.keys.likers(1);
     until("the view is being filled", async || {
         world.target.redis.query::<bool>(cmd("EXISTS").arg(&first)).await.unwrap()
@@ -219,7 +218,7 @@ async fn a_refill_that_is_killed_is_completed_by_the_next_process() {
     process.kill();
     assert_eq!(promised(&world, &LIKES).await, None);
 
-    let next = Process::start(&world);
+    let next = world.start_projectors("127.0.0.1:0", &[]);
     until_complete(&world).await;
     world.assert_views_equal_the_log().await;
     drop(next);

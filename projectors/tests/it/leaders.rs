@@ -11,10 +11,7 @@ use rdkafka::{
 use vidlog_events::{Stream, Topics};
 use vidlog_projectors::{log::Partition, projections};
 
-use crate::{
-    faults::{Running, until},
-    support::{World, envelope, liked},
-};
+use crate::support::{Running, World, envelope, liked, until};
 
 /// So many that to ask about each takes longer than a member may go without polling.
 const SILENT: i32 = 8;

@@ -11,9 +11,8 @@ use vidlog_events::{Envelope, Stream};
 use vidlog_schemas::projections::{self, LIKES, View};
 
 use crate::{
-    faults::{Running, lose_redis, made_up},
     operate::projectors,
-    support::{PARTITIONS, World, envelope, liked},
+    support::{PARTITIONS, Running, World, envelope, liked, made_up, partition_of},
 };
 
 const T: i64 = 1_700_000_000_000;
@@ -137,7 +136,7 @@ async fn assert_all_finish(world: &World) {
     }
     until_caught_up(world).await;
 
-    lose_redis(world).await;
+    world.delete_redis_keys().await;
     until_caught_up(world).await;
     assert_equal(world, &["audit"]);
 
@@ -145,7 +144,7 @@ async fn assert_all_finish(world: &World) {
     let folded = projectors(world, &["as-of", "end", "--until", "2100-01-01T00:00:00Z"]);
     assert!(folded.status.success(), "{folded:?}");
     if !likers(world, 1).await.is_empty() {
-        let partition = World::partition_of("1");
+        let partition = partition_of("1");
         let (_, end) = world.watermarks(Stream::Likes)[usize::try_from(partition).unwrap()];
         let position = format!("likes:{partition}:{end}");
         let folded = projectors(world, &["as-of", "position", "--until", &position]);
@@ -331,7 +330,7 @@ async fn view_is_filled_from_what_is_left_of_a_cut_log() {
     assert_eq!(rows(&world, 1).await, 9);
 
     // A view that is lost is what is left of the log.
-    lose_redis(&world).await;
+    world.delete_redis_keys().await;
     until_caught_up(&world).await;
     assert_eq!(likers(&world, 1).await, (11..16).collect::<Vec<_>>());
     assert_equal(&world, &["audit", "likes"]);
@@ -354,7 +353,7 @@ async fn log_cut_to_its_end_counts_as_folded() {
     until_caught_up(&world).await;
     assert!(!compared(&world, &["rebuild", "likes-table"]).0);
 
-    lose_redis(&world).await;
+    world.delete_redis_keys().await;
     until_caught_up(&world).await;
     assert!(likers(&world, 1).await.is_empty());
     assert_equal(&world, &["audit", "likes"]);
@@ -366,7 +365,7 @@ async fn log_cut_to_its_end_counts_as_folded() {
     world.append(&likes(11..13)).await;
     until_caught_up(&world).await;
     assert_eq!(likers(&world, 1).await, [11, 12]);
-    lose_redis(&world).await;
+    world.delete_redis_keys().await;
     assert_all_finish(&world).await;
     assert_eq!(likers(&world, 1).await, [11, 12]);
     running.stop().await;

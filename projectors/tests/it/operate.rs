@@ -1,9 +1,6 @@
 //! The hands of an operator, on processes that run.
 
-use std::{
-    process::{Child, Command, Output, Stdio},
-    time::Duration,
-};
+use std::process::{Output, Stdio};
 
 use axum::{
     Router,
@@ -11,22 +8,19 @@ use axum::{
     http::Request,
 };
 use serde_json::Value;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tower::ServiceExt;
 use vidlog_projectors::{
     Plan, cli::Operation, operator::Operator, operator_api, projections, rebuild::Rebuild,
 };
 use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
-use crate::support::{World, envelope, liked};
-
-/// A bound on what should take a second or two.
-const BOUND: Duration = Duration::from_mins(3);
+use crate::support::{ChildProcess, DEADLINE, World, envelope, liked, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_projection_folds_nothing_over_a_restart_until_it_is_resumed() {
     let world = World::new().await;
-    let first = start(&world, &[]);
+    let mut first = start(&world, &[]);
     world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
     until("it runs", async || states(&world, "likes") == ["running"; 3]).await;
     until("the first like is folded", async || lag(&world, "likes") == Some(0)).await;
@@ -40,7 +34,7 @@ async fn a_paused_projection_folds_nothing_over_a_restart_until_it_is_resumed() 
         let status = status(&world, "likes");
         status.iter().all(|partition| {
             let instance = partition["instance"].as_str().unwrap_or_default();
-            instance.ends_with(&format!("/{}", second.0.id())) && partition["state"] == "paused"
+            instance.ends_with(&format!("/{}", second.id())) && partition["state"] == "paused"
         })
     })
     .await;
@@ -95,13 +89,13 @@ async fn of_two_processes_of_one_name_the_first_ends_and_says_why() {
     let first = run();
     until("the first runs", async || states(&world, "likes") == ["running"; 3]).await;
     let second = run();
-    let ended = timeout(BOUND, first.1).await.expect("the first ends").unwrap();
+    let ended = timeout(DEADLINE, first.1).await.expect("the first ends").unwrap();
     let told = ended.unwrap_err().to_string();
     assert!(told.contains("another process runs as instance \"one\""), "{told}");
     world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
     until("the second folds", async || lag(&world, "likes") == Some(0)).await;
     second.0.give();
-    timeout(BOUND, second.1).await.expect("the second stops").unwrap().unwrap();
+    timeout(DEADLINE, second.1).await.expect("the second stops").unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,7 +110,7 @@ async fn a_process_with_a_name_has_its_partitions_again_after_a_restart() {
     })
     .await;
     let before = owners(&world);
-    first.terminate();
+    assert!(first.terminate().await.success());
     let without_first: Vec<_> =
         before.iter().map(|owner| owner.clone().filter(|owner| owner == "second")).collect();
     until("nobody has those of the first", async || owners(&world) == without_first).await;
@@ -299,48 +293,13 @@ async fn call(routes: &Router, method: &str, path: &str, token: &str) -> (u16, V
     (status, serde_json::from_slice(&body).unwrap())
 }
 
-/// A projectors process that is killed when it goes out of scope.
-struct Process(Child);
-
-impl Process {
-    fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-
-    /// SIGTERM, and waits until it has ended.
-    fn terminate(mut self) {
-        let pid = self.0.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        assert!(self.0.wait().unwrap().success());
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
-}
-
-fn command(world: &World, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_projectors"));
-    command
-        .args(arguments)
-        .env("VIDLOG_NAMESPACE", &world.stores.namespace)
-        .env("VIDLOG_MYSQL_URL", world.stores.mysql_url.reveal())
-        .stdin(Stdio::null());
-    command
-}
-
-fn start(world: &World, arguments: &[&str]) -> Process {
-    let run = ["run", "--ops-listen", "127.0.0.1:0", "--log", "warn"];
-    Process(command(world, &[&run, arguments].concat()).spawn().unwrap())
+fn start(world: &World, arguments: &[&str]) -> ChildProcess {
+    world.start_projectors("127.0.0.1:0", arguments)
 }
 
 /// Runs a command to its end.
 pub(crate) fn projectors(world: &World, arguments: &[&str]) -> Output {
-    command(world, arguments).output().unwrap()
+    world.command(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
 /// What a command said, which went well.
@@ -371,13 +330,4 @@ fn owners(world: &World) -> Vec<Option<String>> {
 /// The lag of all partitions together, if it is known.
 fn lag(world: &World, projection: &str) -> Option<i64> {
     status(world, projection).iter().map(|partition| partition["lag"].as_i64()).sum()
-}
-
-async fn until(what: &str, condition: impl AsyncFn() -> bool) {
-    let reached = async {
-        while !condition().await {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(BOUND, reached).await.unwrap_or_else(|_| panic!("waited too long until {what}"));
 }

@@ -22,10 +22,7 @@ use vidlog_projectors::{
 };
 use vidlog_schemas::keys::ViewKey;
 
-use crate::{
-    faults::{BOUND, Running, made_up, until},
-    support::{World, envelope, liked},
-};
+use crate::support::{DEADLINE, Running, World, envelope, liked, made_up, partition_of, until};
 
 /// One of each store, and the one with totals across shards.
 const REBUILT: [&str; 4] = ["likes", "feed", "likes-table", "messages-table"];
@@ -283,7 +280,7 @@ async fn a_writer_that_knows_nothing_of_the_hold_is_no_difference() {
     let records: Vec<Record> =
         (0..).zip(events).map(|(offset, envelope)| Record { offset, envelope }).collect();
     let (first, rest) = records.split_at(100);
-    let partition = Partition { stream: Stream::Likes, number: World::partition_of("1") };
+    let partition = Partition { stream: Stream::Likes, number: partition_of("1") };
     let sink = world.target.view(projection("likes"));
     let mut position = sink.positions(&[partition]).await.unwrap().remove(0);
     sink.apply(partition, &mut position, first, 100).await.unwrap();
@@ -292,7 +289,7 @@ async fn a_writer_that_knows_nothing_of_the_hold_is_no_difference() {
     let begun = begin(&world, "likes").await;
     let mut progress = begun.progress();
     let deaf = async {
-        timeout(BOUND, progress.wait_for(|now| *now == Progress::TakingOver)).await.unwrap().unwrap();
+        timeout(DEADLINE, progress.wait_for(|now| *now == Progress::TakingOver)).await.unwrap().unwrap();
         for record in rest {
             let next = record.offset + 1;
             sink.apply(partition, &mut position, std::slice::from_ref(record), next).await.unwrap();

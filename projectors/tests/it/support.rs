@@ -1,252 +1,123 @@
-//! A namespace of a test's own, a log to write to, and made-up histories.
+//! A namespace per test with projections to run in it, and generated histories.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, ops::Deref, process::Command};
 
-use clap::Parser;
-use proptest::prelude::*;
-use rdkafka::{
-    ClientConfig, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
-    client::DefaultClientContext,
-    consumer::{BaseConsumer, Consumer},
-    message::{Header, OwnedHeaders},
-    producer::{FutureProducer, FutureRecord, Producer},
-};
-use uuid::Uuid;
+use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
+use tokio::{task::JoinHandle, time::timeout};
 use vidlog_events::*;
-use vidlog_projectors::{audit, store::Stores};
-use vidlog_redis_shards::Redis;
-use vidlog_schemas::Keys;
-use vidlog_service_kit::{config, mysql};
+use vidlog_projectors::{Plan, audit, projections, store::Stores, view::Projection};
+use vidlog_service_kit::{config, ops::Readiness, shutdown::Shutdown};
+use vidlog_test_support::{Namespace, namespace::delete_redis_keys};
+use vidlog_test_support_kafka::Kafka;
 
-/// Partitions of a test's topics: enough that keys spread, few enough that many tests share one broker.
-pub(crate) const PARTITIONS: i32 = 3;
+pub(crate) use vidlog_test_support::{ChildProcess, DEADLINE, until};
+pub(crate) use vidlog_test_support_kafka::{PARTITIONS, envelope, partition_of};
 
-/// A namespace with its stores, empty at first.
+/// A namespace with its stores, tables and topics, all empty.
 pub(crate) struct World {
     pub(crate) log: config::Log,
     pub(crate) stores: config::Stores,
     pub(crate) target: Stores,
-    producer: FutureProducer,
+    kafka: Kafka,
 }
 
-#[derive(Parser)]
-struct Environment {
-    #[command(flatten)]
-    log: config::Log,
-    #[command(flatten)]
-    stores: config::Stores,
-}
+impl Deref for World {
+    type Target = Kafka;
 
-impl Environment {
-    fn read() -> Self {
-        Self::try_parse_from(["test"])
-            .unwrap_or_else(|error| panic!("the tests need Kafka, MySQL and Redis, see `make test`: {error}"))
+    fn deref(&self) -> &Kafka {
+        &self.kafka
     }
 }
 
 impl World {
     pub(crate) async fn new() -> Self {
-        let Environment { log, stores } = Environment::read();
-        Self::create(log, stores).await
+        Self::of(Namespace::create().await).await
     }
 
-    /// The same with a Redis of the test's own.
+    /// The same on another Redis.
     pub(crate) async fn on_redis(url: String) -> Self {
-        let Environment { log, mut stores } = Environment::read();
-        stores.redis_url = url.into();
-        Self::create(log, stores).await
+        Self::of(Namespace::create_on_redis(url).await).await
     }
 
-    async fn create(log: config::Log, mut stores: config::Stores) -> Self {
-        stores.namespace = format!("t{}", Uuid::now_v7().simple());
-        let (server, _) = stores.mysql_url.reveal().rsplit_once('/').unwrap();
-        let database_url = format!("{server}/{}", stores.namespace);
-        let admin = mysql::open(stores.mysql_url.reveal(), 1).unwrap();
-        let create = format!("CREATE DATABASE {}", stores.namespace);
-        sqlx::query(sqlx::AssertSqlSafe(create)).execute(&admin).await.unwrap();
-        stores.mysql_url = database_url.into();
-
-        let mysql = mysql::open(stores.mysql_url.reveal(), 8).unwrap();
-        vidlog_schemas::MIGRATOR.run(&mysql).await.unwrap();
-        let target = Stores {
-            keys: Keys::new(&stores.namespace, stores.shards),
-            redis: Redis::open(stores.redis_url.reveal()).unwrap(),
-            mysql,
-        };
-        let world = Self { producer: client(&log).create().unwrap(), log, stores, target };
-        world.create_topics().await;
-        world
+    async fn of(namespace: Namespace) -> Self {
+        namespace.migrate().await;
+        let kafka = Kafka::connect(&namespace.stores.namespace).await;
+        kafka.create_topics().await;
+        let Namespace { stores, keys, redis, mysql } = namespace;
+        Self { log: kafka.settings.clone(), stores, target: Stores { keys, redis, mysql }, kafka }
     }
 
-    async fn create_topics(&self) {
-        let topics = Topics::new(&self.stores.namespace);
-        let admin: AdminClient<DefaultClientContext> = client(&self.log).create().unwrap();
-        let names: Vec<_> = Stream::ALL.map(|stream| topics.name(stream)).into();
-        let new: Vec<_> =
-            names.iter().map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1))).collect();
-        for created in admin.create_topics(&new, &AdminOptions::new()).await.unwrap() {
-            created.unwrap();
-        }
-        self.until_there_are_leaders().await;
+    /// Deletes every Redis key of the namespace, as FLUSHALL does.
+    pub(crate) async fn delete_redis_keys(&self) {
+        delete_redis_keys(&self.target.redis, &self.stores.namespace).await;
     }
 
-    /// A new partition has no leader for a moment, and nothing can be asked of it.
-    async fn until_there_are_leaders(&self) {
-        let (brokers, topics) = (self.log.kafka_brokers.clone(), Topics::new(&self.stores.namespace));
-        let log = vidlog_projectors::log::Log { brokers, topics };
-        let asked = async {
-            while log.ends(Stream::ALL.to_vec()).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_mins(3), asked).await.expect("every partition has a leader");
+    /// Instances in a projection's consumer group.
+    pub(crate) fn group_members(&self, projection: &str) -> usize {
+        self.kafka.group_members(&format!("{}.{projection}", self.stores.namespace))
     }
 
-    /// Deletes a topic, and makes one of the same name.
-    pub(crate) async fn make_topic_anew(&self, stream: Stream) {
-        let topic = Topics::new(&self.stores.namespace).name(stream);
-        let admin: AdminClient<DefaultClientContext> = client(&self.log).create().unwrap();
-        admin.delete_topics(&[&topic], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
-        let made = async {
-            let new = [NewTopic::new(&topic, PARTITIONS, TopicReplication::Fixed(1))];
-            while admin.create_topics(&new, &AdminOptions::new()).await.unwrap().remove(0).is_err() {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_mins(3), made).await.unwrap();
-        self.until_there_are_leaders().await;
-    }
-
-    /// Appends events in order; returns when the broker has all of them.
-    pub(crate) async fn append(&self, events: &[Envelope]) {
-        self.append_by(&self.producer, events).await;
-    }
-
-    /// Appends events in a transaction, and leaves it open. Returns its producer.
-    pub(crate) async fn append_in_transaction(&self, events: &[Envelope]) -> FutureProducer {
-        let id = Uuid::now_v7().to_string();
-        let producer: FutureProducer = client(&self.log).set("transactional.id", id).create().unwrap();
-        producer.init_transactions(Duration::from_secs(30)).unwrap();
-        producer.begin_transaction().unwrap();
-        self.append_by(&producer, events).await;
-        producer
-    }
-
-    /// Appends a record to each partition of a stream's dead letters, in a transaction that is aborted.
-    pub(crate) async fn abort_in_dead_letters(&self, stream: Stream) {
-        let topic = Topics::new(&self.stores.namespace).dead_letters(stream);
-        let producer = self.append_in_transaction(&[]).await;
-        for partition in 0..PARTITIONS {
-            let record = FutureRecord::to(&topic).key("1").payload("{").partition(partition);
-            producer.send(record, Duration::from_secs(5)).await.map_err(|(error, _)| error).unwrap();
-        }
-        producer.abort_transaction(Duration::from_secs(30)).unwrap();
-    }
-
-    /// Deletes the records of a stream before some offsets, by partition.
-    pub(crate) async fn delete_records(&self, stream: Stream, before: &[(i32, Offset)]) {
-        let topic = Topics::new(&self.stores.namespace).name(stream);
-        let admin: AdminClient<DefaultClientContext> = client(&self.log).create().unwrap();
-        let mut list = TopicPartitionList::new();
-        for (partition, offset) in before {
-            list.add_partition_offset(&topic, *partition, *offset).unwrap();
-        }
-        admin.delete_records(&list, &AdminOptions::new()).await.unwrap();
-    }
-
-    /// The first offset and the end of each partition of a stream.
-    pub(crate) fn watermarks(&self, stream: Stream) -> Vec<(i64, i64)> {
-        let topic = Topics::new(&self.stores.namespace).name(stream);
-        let consumer: BaseConsumer = client(&self.log).create().unwrap();
-        (0..PARTITIONS)
-            .map(|number| consumer.fetch_watermarks(&topic, number, Duration::from_secs(30)).unwrap())
-            .collect()
-    }
-
-    async fn append_by(&self, producer: &FutureProducer, events: &[Envelope]) {
-        let topics = Topics::new(&self.stores.namespace);
-        let mut acknowledged = Vec::new();
-        for envelope in events {
-            let record = envelope.encode().unwrap();
-            let mut headers = OwnedHeaders::new();
-            for (key, value) in &record.headers {
-                headers = headers.insert(Header { key, value: Some(value) });
-            }
-            let topic = topics.name(record.stream);
-            let record = FutureRecord::to(&topic)
-                .key(&record.key)
-                .payload(&record.value)
-                .timestamp(record.timestamp_ms)
-                .headers(headers);
-            acknowledged.push(producer.send_result(record).map_err(|(error, _)| error).unwrap());
-        }
-        for delivery in acknowledged {
-            delivery.await.unwrap().map_err(|(error, _)| error).unwrap();
-        }
-    }
-
-    /// Appends what is no event; returns the partition that it is in.
-    pub(crate) async fn append_garbage(&self, stream: Stream, key: &str) -> i32 {
-        let topic = Topics::new(&self.stores.namespace).name(stream);
-        let record = FutureRecord::to(&topic).key(key).payload("{");
-        let sent = self.producer.send(record, Duration::from_secs(5)).await;
-        sent.map_err(|(error, _)| error).unwrap().partition
-    }
-
-    /// Adds a partition to a topic, and appends what is no event to it.
-    pub(crate) async fn append_garbage_to_another_partition(&self, stream: Stream) -> i32 {
-        let topic = Topics::new(&self.stores.namespace).name(stream);
-        let admin: AdminClient<DefaultClientContext> = client(&self.log).create().unwrap();
-        let more = NewPartitions::new(&topic, usize::try_from(PARTITIONS).unwrap() + 1);
-        admin.create_partitions([&more], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
-        self.until_there_are_leaders().await;
-        // One that knows of the partition.
-        let producer: FutureProducer = client(&self.log).create().unwrap();
-        let record = FutureRecord::to(&topic).key("1").payload("{").partition(PARTITIONS);
-        let sent = producer.send(record, Duration::from_secs(5)).await;
-        sent.map_err(|(error, _)| error).unwrap().partition
-    }
-
-    /// The partition of a key: as the producers find it, by murmur2.
-    pub(crate) fn partition_of(key: &str) -> i32 {
-        i32::try_from((murmur2(key.as_bytes()) & 0x7fff_ffff) % u32::try_from(PARTITIONS).unwrap()).unwrap()
-    }
-
-    /// Audits the views, which have to come up with the log; panics with the differences if there are any.
+    /// Audits the views once they have caught up with the log; panics with the differences if there are any.
     pub(crate) async fn assert_views_equal_the_log(&self) -> audit::Report {
         let report = audit::audit(&self.log, &self.stores).await.unwrap();
         assert!(report.differences.is_empty(), "{:#?}", report.differences);
         report
     }
+
+    /// The projectors program, with settings that point to the namespace.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_projectors"));
+        command
+            .args(arguments)
+            .env("VIDLOG_NAMESPACE", &self.stores.namespace)
+            .env("VIDLOG_MYSQL_URL", self.stores.mysql_url.reveal());
+        command
+    }
+
+    /// Starts a projectors process with an ops port at an address.
+    pub(crate) fn start_projectors(&self, ops: &str, arguments: &[&str]) -> ChildProcess {
+        let run = ["run", "--ops-listen", ops, "--log", "warn"];
+        ChildProcess::spawn(&mut self.command(&[&run, arguments].concat()))
+    }
 }
 
-fn murmur2(bytes: &[u8]) -> u32 {
-    const M: u32 = 0x5bd1_e995;
-    let mut hash = 0x9747_b28c ^ u32::try_from(bytes.len()).unwrap();
-    let mut chunks = bytes.chunks_exact(4);
-    for chunk in &mut chunks {
-        let mut k = u32::from_le_bytes(chunk.try_into().unwrap()).wrapping_mul(M);
-        k ^= k >> 24;
-        hash = hash.wrapping_mul(M) ^ k.wrapping_mul(M);
-    }
-    let rest = chunks.remainder();
-    if !rest.is_empty() {
-        let mut last = [0; 4];
-        last[..rest.len()].copy_from_slice(rest);
-        hash = (hash ^ u32::from_le_bytes(last)).wrapping_mul(M);
-    }
-    hash = (hash ^ (hash >> 13)).wrapping_mul(M);
-    hash ^ (hash >> 15)
+/// Projections in this process.
+pub(crate) struct Running {
+    pub(crate) readiness: Readiness,
+    shutdown: Shutdown,
+    task: JoinHandle<anyhow::Result<()>>,
 }
 
-fn client(log: &config::Log) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    config
-        .set("bootstrap.servers", &log.kafka_brokers)
-        .set("enable.idempotence", "true")
-        .set("partitioner", "murmur2_random");
-    config
+impl Running {
+    pub(crate) fn start(world: &World) -> Self {
+        Self::of(world, projections::ALL.to_vec())
+    }
+
+    pub(crate) fn of(world: &World, projections: Vec<Projection>) -> Self {
+        let (readiness, shutdown) = (Readiness::new(), Shutdown::new());
+        let (log, stores) = (world.log.clone(), world.stores.clone());
+        let (ready, stop) = (readiness.clone(), shutdown.clone());
+        let task = tokio::spawn(async move {
+            let plan = Plan { log: &log, stores: &stores, projections: &projections, instance: None };
+            vidlog_projectors::run(plan, ready, stop).await
+        });
+        Self { readiness, shutdown, task }
+    }
+
+    pub(crate) async fn stop(self) {
+        self.shutdown.give();
+        timeout(DEADLINE, self.task).await.expect("the projections stop in time").unwrap().unwrap();
+    }
+}
+
+/// One history, the same in each run.
+pub(crate) fn made_up(length: usize) -> Vec<Envelope> {
+    let mut runner = TestRunner::deterministic();
+    history(length)
+        .prop_filter("long", move |events| events.len() > length / 2)
+        .new_tree(&mut runner)
+        .unwrap()
+        .current()
 }
 
 /// Histories in which few users do much to few videos, so that everything collides; some events are repeated later,
@@ -280,18 +151,6 @@ fn can_happen(event: &Event, uploaded: &mut BTreeSet<VideoId>) -> bool {
         Event::Video(VideoEvent::VideoPublished(event)) => uploaded.contains(&event.video_id),
         Event::Video(VideoEvent::VideoRejected(event)) => uploaded.contains(&event.video_id),
         _ => true,
-    }
-}
-
-pub(crate) fn envelope(event: Event, time_ms: i64) -> Envelope {
-    Envelope {
-        id: Uuid::now_v7(),
-        source: "test".to_owned(),
-        time_ms,
-        traceparent: None,
-        correlation_id: None,
-        causation_id: None,
-        event,
     }
 }
 

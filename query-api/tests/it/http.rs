@@ -7,7 +7,7 @@ use axum::{
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-use crate::support::{Api, World};
+use crate::support::{World, api_over};
 
 const PATHS: [&str; 9] = [
     "feed",
@@ -120,6 +120,6 @@ async fn request_above_the_limit_is_rejected() {
     let world = World::new().await;
     let mut state = world.state();
     state.request_permits = Arc::new(Semaphore::new(0));
-    let answer = Api::new(state).get("/douyin/feed/").await;
+    let answer = api_over(state).get("/douyin/feed/").await;
     assert_eq!((answer.status, answer.code()), (StatusCode::SERVICE_UNAVAILABLE, 10009));
 }

@@ -24,7 +24,7 @@ use vidlog_read_models::builtin;
 use vidlog_redis_shards::Redis;
 use vidlog_service_kit::mysql;
 
-use crate::support::{DEAD_MYSQL, DEAD_REDIS, World};
+use crate::support::{UNREACHABLE_MYSQL, UNREACHABLE_REDIS, World};
 
 const VIDEO: &str = "/static/videos/9-ab.mp4";
 const SIZE: u64 = 300_000;
@@ -51,7 +51,7 @@ impl Media {
         for key in ["videos/9-ab.mp4", "covers/9-ab.jpg", "originals/9-secret", "elsewhere/9.mp4"] {
             objects.put(&Path::from(key), content.clone().into()).await.unwrap();
         }
-        let dead = (Redis::open(DEAD_REDIS).unwrap(), mysql::open(DEAD_MYSQL, 1).unwrap());
+        let dead = (Redis::open(UNREACHABLE_REDIS).unwrap(), mysql::open(UNREACHABLE_MYSQL, 1).unwrap());
         let state = QueryState { objects, ..World::new().await.state_over(dead.0, dead.1) };
         Self { state, content, folder }
     }

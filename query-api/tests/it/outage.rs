@@ -8,8 +8,9 @@ use vidlog_query_api::QueryState;
 use vidlog_redis_shards::Redis;
 use vidlog_schemas::rows::VideoState;
 use vidlog_service_kit::mysql;
+use vidlog_test_support::Proxy;
 
-use crate::support::{Api, DEAD_MYSQL, DEAD_REDIS, NOW, World};
+use crate::support::{Answer, Api, NOW, UNREACHABLE_MYSQL, UNREACHABLE_REDIS, World, api_over};
 
 const ALL: [&str; 9] = [
     "feed/",
@@ -48,7 +49,7 @@ async fn world() -> World {
 }
 
 /// Sends a request while stores may be unavailable.
-async fn get(api: &Api, path: &str) -> crate::support::Answer {
+async fn get(api: &Api, path: &str) -> Answer {
     timeout(DEADLINE, api.get_as(2, &format!("/douyin/{path}")))
         .await
         .expect("a response before the deadline")
@@ -86,8 +87,9 @@ async fn reads_without_mysql_use_redis() {
 #[tokio::test]
 async fn reads_without_stores_fail_fast() {
     let world = World::new().await;
-    let state = world.state_over(Redis::open(DEAD_REDIS).unwrap(), mysql::open(DEAD_MYSQL, 4).unwrap());
-    let api = Api::new(state);
+    let state =
+        world.state_over(Redis::open(UNREACHABLE_REDIS).unwrap(), mysql::open(UNREACHABLE_MYSQL, 4).unwrap());
+    let api = api_over(state);
     assert_unavailable(&get(&api, ALL[0]).await);
     let began = Instant::now();
     for path in ALL {
@@ -101,7 +103,7 @@ async fn silent_redis_is_unavailable() {
     let world = world().await;
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let redis = Redis::open(&format!("redis://{}/", silent.local_addr().unwrap())).unwrap();
-    let api = Api::new(world.state_over(redis, world.mysql.clone()));
+    let api = api_over(world.state_over(redis, world.mysql.clone()));
     assert!(get(&api, ALL[0]).await.is_stale());
     let began = Instant::now();
     for path in ALL {
@@ -113,16 +115,17 @@ async fn silent_redis_is_unavailable() {
 #[tokio::test]
 async fn redis_is_used_again_after_an_outage() {
     let world = world().await;
-    let port = free_port();
-    let redis = Redis::open(&format!("redis://127.0.0.1:{port}/")).unwrap();
+    let listen = format!("127.0.0.1:{}", free_port());
+    let redis = Redis::open(&format!("redis://{listen}/")).unwrap();
     let state: QueryState = world.state_over(redis, world.mysql.clone());
-    let api = Api::new(state);
+    let api = api_over(state);
     assert!(get(&api, ALL[0]).await.is_stale());
-    let proxy = forward_to_redis(port);
+    let redis_url = world.stores.redis_url.reveal();
+    let target = redis_url.trim_start_matches("redis://").trim_end_matches('/');
+    let _proxy = Proxy::forward(listen, target).await.unwrap();
     timeout(Duration::from_mins(1), async { while get(&api, ALL[0]).await.is_stale() {} })
         .await
         .expect("back");
-    proxy.abort();
 }
 
 #[tokio::test]
@@ -139,7 +142,7 @@ async fn corrupt_data_is_an_internal_error_without_details() {
     assert_eq!(answer.body["status_msg"], "something went wrong on the server");
 }
 
-fn assert_unavailable(answer: &crate::support::Answer) {
+fn assert_unavailable(answer: &Answer) {
     assert_eq!((answer.status.as_u16(), answer.code()), (503, 10009), "{answer:?}");
     let message = answer.body["status_msg"].as_str().unwrap();
     assert!(message.contains("try again"), "{message}");
@@ -147,18 +150,4 @@ fn assert_unavailable(answer: &crate::support::Answer) {
 
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// Forwards a port to Redis.
-fn forward_to_redis(port: u16) -> tokio::task::JoinHandle<()> {
-    let url = std::env::var("VIDLOG_REDIS_URL").unwrap();
-    let target = url.trim_start_matches("redis://").trim_end_matches('/').to_owned();
-    tokio::spawn(async move {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
-        loop {
-            let (mut client, _) = listener.accept().await.unwrap();
-            let mut server = tokio::net::TcpStream::connect(&target).await.unwrap();
-            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
-        }
-    })
 }

@@ -2,29 +2,22 @@
 
 use std::{
     io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::OnceLock,
-    time::Duration,
 };
 
-use clap::Parser;
 use reqwest::Client;
 use tempfile::TempDir;
-use tokio::time::{sleep, timeout};
-use uuid::Uuid;
 use vidlog_contract::Tokens;
 use vidlog_projectors::audit;
-use vidlog_service_kit::{
-    config::{Log, Stores},
-    mysql,
-};
+use vidlog_service_kit::config::{Log, Stores};
+use vidlog_test_support::{ChildProcess, Namespace};
+use vidlog_test_support_kafka::{Kafka, PARTITIONS};
+
+pub(crate) use vidlog_test_support::{DEADLINE, until};
 
 use crate::client::User;
 
-/// A bound on what should take a second or two: the machine may be busy.
-pub(crate) const BOUND: Duration = Duration::from_mins(3);
-/// Partitions of a test's topics: enough that keys spread, few enough that many tests share one broker.
-const PARTITIONS: &str = "3";
 /// Signs tokens of callers that need no account, such as a thousand likers.
 const JWT_KEYS: &str = "test:0123456789abcdef0123456789abcdef";
 
@@ -46,17 +39,9 @@ pub(crate) struct Detours {
 }
 
 struct Process {
-    child: Child,
+    child: ChildProcess,
     base: String,
     ops: String,
-}
-
-#[derive(Parser)]
-struct Environment {
-    #[command(flatten)]
-    log: Log,
-    #[command(flatten)]
-    stores: Stores,
 }
 
 impl App {
@@ -65,16 +50,8 @@ impl App {
     }
 
     pub(crate) async fn start_with(detours: Detours) -> Self {
-        let Environment { log, mut stores } = Environment::try_parse_from(["test"]).unwrap_or_else(|error| {
-            panic!("the tests need Kafka, MySQL and Redis, see `make test`: {error}")
-        });
-        stores.namespace = format!("t{}", Uuid::now_v7().simple());
-        let admin = mysql::open(stores.mysql_url.reveal(), 1).unwrap();
-        let create = format!("CREATE DATABASE {}", stores.namespace);
-        sqlx::query(sqlx::AssertSqlSafe(create)).execute(&admin).await.unwrap();
-        let (server, _) = stores.mysql_url.reveal().rsplit_once('/').unwrap();
-        stores.mysql_url = format!("{server}/{}", stores.namespace).into();
-
+        let Namespace { stores, .. } = Namespace::create().await;
+        let log = Kafka::connect(&stores.namespace).await.settings;
         let objects = TempDir::new().unwrap();
         let process = Process::start(&log, &stores, &detours, &objects);
         let app = Self { log, stores, http: Client::new(), objects, process };
@@ -84,25 +61,14 @@ impl App {
 
     /// `kill -9`, and a new process.
     pub(crate) async fn kill_and_restart(&mut self) {
-        self.process.child.kill().unwrap();
-        self.process.child.wait().unwrap();
+        self.process.child.kill();
         self.process = Process::start(&self.log, &self.stores, &Detours::default(), &self.objects);
         self.until_ready().await;
     }
 
     /// SIGTERM; returns the exit code.
-    pub(crate) async fn terminate(mut self) -> Option<i32> {
-        let pid = self.process.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        let ended = async {
-            loop {
-                if let Some(status) = self.process.child.try_wait().unwrap() {
-                    return status.code();
-                }
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        timeout(BOUND, ended).await.expect("the process drains in time")
+    pub(crate) async fn terminate(self) -> Option<i32> {
+        self.process.child.terminate().await.code()
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -139,18 +105,24 @@ impl Process {
         if let Some(port) = detours.mysql_port {
             mysql_url.set_port(Some(port)).unwrap();
         }
-        let mut child = Command::new(env!("CARGO_BIN_EXE_standalone"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_standalone"));
+        command
             .args(["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--log", "warn"])
-            .args(["--partitions", PARTITIONS, "--namespace", &stores.namespace, "--jwt-keys", JWT_KEYS])
+            .args([
+                "--partitions",
+                &PARTITIONS.to_string(),
+                "--namespace",
+                &stores.namespace,
+                "--jwt-keys",
+                JWT_KEYS,
+            ])
             .args(["--kafka-brokers", detours.kafka.as_deref().unwrap_or(&log.kafka_brokers)])
             .args(["--redis-url", detours.redis.as_deref().unwrap_or(stores.redis_url.reveal())])
             .args(["--mysql-url", mysql_url.as_str()])
             .args(["--object-store", &format!("file://{}", objects.path().display())])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            .stdout(Stdio::piped());
+        let mut child = ChildProcess::spawn(&mut command);
+        let mut lines = BufReader::new(child.take_stdout().unwrap()).lines();
         let mut address = |what: &str| {
             let line = lines.next().expect("standalone says where it answers").unwrap();
             line.strip_prefix(what).unwrap_or_else(|| panic!("expected {what:?}, got {line:?}")).to_owned()
@@ -158,23 +130,6 @@ impl Process {
         let (base, ops) = (address("api "), address("ops "));
         Self { child, base, ops }
     }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
-}
-
-/// Waits for a condition, with a bound.
-pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
-    let reached = async {
-        while !condition().await {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(BOUND, reached).await.unwrap_or_else(|_| panic!("waited too long until {what}"));
 }
 
 /// The keys that the system under test trusts.

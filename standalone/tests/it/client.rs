@@ -4,8 +4,9 @@ use reqwest::{RequestBuilder, Response, multipart};
 use serde_json::Value;
 use tokio::time::timeout;
 use uuid::Uuid;
+use vidlog_test_support::Call;
 
-use crate::app::{App, BOUND, mp4, until};
+use crate::app::{App, DEADLINE, mp4, until};
 
 /// A user of the app.
 pub(crate) struct User<'a> {
@@ -29,18 +30,21 @@ impl App {
                 }
             }
         };
-        timeout(BOUND, fresh).await.unwrap_or_else(|_| panic!("{path} stays stale"))
+        timeout(DEADLINE, fresh).await.unwrap_or_else(|_| panic!("{path} stays stale"))
     }
 
     pub(crate) async fn post(&self, path: &str, params: Params<'_>) -> Value {
         answer(self.http.post(self.url(path)).query(params)).await
     }
 
+    pub(crate) async fn call(&self, call: Call) -> Value {
+        answer(self.http.post(self.url(call.path())).query(call.parameters())).await
+    }
+
     /// Registers a user of a new name.
     pub(crate) async fn register(&self, name: &str) -> User<'_> {
         let name = format!("{name}-{}", &Uuid::new_v4().simple().to_string()[..12]);
-        let answer =
-            ok(self.post("/douyin/user/register/", &[("username", &name), ("password", "secret")]).await);
+        let answer = ok(self.call(Call::register(&name, "secret")).await);
         User { app: self, id: id(&answer["user_id"]), name, token: text(&answer["token"]).to_owned() }
     }
 }
@@ -60,36 +64,37 @@ impl User<'_> {
         self.app.post(path, &[params, &[("token", &self.token)]].concat()).await
     }
 
+    /// A call with the token.
+    pub(crate) async fn call(&self, call: Call) -> Value {
+        self.app.call(call.with("token", &self.token)).await
+    }
+
     pub(crate) async fn like(&self, video: i64) -> Value {
-        self.favorite(video, "1").await
+        self.call(Call::favorite(video, 1)).await
     }
 
     pub(crate) async fn unlike(&self, video: i64) -> Value {
-        self.favorite(video, "2").await
+        self.call(Call::favorite(video, 2)).await
     }
 
     pub(crate) async fn follow(&self, user: i64) -> Value {
-        self.relation(user, "1").await
+        self.call(Call::relation(user, 1)).await
     }
 
     pub(crate) async fn unfollow(&self, user: i64) -> Value {
-        self.relation(user, "2").await
+        self.call(Call::relation(user, 2)).await
     }
 
     pub(crate) async fn comment(&self, video: i64, comment: &str) -> Value {
-        let params = [("video_id", &*video.to_string()), ("action_type", "1"), ("comment_text", comment)];
-        self.post("/douyin/comment/action/", &params).await
+        self.call(Call::comment(video, comment)).await
     }
 
     pub(crate) async fn delete_comment(&self, video: i64, comment: i64) -> Value {
-        let (video, comment) = (video.to_string(), comment.to_string());
-        let params = [("video_id", &*video), ("action_type", "2"), ("comment_id", &comment)];
-        self.post("/douyin/comment/action/", &params).await
+        self.call(Call::delete_comment(video, comment)).await
     }
 
     pub(crate) async fn message(&self, to: i64, content: &str) -> Value {
-        let params = [("to_user_id", &*to.to_string()), ("action_type", "1"), ("content", content)];
-        self.post("/douyin/message/action/", &params).await
+        self.call(Call::message(to, content)).await
     }
 
     pub(crate) async fn chat(&self, with: i64, pre_msg_time: &str) -> Vec<Value> {
@@ -130,16 +135,6 @@ impl User<'_> {
         })
         .await;
         video
-    }
-
-    async fn favorite(&self, video: i64, action: &str) -> Value {
-        let params = [("video_id", &*video.to_string()), ("action_type", action)];
-        self.post("/douyin/favorite/action/", &params).await
-    }
-
-    async fn relation(&self, user: i64, action: &str) -> Value {
-        let params = [("to_user_id", &*user.to_string()), ("action_type", action)];
-        self.post("/douyin/relation/action/", &params).await
     }
 }
 

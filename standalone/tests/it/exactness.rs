@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use futures::{StreamExt, stream};
 use serde_json::json;
-use uuid::Uuid;
 use vidlog_command_api::{
     media::outcomes::{OutcomeStore, Upload, Verdict},
     publisher::{EventLog, KafkaLog},
 };
 use vidlog_events::{Envelope, Event, Personal, Topics, UserId, VideoEvent, VideoId, VideoUploaded};
 use vidlog_service_kit::{clock::Clock, mysql};
+use vidlog_test_support_kafka::envelope;
 
 use crate::{
     app::{App, until},
@@ -177,20 +177,13 @@ async fn publish_in_one_millisecond(author: &User<'_>, count: i64) {
 }
 
 fn upload(video: i64, author: i64, time_ms: i64) -> Envelope {
-    Envelope {
-        id: Uuid::now_v7(),
-        source: "test".to_owned(),
-        time_ms,
-        traceparent: None,
-        correlation_id: None,
-        causation_id: None,
-        event: Event::Video(VideoEvent::VideoUploaded(VideoUploaded {
-            video_id: VideoId::new(video).unwrap(),
-            author_id: UserId::new(author).unwrap(),
-            title: Personal::new("one of many".to_owned()),
-            original_key: format!("originals/{video}"),
-        })),
-    }
+    let uploaded = VideoUploaded {
+        video_id: VideoId::new(video).unwrap(),
+        author_id: UserId::new(author).unwrap(),
+        title: Personal::new("one of many".to_owned()),
+        original_key: format!("originals/{video}"),
+    };
+    envelope(Event::Video(VideoEvent::VideoUploaded(uploaded)), time_ms)
 }
 
 async fn favorite_count(reader: &User<'_>, video: i64) -> i64 {

@@ -1,22 +1,15 @@
 //! A store that goes away and comes back: every answer is a right one or an error at once, and nothing is lost.
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
 use futures::{StreamExt, stream};
 use serde_json::Value;
-use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
-    task::{AbortHandle, JoinHandle},
-};
 use vidlog_redis_shards::Redis;
 use vidlog_service_kit::mysql;
+use vidlog_test_support::{Proxy, namespace::delete_redis_keys};
 
 use crate::{
     app::{App, Detours, until},
@@ -26,56 +19,6 @@ use crate::{
 /// The client gives up after 5 s. As much again is for a machine that has other tests to run; without a bound of our own
 /// an answer would take longer than both.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(10);
-
-/// A TCP proxy that can be cut: then it drops its connections and refuses new ones.
-struct Proxy {
-    port: u16,
-    target: String,
-    listener: Mutex<Option<JoinHandle<()>>>,
-    connections: Arc<Mutex<Vec<AbortHandle>>>,
-}
-
-impl Proxy {
-    async fn to(target: &str, listen: &str) -> Self {
-        let listener = TcpListener::bind(listen).await.unwrap();
-        let proxy = Self {
-            port: listener.local_addr().unwrap().port(),
-            target: target.to_owned(),
-            listener: Mutex::default(),
-            connections: Arc::default(),
-        };
-        proxy.accept(listener);
-        proxy
-    }
-
-    fn accept(&self, listener: TcpListener) {
-        let (target, connections) = (self.target.clone(), self.connections.clone());
-        let accepting = tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                let target = target.clone();
-                let piped = tokio::spawn(async move {
-                    let mut server = TcpStream::connect(target).await.unwrap();
-                    _ = copy_bidirectional(&mut client, &mut server).await;
-                });
-                connections.lock().unwrap().push(piped.abort_handle());
-            }
-        });
-        *self.listener.lock().unwrap() = Some(accepting);
-    }
-
-    async fn cut(&self) {
-        let listener = self.listener.lock().unwrap().take().unwrap();
-        listener.abort();
-        _ = listener.await;
-        for connection in self.connections.lock().unwrap().drain(..) {
-            connection.abort();
-        }
-    }
-
-    async fn mend(&self) {
-        self.accept(TcpListener::bind(("127.0.0.1", self.port)).await.unwrap());
-    }
-}
 
 /// Calls and returns HTTP status and body; the answer has to come while the client still waits.
 async fn promptly(user: &User<'_>, path: &str, params: &[(&str, &str)]) -> (u16, Value) {
@@ -98,18 +41,18 @@ async fn promptly(user: &User<'_>, path: &str, params: &[(&str, &str)]) -> (u16,
 async fn without_kafka_no_write_succeeds_and_reads_go_on() {
     let broker = std::env::var("VIDLOG_KAFKA_FAULT_ADDRESS").unwrap();
     let advertised = std::env::var("VIDLOG_KAFKA_FAULT_PROXY").unwrap();
-    let proxy = Proxy::to(&broker, &advertised).await;
-    let app = App::start_with(Detours { kafka: Some(advertised), ..Detours::default() }).await;
+    let proxy = Proxy::forward(&*advertised, &*broker).await.unwrap();
+    let app = App::start_with(Detours { kafka: Some(advertised.clone()), ..Detours::default() }).await;
     let ada = app.register("ada").await;
     let video = ada.publish("durable").await.to_string();
 
-    proxy.cut().await;
+    proxy.stop().await;
     let like = [("video_id", &*video), ("action_type", "1")];
     let (status, body) = promptly(&ada, "/douyin/favorite/action/", &like).await;
     assert_eq!(status, 503, "{body}");
     assert_eq!(promptly(&ada, "/douyin/feed/", &[]).await.0, 200);
 
-    proxy.mend().await;
+    let _proxy = Proxy::forward(advertised, broker).await.unwrap();
     until("writes succeed again", async || promptly(&ada, "/douyin/favorite/action/", &like).await.0 == 200)
         .await;
     assert_eq!(ada.card(ada.id).await["total_favorited"], 1);
@@ -119,15 +62,17 @@ async fn without_kafka_no_write_succeeds_and_reads_go_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_redis_mysql_answers_and_writes_are_kept() {
     let redis = url::Url::parse(&std::env::var("VIDLOG_REDIS_URL").unwrap()).unwrap();
-    let proxy = Proxy::to(&format!("127.0.0.1:{}", redis.port().unwrap()), "127.0.0.1:0").await;
-    let detour = Some(format!("redis://127.0.0.1:{}/", proxy.port));
+    let target = format!("127.0.0.1:{}", redis.port().unwrap());
+    let proxy = Proxy::forward("127.0.0.1:0", &*target).await.unwrap();
+    let listen = proxy.address.to_string();
+    let detour = Some(format!("redis://{listen}/"));
     let app = App::start_with(Detours { redis: detour, ..Detours::default() }).await;
     let (ada, bob) = (app.register("ada").await, app.register("bob").await);
     let video = ada.publish("still there").await;
     ok(bob.like(video).await);
     ok(bob.follow(ada.id).await);
 
-    proxy.cut().await;
+    proxy.stop().await;
     let (ada_id, bob_id) = (ada.id_text(), bob.id_text());
     // Nobody waited for the tables, which are folded by themselves.
     until("reads come from MySQL", async || {
@@ -159,7 +104,7 @@ async fn without_redis_mysql_answers_and_writes_are_kept() {
     let follow = [("to_user_id", &*bob_id), ("action_type", "1")];
     let taken = promptly(&ada, "/douyin/relation/action/", &follow).await.0 == 200;
 
-    proxy.mend().await;
+    let _proxy = Proxy::forward(listen, target).await.unwrap();
     until("Redis serves again", async || {
         let (status, body) = promptly(&bob, "/douyin/user/", &[("user_id", &bob_id)]).await;
         status == 200 && body["user"]["follower_count"] == i64::from(taken)
@@ -208,11 +153,12 @@ async fn while_redis_is_emptied_and_filled_again_every_answer_is_right() {
             ok(app.stranger(user).like(other).await);
         }
     };
+    let redis = Redis::open(app.stores.redis_url.reveal()).unwrap();
     let lose = async || {
         for _ in 0..3 {
             let before = [0, 1].map(|kind| answers[kind].load(Ordering::Relaxed));
             let grew = |kind: usize| answers[kind].load(Ordering::Relaxed) > before[kind];
-            empty_redis(&app).await;
+            delete_redis_keys(&redis, &app.stores.namespace).await;
             until("an answer came from MySQL", async || grew(1)).await;
             until("an answer came from Redis", async || !shown().await.0).await;
         }
@@ -223,24 +169,18 @@ async fn while_redis_is_emptied_and_filled_again_every_answer_is_right() {
     app.assert_views_equal_the_log().await;
 }
 
-/// Deletes every key of the namespace at one moment: FLUSHALL for one test.
-async fn empty_redis(app: &App) {
-    let redis = Redis::open(app.stores.redis_url.reveal()).unwrap();
-    let script = "for _, key in ipairs(redis.call('KEYS', ARGV[1])) do redis.call('DEL', key) end return 0";
-    let pattern = format!("{}:*", app.stores.namespace);
-    let _: i64 = redis.query(redis::cmd("EVAL").arg(script).arg(0).arg(pattern)).await.unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn without_mysql_redis_answers_what_it_can() {
     let app_port = std::env::var("VIDLOG_MYSQL_URL").unwrap();
     let mysql = url::Url::parse(&app_port).unwrap();
-    let proxy = Proxy::to(&format!("127.0.0.1:{}", mysql.port().unwrap()), "127.0.0.1:0").await;
-    let app = App::start_with(Detours { mysql_port: Some(proxy.port), ..Detours::default() }).await;
+    let target = format!("127.0.0.1:{}", mysql.port().unwrap());
+    let proxy = Proxy::forward("127.0.0.1:0", &*target).await.unwrap();
+    let listen = proxy.address;
+    let app = App::start_with(Detours { mysql_port: Some(listen.port()), ..Detours::default() }).await;
     let (ada, bob) = (app.register("ada").await, app.register("bob").await);
     let video = ada.publish("in memory").await;
 
-    proxy.cut().await;
+    proxy.stop().await;
     let video_id = video.to_string();
     let like = [("video_id", &*video_id), ("action_type", "1")];
     assert_eq!(promptly(&bob, "/douyin/favorite/action/", &like).await.0, 200);
@@ -261,7 +201,7 @@ async fn without_mysql_redis_answers_what_it_can() {
     let body: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
     assert_eq!((id(&body["user_id"]), text(&body["token"])), (0, ""));
 
-    proxy.mend().await;
+    let _proxy = Proxy::forward(listen.to_string(), target).await.unwrap();
     until("comments are read again", async || {
         promptly(&bob, "/douyin/comment/list/", &[("video_id", &video_id)]).await.0 == 200
     })

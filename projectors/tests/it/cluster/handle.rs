@@ -6,7 +6,7 @@ use redis::{Cmd, ErrorKind, ServerErrorKind, cmd, from_redis_value};
 use vidlog_redis_shards::Redis;
 
 use super::nodes::Nodes;
-use crate::faults::{BOUND, until};
+use crate::support::{DEADLINE, until};
 
 /// Keys over all shards of the usual number.
 fn keys() -> Vec<String> {
@@ -164,5 +164,5 @@ async fn assert_fails_at_once(redis: &Redis) {
         failed.iter().all(|answer| answer.as_ref().is_err_and(redis::RedisError::is_io_error)),
         "{failed:?}"
     );
-    assert!(began.elapsed() < BOUND / 12, "{:?}", began.elapsed());
+    assert!(began.elapsed() < DEADLINE / 12, "{:?}", began.elapsed());
 }

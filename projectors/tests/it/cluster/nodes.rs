@@ -2,7 +2,7 @@
 
 use std::{
     net::TcpListener,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 use vidlog_redis_shards::Redis;
 
-use crate::faults::{BOUND, until};
+use crate::support::{ChildProcess, DEADLINE, until};
 
 /// Primaries: a cluster has three at least.
 const NODES: usize = 3;
@@ -34,7 +34,7 @@ pub(crate) struct Node {
     pub(crate) id: String,
     redis: Redis,
     ports: Ports,
-    process: Child,
+    process: ChildProcess,
     folder: TempDir,
 }
 
@@ -50,7 +50,7 @@ impl Nodes {
             .args(["--cluster-replicas", "0", "--cluster-yes"])
             .kill_on_drop(true)
             .output();
-        let created = timeout(BOUND, create).await.expect("the cluster is created in time").unwrap();
+        let created = timeout(DEADLINE, create).await.expect("the cluster is created in time").unwrap();
         assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stdout));
         for node in &mut nodes {
             node.id = node.ask(cmd("CLUSTER").arg("MYID")).await;
@@ -106,9 +106,7 @@ impl Nodes {
 
     /// `kill -9`. What it had is gone with it.
     pub(crate) fn kill(&mut self, at: usize) {
-        let process = &mut self.nodes[at % NODES].process;
-        process.kill().unwrap();
-        process.wait().unwrap();
+        self.nodes[at % NODES].process.kill();
     }
 
     pub(crate) fn restart(&mut self, at: usize) {
@@ -123,7 +121,7 @@ impl Node {
             loop {
                 let mut node = Self::spawn();
                 // One whose port was taken in the last moment ends.
-                while node.process.try_wait().unwrap().is_none() {
+                while node.process.exit_status().is_none() {
                     if node.try_ask::<String>(&cmd("PING")).await.is_some() {
                         return node;
                     }
@@ -131,7 +129,7 @@ impl Node {
                 }
             }
         };
-        timeout(BOUND, started).await.expect("a node starts in time")
+        timeout(DEADLINE, started).await.expect("a node starts in time")
     }
 
     fn spawn() -> Self {
@@ -160,13 +158,6 @@ impl Node {
             .filter(|line| line.starts_with("errorstat_ASK") || line.starts_with("errorstat_TRYAGAIN"))
             .filter_map(|line| line.rsplit_once('=')?.1.trim().parse::<u64>().ok())
             .sum()
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        _ = self.process.kill();
-        _ = self.process.wait();
     }
 }
 
@@ -209,17 +200,17 @@ impl Move<'_> {
     }
 }
 
-fn serve(ports: Ports, folder: &TempDir) -> Child {
-    Command::new("redis-server")
+fn serve(ports: Ports, folder: &TempDir) -> ChildProcess {
+    let mut server = Command::new("redis-server");
+    server
         .args(["--bind", "127.0.0.1", "--port", &ports.clients.to_string()])
         .args(["--cluster-enabled", "yes", "--cluster-port", &ports.nodes.to_string()])
         .args(["--cluster-node-timeout", "2000", "--save", "", "--appendonly", "no"])
         .arg("--dir")
         .arg(folder.path())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
+        .stderr(Stdio::null());
+    ChildProcess::spawn(&mut server)
 }
 
 /// A free port below those that the system gives to outgoing connections: a node that is away for a moment keeps it.

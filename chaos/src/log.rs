@@ -1,23 +1,14 @@
 //! Compares what was acknowledged with what is in the log, which is read to its end.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, ops::ControlFlow};
 
-use anyhow::{Context, bail};
-use rdkafka::{
-    ClientConfig, Message, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
-    message::Headers,
-    metadata::MetadataTopic,
-};
+use anyhow::Context;
+use rdkafka::{Message, message::Headers};
+use tokio::task::spawn_blocking;
 use vidlog_events::{Stream, Topics};
+use vidlog_projectors::log::{Extent, Item, Log, Source};
 
 use crate::ledger::{Command, Kind, Outcome, Place};
-
-/// How long the broker may take for an answer, or for the next record.
-const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The records of a log, by the request that each comes from.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -26,50 +17,33 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// Reads a namespace's log. It blocks.
-    pub(crate) fn read(brokers: &str, namespace: &str) -> anyhow::Result<Self> {
-        let topics = Topics::new(namespace);
-        let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", brokers)
-            // The client library wants a group; nobody joins it.
-            .set("group.id", "vidlog-chaos")
-            .set("enable.auto.commit", "false")
-            .set("auto.offset.reset", "error")
-            .create()?;
-        let mut missing = ends(&consumer, &topics)?;
-        let mut list = TopicPartitionList::new();
-        for (stream, partition) in missing.keys() {
-            let topic = format!("{namespace}.{stream}");
-            list.add_partition_offset(&topic, *partition, Offset::Beginning)?;
-        }
-        consumer.assign(&list)?;
-
-        let mut records = Self::default();
-        let mut heard = Instant::now();
-        while !missing.is_empty() {
-            let Some(message) = consumer.poll(Duration::from_millis(100)) else {
-                if heard.elapsed() > BROKER_TIMEOUT {
-                    bail!("the log can't be read to its end: {missing:?} are still to come");
-                }
-                continue;
-            };
-            let message = message.context("the log can't be read")?;
-            heard = Instant::now();
-            let Some(stream) = topics.stream(message.topic()) else {
-                continue;
-            };
-            let place = Place {
-                stream: stream.to_string(),
-                partition: message.partition(),
-                offset: message.offset(),
-            };
-            let partition = (place.stream.clone(), place.partition);
-            if missing.get(&partition).is_some_and(|end| place.offset + 1 >= *end) {
-                missing.remove(&partition);
-            }
-            records.add(header(&message, "ce_correlationid"), place, header(&message, "ce_id"));
-        }
-        Ok(records)
+    /// Reads a namespace's log, up to its present end.
+    pub(crate) async fn read(brokers: &str, namespace: &str) -> anyhow::Result<Self> {
+        let log = Log { brokers: brokers.to_owned(), topics: Topics::new(namespace) };
+        let extents = log.extents(Stream::ALL.to_vec()).await?;
+        let ranges =
+            extents.into_iter().map(|(partition, Extent { start, end })| (partition, start..end)).collect();
+        let read = move || {
+            let mut records = Self::default();
+            log.read(
+                Source::Events,
+                &ranges,
+                || false,
+                |partition, item| {
+                    if let Item::Record(message) = item {
+                        let place = Place {
+                            stream: partition.stream.to_string(),
+                            partition: partition.number,
+                            offset: message.offset(),
+                        };
+                        records.add(header(message, "ce_correlationid"), place, header(message, "ce_id"));
+                    }
+                    Ok(ControlFlow::Continue(()))
+                },
+            )?;
+            Ok(records)
+        };
+        spawn_blocking(read).await.context("reading the log panicked")?
     }
 
     fn add(&mut self, request: String, place: Place, event: String) {
@@ -114,22 +88,6 @@ impl Records {
         (command.attempts == 1 && !same_event)
             .then(|| "it was sent once and is in the log as several events".to_owned())
     }
-}
-
-/// Where each partition that has records ends.
-fn ends(consumer: &BaseConsumer, topics: &Topics) -> anyhow::Result<BTreeMap<(String, i32), i64>> {
-    let mut ends = BTreeMap::new();
-    for stream in Stream::ALL {
-        let topic = topics.name(stream);
-        let metadata = consumer.fetch_metadata(Some(&topic), BROKER_TIMEOUT)?;
-        for partition in metadata.topics().iter().flat_map(MetadataTopic::partitions) {
-            let (_, end) = consumer.fetch_watermarks(&topic, partition.id(), BROKER_TIMEOUT)?;
-            if end > 0 {
-                ends.insert((stream.to_string(), partition.id()), end);
-            }
-        }
-    }
-    Ok(ends)
 }
 
 fn header(message: &impl Message, name: &str) -> String {

@@ -199,8 +199,7 @@ async fn judge(outcome: &mut Outcome, stage: &Stage, commands: &[Command]) -> an
     outcome.counts = Counts::of(commands);
     system.heal().await?;
     system.quiesce().await?;
-    let (brokers, namespace) = (system.log.kafka_brokers.clone(), system.stores.namespace.clone());
-    let records = tokio::task::spawn_blocking(move || Records::read(&brokers, &namespace)).await??;
+    let records = Records::read(&system.log.kafka_brokers, &system.stores.namespace).await?;
     outcome.faults.extend(records.faults(commands));
     outcome.faults.extend(settle::clear(stage, &records).await?);
     compare(outcome, system).await?;

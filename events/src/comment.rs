@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{CommentId, Personal, Stream, UserId, VideoId, envelope::stream};
+use crate::{CommentId, Personal, Stream, UserId, VideoId, payload::stream};
 
 stream!(
     /// What happened to a comment.

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Stream, UserId, envelope::stream};
+use crate::{Stream, UserId, payload::stream};
 
 stream!(
     /// What happened between a user and one that may be followed.

@@ -9,31 +9,23 @@ mod follow;
 mod ids;
 mod like;
 mod message;
+mod payload;
 mod personal;
 mod topic;
 mod user;
 mod video;
 
 pub use comment::{CommentDeleted, CommentEvent, CommentPosted};
-pub use envelope::{DecodeError, EncodedRecord, Envelope, Event, decode};
+pub use envelope::{EncodedRecord, Envelope, Event, decode};
 pub use follow::{FollowEvent, UserFollowed, UserUnfollowed};
 pub use ids::{CommentId, ConversationId, MAX_ID, MessageId, UserId, VideoId};
 pub use like::{LikeEvent, VideoLiked, VideoUnliked};
 pub use message::{MessageEvent, MessageSent};
+pub use payload::{DecodeError, EventType};
 pub use personal::Personal;
 pub use topic::{PARTITIONS, Stream, Topics};
 pub use user::{UserEvent, UserRegistered};
 pub use video::{VideoEvent, VideoPublished, VideoRejected, VideoUploaded};
-
-/// One event type as the catalogue lists it: its `ce_type` and the JSON Schema of its payload.
-pub struct EventType {
-    /// The stream that carries it.
-    pub stream: Stream,
-    /// The `ce_type` attribute.
-    pub name: &'static str,
-    /// Makes the JSON Schema (2020-12) of the payload; its `$id` is the event's `ce_dataschema`.
-    pub schema: fn() -> schemars::Schema,
-}
 
 /// Every event type, stream by stream.
 pub fn catalogue() -> Vec<EventType> {

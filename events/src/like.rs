@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Stream, UserId, VideoId, envelope::stream};
+use crate::{Stream, UserId, VideoId, payload::stream};
 
 stream!(
     /// What happened between a user and a video that may be liked.

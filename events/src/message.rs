@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ConversationId, MessageId, Personal, Stream, UserId, envelope::stream};
+use crate::{ConversationId, MessageId, Personal, Stream, UserId, payload::stream};
 
 stream!(
     /// What happened in a conversation.

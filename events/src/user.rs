@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Personal, Stream, UserId, envelope::stream};
+use crate::{Personal, Stream, UserId, payload::stream};
 
 stream!(
     /// What happened to a user.

@@ -14,7 +14,7 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-pub use self::view_key::ViewKey;
+pub use self::view_key::{FIRST_GENERATION, ViewKey};
 use crate::projections::{self, Projection, View};
 
 /// Shards of a namespace where nothing else was configured: enough to spread over some eight nodes.
@@ -22,9 +22,6 @@ pub const DEFAULT_SHARDS: u16 = 16;
 
 /// Milliseconds in a week: the global feed is one ZSET a week, so that none grows without bound.
 pub const WEEK_MS: i64 = 7 * 24 * 60 * 60 * 1000;
-
-/// The generation that a view begins with.
-pub const FIRST_GENERATION: u32 = 1;
 
 /// Makes the keys of one namespace. Clones share the generations that they make keys of.
 #[derive(Clone, Debug)]

@@ -1,7 +1,9 @@
 //! Whose key a key is, by its name.
 
-use super::FIRST_GENERATION;
 use crate::projections::{self, Projection, View};
+
+/// The generation that a view begins with.
+pub const FIRST_GENERATION: u32 = 1;
 
 /// Kinds of the keys that are kept about a view, and go with its generation.
 const KINDS_ABOUT_A_VIEW: [&str; 3] = ["checkpoint", "parked", "progress"];

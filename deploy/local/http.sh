@@ -1,9 +1,9 @@
-# Sourced by `seed` and `demo`: requests to the API as a client sends them, and videos to send.
+# Sourced by `seed`, `demo` and `test-documents`: requests to the API as a client sends them, and videos to upload.
 # shellcheck shell=bash
 # shellcheck disable=SC2154  # base_address is set by the script that sources this.
 
-# request METHOD PATH NAME=VALUE…: every parameter goes into the query, on POST too. The body lands in $answer,
-# and what was asked in $asked.
+# request METHOD PATH NAME=VALUE…: sends every parameter in the query, also of a POST. Sets $answer to the body and $asked to
+# the request.
 request() {
   local method=$1 path=$2 parameter
   asked="$1 /douyin/$2/"
@@ -27,12 +27,12 @@ upload() {
   require_json
 }
 
-require_json() { jq --exit-status 'has("status_code")' <<<"$answer" >/dev/null 2>&1 || fail "$asked answered: ${answer:-nothing}"; }
+require_json() { jq --exit-status 'has("status_code")' <<<"$answer" >/dev/null 2>&1 || fail "$asked: not a JSON answer: ${answer:-empty}"; }
 
-# field FILTER: what stands there in the last answer.
+# field FILTER: a value of the last answer.
 field() { jq --raw-output "$1" <<<"$answer"; }
 
-# wait_until SECONDS WHAT COMMAND…
+# wait_until SECONDS CONDITION COMMAND…: repeats the command until it succeeds.
 wait_until() {
   local seconds=$1 what=$2
   shift 2
@@ -43,7 +43,7 @@ wait_until() {
   done
 }
 
-# make_video FILE PICTURE HERTZ SECONDS: upright, H.264 and AAC, some hundred kilobytes.
+# make_video FILE PICTURE HERTZ SECONDS: portrait, H.264 and AAC, some hundred kilobytes.
 make_video() {
   ffmpeg -nostdin -v error -y -f lavfi -i "$2" -f lavfi -i "sine=frequency=$3" -t "$4" \
     -vf scale=360:640:flags=neighbor,format=yuv420p -c:v libx264 -preset veryfast -crf 30 \

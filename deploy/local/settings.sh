@@ -1,4 +1,4 @@
-# Sourced by the scripts of this folder: where things are, on which ports, and which services were given from outside.
+# Sourced by the scripts of this folder: paths, ports, and which services are external.
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # The scripts that source this file use its variables.
 
@@ -13,7 +13,7 @@ fail() {
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 local_scripts=$repository/deploy/local
 
-# Everything that one local system keeps: data, secrets, logs, pids. Absolute, as services start in folders of their own.
+# The folder of one local system: data, secrets, logs, pids. Absolute, as services start in their own folders.
 VIDLOG_LOCAL_DIR=$(realpath -m "${VIDLOG_LOCAL_DIR:-$repository/.local/run}")
 VIDLOG_PORT_BASE=${VIDLOG_PORT_BASE:-19000}
 export VIDLOG_LOCAL_DIR VIDLOG_PORT_BASE
@@ -32,17 +32,17 @@ VIDLOG_BUILD=${VIDLOG_BUILD:-release}
 export VIDLOG_BUILD
 programs=$repository/target/$VIDLOG_BUILD
 
-# Where rustup puts cargo, and Debian puts database servers: neither is always on the path.
+# The folders of cargo and of Debian's database servers: neither is always on the path.
 export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin:/usr/sbin
 
-# The jars do not differ between local systems, so all of them share one copy.
+# All local systems share one copy of the jars.
 kafka_home=$repository/.local/kafka
 
 secrets_dir=$VIDLOG_LOCAL_DIR/secrets
 logs_dir=$VIDLOG_LOCAL_DIR/log
 pids_dir=$VIDLOG_LOCAL_DIR/pid
 
-# Offsets from the base. With the bases used here no sum is a service's default port, where the machine may have its own.
+# Offsets from the base. With the bases used here no sum is a default port, which a service of the machine may use.
 kafka_port=$((VIDLOG_PORT_BASE + 92))
 kafka_controller_port=$((VIDLOG_PORT_BASE + 93))
 kafka_fault_port=$((VIDLOG_PORT_BASE + 94))
@@ -50,7 +50,7 @@ kafka_fault_proxy_port=$((VIDLOG_PORT_BASE + 95))
 mysql_port=$((VIDLOG_PORT_BASE + 306))
 redis_port=$((VIDLOG_PORT_BASE + 379))
 
-# The address by which this machine reaches what listens on $1, which may be all addresses at once.
+# The address at which this machine reaches a listener on $1, which may be a wildcard.
 reachable() {
   local host=${1%:*} port=${1##*:}
   case $host in
@@ -59,13 +59,13 @@ reachable() {
   printf '%s:%s' "$host" "$port"
 }
 
-# Whether a component's address was given from outside: then it is neither installed nor started here. An address of our
-# own may be in the environment too, after `eval "$(deploy/local/stack env)"`, and does not count.
-is_given() {
+# Whether a component is external: its address is in the environment, so it is neither installed nor started here. Our own
+# address, in the environment after `eval "$(deploy/local/stack env)"`, does not count.
+is_external() {
   case $1 in
     kafka) [[ -n ${VIDLOG_KAFKA_BROKERS:-} && $VIDLOG_KAFKA_BROKERS != "127.0.0.1:$kafka_port" ]] ;;
     mysql) [[ -n ${VIDLOG_MYSQL_URL:-} && $VIDLOG_MYSQL_URL != *"@127.0.0.1:$mysql_port/"* ]] ;;
     redis) [[ -n ${VIDLOG_REDIS_URL:-} && $VIDLOG_REDIS_URL != "redis://127.0.0.1:$redis_port/" ]] ;;
-    *) fail "no component is called $1" ;;
+    *) fail "unknown component: $1" ;;
   esac
 }

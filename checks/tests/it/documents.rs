@@ -8,12 +8,15 @@ static SOURCES: LazyLock<Sources> = LazyLock::new(Sources::of_repository);
 
 /// Terms of other programs, and examples.
 const FOREIGN: &[&str] = &[
+    "DeleteRecords",
     "Lock wait timeout exceeded",
     "MOVED",
     "OOM",
     "TRYAGAIN",
     "cluster_handling/async_connection",
+    "end - 1",
     "maxmemory-policy noeviction",
+    "progress >= mark",
     "projectors/likes: Derive the count",
 ];
 /// Commands of other programs.

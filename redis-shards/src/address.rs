@@ -1,78 +1,78 @@
-//! What an address names: a server, or some nodes of a cluster.
+//! Parsing of Redis URLs: a server, or the seed nodes of a cluster.
 
 use std::fmt;
 
 use redis::{ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisResult};
 
-/// Redis, as it is named in the settings.
-pub(super) enum Address {
-    One(ConnectionInfo),
+/// A parsed Redis URL.
+pub(crate) enum Address {
+    Single(ConnectionInfo),
     Cluster(Seeds),
 }
 
-/// The nodes of a cluster that are asked for the others, and how all of them are connected to.
-pub(super) struct Seeds {
-    pub(super) endpoints: Vec<Endpoint>,
-    pattern: ConnectionInfo,
+/// The nodes of a cluster that are asked for the others, and the connection settings of all nodes.
+pub(crate) struct Seeds {
+    pub(crate) endpoints: Vec<Endpoint>,
+    settings: ConnectionInfo,
 }
 
-/// Where a node listens.
+/// The host and port of a node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Endpoint {
-    pub(super) host: String,
-    pub(super) port: u16,
+pub(crate) struct Endpoint {
+    pub(crate) host: String,
+    pub(crate) port: u16,
 }
 
 impl Address {
-    /// `redis://…` and `rediss://…` are servers, as the client has it. `redis-cluster://user:password@host:port,…/` is a
-    /// cluster, `rediss-cluster://…` one with TLS.
-    pub(super) fn parse(url: &str) -> RedisResult<Self> {
+    /// Parses a URL: `redis://…` and `rediss://…` are servers; `redis-cluster://user:password@host:port,…/` is a cluster,
+    /// `rediss-cluster://…` one with TLS.
+    pub(crate) fn parse(url: &str) -> RedisResult<Self> {
         let cluster = [("redis-cluster://", "redis"), ("rediss-cluster://", "rediss")]
             .into_iter()
             .find_map(|(prefix, scheme)| Some((scheme, url.strip_prefix(prefix)?)));
         match cluster {
             Some((scheme, rest)) => Ok(Self::Cluster(Seeds::parse(scheme, rest)?)),
-            None => Ok(Self::One(url.into_connection_info()?)),
+            None => Ok(Self::Single(url.into_connection_info()?)),
         }
     }
 }
 
 impl Seeds {
     fn parse(scheme: &str, rest: &str) -> RedisResult<Self> {
-        let (authority, end) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(user, hosts)| (user, hosts));
         let at = if user.is_empty() { "" } else { "@" };
         let mut infos = Vec::new();
         for host in hosts.split(',') {
-            let info = format!("{scheme}://{user}{at}{host}{end}").into_connection_info()?;
+            let info = format!("{scheme}://{user}{at}{host}{path}").into_connection_info()?;
             if info.redis_settings().db() != 0 {
                 return Err((ErrorKind::InvalidClientConfig, "a Redis Cluster has no databases").into());
             }
             infos.push(info);
         }
         let endpoints = infos.iter().filter_map(|info| Endpoint::of(info.addr())).collect();
-        let pattern = infos.pop().ok_or((ErrorKind::InvalidClientConfig, "the address names no node"))?;
-        Ok(Self { endpoints, pattern })
+        let settings = infos.pop().ok_or((ErrorKind::InvalidClientConfig, "the URL names no node"))?;
+        Ok(Self { endpoints, settings })
     }
 
-    /// How a node is connected to: as the seeds are.
-    pub(super) fn info(&self, endpoint: &Endpoint) -> ConnectionInfo {
+    /// The connection settings of a node: those of the seeds, with its endpoint.
+    pub(crate) fn info(&self, endpoint: &Endpoint) -> ConnectionInfo {
         let Endpoint { host, port } = endpoint.clone();
-        let address = match self.pattern.addr().clone() {
+        let address = match self.settings.addr().clone() {
             ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
                 ConnectionAddr::TcpTls { host, port, insecure, tls_params }
             }
             _ => ConnectionAddr::Tcp(host, port),
         };
-        self.pattern.clone().set_addr(address)
+        self.settings.clone().set_addr(address)
     }
 }
 
 impl Endpoint {
-    /// As a redirect names it, `host:port`. The node that answered may leave out its own host.
-    pub(super) fn parse(text: &str, answering: &Self) -> Option<Self> {
+    /// Parses the `host:port` of a redirection. Without a host it is that of the replying node.
+    pub(crate) fn parse(text: &str, replying: &Self) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
-        let host = if host.is_empty() { &answering.host } else { host };
+        let host = if host.is_empty() { &replying.host } else { host };
         Some(Self { host: host.to_owned(), port: port.parse().ok()? })
     }
 
@@ -99,12 +99,12 @@ mod tests {
     fn endpoints(url: &str) -> Vec<String> {
         match Address::parse(url).unwrap() {
             Address::Cluster(seeds) => seeds.endpoints.iter().map(ToString::to_string).collect(),
-            Address::One(_) => Vec::new(),
+            Address::Single(_) => Vec::new(),
         }
     }
 
     #[test]
-    fn the_scheme_tells_a_server_from_a_cluster() {
+    fn scheme_selects_server_or_cluster() {
         assert!(endpoints("redis://127.0.0.1:6379/").is_empty());
         assert_eq!(endpoints("redis-cluster://one:7000,two/"), ["one:7000", "two:6379"]);
         assert_eq!(endpoints("redis-cluster://one:7000"), ["one:7000"]);
@@ -113,11 +113,11 @@ mod tests {
     }
 
     #[test]
-    fn every_node_is_connected_to_as_the_seeds_are() {
+    fn nodes_inherit_the_settings_of_the_seeds() {
         let Address::Cluster(seeds) =
             Address::parse("rediss-cluster://ada:p%40ss@one:7000,two:7001/?protocol=resp3").unwrap()
         else {
-            panic!("this is a cluster")
+            panic!("not a cluster")
         };
         let other = Endpoint { host: "three".to_owned(), port: 7002 };
         let info = seeds.info(&other);
@@ -128,10 +128,10 @@ mod tests {
     }
 
     #[test]
-    fn a_redirect_may_leave_out_the_host() {
-        let answering = Endpoint { host: "one".to_owned(), port: 1 };
-        assert_eq!(Endpoint::parse(":7000", &answering).unwrap().to_string(), "one:7000");
-        assert_eq!(Endpoint::parse("::1:7000", &answering).unwrap().host, "::1");
-        assert_eq!(Endpoint::parse("nothing", &answering), None);
+    fn redirection_without_host_uses_replying_node() {
+        let replying = Endpoint { host: "one".to_owned(), port: 1 };
+        assert_eq!(Endpoint::parse(":7000", &replying).unwrap().to_string(), "one:7000");
+        assert_eq!(Endpoint::parse("::1:7000", &replying).unwrap().host, "::1");
+        assert_eq!(Endpoint::parse("nothing", &replying), None);
     }
 }

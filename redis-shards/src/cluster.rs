@@ -1,7 +1,7 @@
-//! A cluster: a command goes to the node that has its key's slot, and follows it where it moves.
+//! A Redis Cluster: each command goes to the owner of its slot and follows redirections.
 //!
-//! A command is sent again only if a node answered that it did not carry it out. One whose answer did not come fails,
-//! as with one server: what became of it is not known.
+//! A command is sent again only if a node replied that it did not execute it (`MOVED`, `ASK`). A command whose reply is
+//! lost fails, as on a single server, because it may have been executed.
 
 use std::{
     sync::{
@@ -22,203 +22,201 @@ use tokio::{
 
 use super::{
     address::{Endpoint, Seeds},
-    node::Node,
-    slots::{self, Member, Slots},
+    connection::Connection,
+    pending_commands::{Batch, PendingCommands},
+    slot_map::{self, Node, SlotMap, SlotRange},
 };
 
-mod errands;
-
-use self::errands::Errands;
-
-/// How long a call may take, with all the ways that it goes.
+/// How long a call may take, with all its redirections.
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
-/// How often commands are sent on before the call fails: a slot that moves costs two hops, its neighbours in the call
-/// some more.
-const MOST_HOPS: usize = 8;
+/// Rounds of a call before it fails: a migrating slot costs two, and commands that wait for others of their slot cost
+/// more.
+const MAX_REDIRECTIONS: usize = 8;
 
 /// A cluster. Clones share the connections.
 #[derive(Clone)]
-pub(super) struct Cluster {
+pub(crate) struct Cluster {
     shared: Arc<Shared>,
 }
 
 struct Shared {
     seeds: Seeds,
-    entries: Vec<Arc<Member>>,
-    slots: watch::Sender<Arc<Slots>>,
-    /// How often there was reason to ask for the slots: at first, and whenever a node failed.
-    doubts: AtomicU64,
-    /// How many of them were there when they were last asked for, with success.
-    settled_doubts: AtomicU64,
-    /// When asking last failed. Held while someone asks.
-    asking: Mutex<Option<(Instant, RedisError)>>,
+    seed_nodes: Vec<Arc<Node>>,
+    slots: watch::Sender<Arc<SlotMap>>,
+    /// Incremented whenever the slot map may be out of date: initially, and when a node fails.
+    topology_epoch: AtomicU64,
+    /// The topology epoch of the last successful refresh.
+    refreshed_epoch: AtomicU64,
+    /// The last failed refresh. Locked during a refresh.
+    refresh_failure: Mutex<Option<(Instant, RedisError)>>,
 }
 
 impl Cluster {
-    /// It connects when it is first used.
-    pub(super) fn open(seeds: Seeds) -> RedisResult<Self> {
-        let entries: RedisResult<Vec<_>> =
-            seeds.endpoints.iter().map(|endpoint| open_member(&seeds, endpoint)).collect();
+    /// Prepares a cluster, which is connected to on first use.
+    pub(crate) fn open(seeds: Seeds) -> RedisResult<Self> {
+        let seed_nodes: RedisResult<Vec<_>> =
+            seeds.endpoints.iter().map(|endpoint| open_node(&seeds, endpoint)).collect();
         let shared = Shared {
-            entries: entries?,
+            seed_nodes: seed_nodes?,
             seeds,
-            slots: watch::Sender::new(Arc::new(Slots::unknown())),
-            doubts: AtomicU64::new(1),
-            settled_doubts: AtomicU64::new(0),
-            asking: Mutex::default(),
+            slots: watch::Sender::new(Arc::new(SlotMap::empty())),
+            topology_epoch: AtomicU64::new(1),
+            refreshed_epoch: AtomicU64::new(0),
+            refresh_failure: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// The answer to a command.
-    pub(super) async fn query(&self, command: &Cmd) -> RedisResult<Value> {
-        if slots::is_for_all(command) {
-            return self.bounded(self.everywhere(command)).await;
+    /// Sends one command.
+    pub(crate) async fn query(&self, command: &Cmd) -> RedisResult<Value> {
+        if slot_map::targets_all_primaries(command) {
+            return self.with_timeout(self.query_all_primaries(command)).await;
         }
-        let answers = self.all(std::slice::from_ref(command)).await?;
-        answers.into_iter().next().ok_or_else(|| (ErrorKind::Client, "there is no answer").into())
+        let replies = self.all(std::slice::from_ref(command)).await?;
+        replies.into_iter().next().ok_or_else(|| (ErrorKind::Client, "there is no reply").into())
     }
 
-    /// The answers to commands, in order.
-    pub(super) async fn all(&self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
-        self.bounded(self.carry(commands)).await
+    /// Sends commands and returns their replies in order.
+    pub(crate) async fn all(&self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
+        self.with_timeout(self.execute(commands)).await
     }
 
-    /// Asks where the slots are, whatever was known.
-    pub(super) async fn ask_again(&self) -> RedisResult<Arc<Slots>> {
-        self.doubt();
-        self.bounded(self.slots()).await
+    /// Fetches the slot map, even if the cached one is current.
+    pub(crate) async fn refresh_slots(&self) -> RedisResult<Arc<SlotMap>> {
+        self.invalidate_slots();
+        self.with_timeout(self.slots()).await
     }
 
-    /// Takes a failure of a node for a sign that slots may be elsewhere by now.
-    async fn bounded<T>(&self, call: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+    /// Bounds a call in time. Invalidates the slot map if a node failed, because its slots may have moved.
+    async fn with_timeout<T>(&self, call: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
         let result = timeout(CALL_TIMEOUT, call)
             .await
             .unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()));
         if let Err(error) = &result
             && (error.is_io_error() || error.kind() == ServerErrorKind::ClusterDown.into())
         {
-            self.doubt();
+            self.invalidate_slots();
         }
         result
     }
 
-    async fn carry(&self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
-        let mut errands = Errands::new(commands)?;
-        for _ in 0..MOST_HOPS {
+    async fn execute(&self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
+        let mut pending = PendingCommands::new(commands)?;
+        for _ in 0..MAX_REDIRECTIONS {
             let slots = self.slots().await?;
-            let batches = errands.batches(&slots)?;
-            // All of them to the end: a call that returned has nothing under way any more.
-            for (batch, answers) in join_all(batches.into_iter().map(errands::Batch::send)).await {
-                let redirects = errands.take(&batch, answers?)?;
-                for redirect in redirects {
-                    let member = self.member(&redirect.to)?;
-                    self.learn(redirect.moved_slot, &member);
-                    errands.send_on(redirect.errand, member, redirect.moved_slot.is_none());
+            let batches = pending.batches(&slots)?;
+            // Awaits every batch, so no command is in flight when the call returns.
+            for (batch, replies) in join_all(batches.into_iter().map(Batch::send)).await {
+                for redirection in pending.store_replies(&batch, replies?)? {
+                    let node = self.node(&redirection.to)?;
+                    self.update_slot(redirection.moved_slot, &node);
+                    pending.redirect(&redirection, node);
                 }
             }
-            if errands.are_done() {
-                return errands.into_answers();
+            if pending.are_finished() {
+                return pending.into_replies();
             }
         }
-        Err((ErrorKind::Server(ServerErrorKind::TryAgain), "slots are on the move").into())
+        Err((ErrorKind::Server(ServerErrorKind::TryAgain), "slots are migrating").into())
     }
 
-    async fn everywhere(&self, command: &Cmd) -> RedisResult<Value> {
+    async fn query_all_primaries(&self, command: &Cmd) -> RedisResult<Value> {
         let slots = self.slots().await?;
-        let answers = join_all(slots.members().map(|member| member.node.query(command))).await;
+        let replies = join_all(slots.nodes().map(|node| node.connection.query(command))).await;
         let mut last = Value::Nil;
-        for answer in answers {
-            last = answer?;
+        for reply in replies {
+            last = reply?;
         }
         Ok(last)
     }
 
-    fn doubt(&self) {
-        self.shared.doubts.fetch_add(1, Ordering::AcqRel);
+    fn invalidate_slots(&self) {
+        self.shared.topology_epoch.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Where the slots are. They are asked for by one caller at a time, and who waited meanwhile takes what came of it.
-    async fn slots(&self) -> RedisResult<Arc<Slots>> {
-        let came = Instant::now();
-        if !self.is_doubtful() {
+    fn are_slots_current(&self) -> bool {
+        self.shared.refreshed_epoch.load(Ordering::Acquire)
+            >= self.shared.topology_epoch.load(Ordering::Acquire)
+    }
+
+    /// The current slot map. One caller at a time refreshes it; callers that waited meanwhile share the outcome.
+    async fn slots(&self) -> RedisResult<Arc<SlotMap>> {
+        let called_at = Instant::now();
+        if self.are_slots_current() {
             return Ok(Arc::clone(&self.shared.slots.borrow()));
         }
-        let mut failure = self.shared.asking.lock().await;
+        let mut failure = self.shared.refresh_failure.lock().await;
         if let Some((at, error)) = failure.as_ref()
-            && *at >= came
+            && *at >= called_at
         {
             return Err(error.clone());
         }
-        if self.is_doubtful() {
-            // Counted before asking: of what fails while the answer is on its way, the answer says nothing.
-            let doubts = self.shared.doubts.load(Ordering::Acquire);
-            match self.ask().await {
+        if !self.are_slots_current() {
+            // Read before the fetch: a failure during the fetch is not covered by its reply.
+            let epoch = self.shared.topology_epoch.load(Ordering::Acquire);
+            match self.fetch_slots().await {
                 Ok(slots) => _ = self.shared.slots.send_replace(Arc::new(slots)),
                 Err(error) => {
                     *failure = Some((Instant::now(), error.clone()));
                     return Err(error);
                 }
             }
-            self.shared.settled_doubts.store(doubts, Ordering::Release);
+            self.shared.refreshed_epoch.store(epoch, Ordering::Release);
         }
         Ok(Arc::clone(&self.shared.slots.borrow()))
     }
 
-    fn is_doubtful(&self) -> bool {
-        self.shared.settled_doubts.load(Ordering::Acquire) < self.shared.doubts.load(Ordering::Acquire)
-    }
-
-    /// Asks every node that is known, and takes the first answer.
-    async fn ask(&self) -> RedisResult<Slots> {
-        let known = Arc::clone(&self.shared.slots.borrow());
-        let mut nodes: Vec<_> = known.members().cloned().collect();
+    /// Asks every cached node and every seed node for the slot map, and takes the first reply.
+    async fn fetch_slots(&self) -> RedisResult<SlotMap> {
+        let cached = Arc::clone(&self.shared.slots.borrow());
+        let mut nodes: Vec<_> = cached.nodes().cloned().collect();
         nodes.extend(
-            self.shared.entries.iter().filter(|entry| known.member(&entry.endpoint).is_none()).cloned(),
+            self.shared.seed_nodes.iter().filter(|node| cached.node(&node.endpoint).is_none()).cloned(),
         );
-        let (ranges, _) = select_ok(nodes.iter().map(|member| Box::pin(ask_one(member)))).await?;
-        let mut slots = Slots::unknown();
+        let (ranges, _) = select_ok(nodes.iter().map(|node| Box::pin(fetch_slots_from(node)))).await?;
+        let mut slots = SlotMap::empty();
         for range in ranges {
-            slots.assign(range.first, range.last, &self.member(&range.owner)?);
+            slots.assign(range.first, range.last, &self.node(&range.owner)?);
         }
         Ok(slots)
     }
 
-    /// The node at an endpoint, with the connection that there may be already.
-    fn member(&self, endpoint: &Endpoint) -> RedisResult<Arc<Member>> {
-        let known = self.shared.slots.borrow();
-        let entry = || self.shared.entries.iter().find(|entry| entry.endpoint == *endpoint);
-        match known.member(endpoint).or_else(entry) {
-            Some(member) => Ok(Arc::clone(member)),
-            None => open_member(&self.shared.seeds, endpoint),
+    /// The node at an endpoint, with the connection that exists to it, if any.
+    fn node(&self, endpoint: &Endpoint) -> RedisResult<Arc<Node>> {
+        let cached = Arc::clone(&self.shared.slots.borrow());
+        let seed = || self.shared.seed_nodes.iter().find(|node| node.endpoint == *endpoint);
+        match cached.node(endpoint).or_else(seed) {
+            Some(node) => Ok(Arc::clone(node)),
+            None => open_node(&self.shared.seeds, endpoint),
         }
     }
 
-    fn learn(&self, moved_slot: Option<u16>, member: &Arc<Member>) {
+    /// Applies a redirection to the slot map: `MOVED` changes the owner, `ASK` only adds the node.
+    fn update_slot(&self, moved_slot: Option<u16>, node: &Arc<Node>) {
         self.shared.slots.send_modify(|slots| match moved_slot {
-            Some(slot) => Arc::make_mut(slots).assign(slot, slot, member),
-            None if slots.member(&member.endpoint).is_none() => Arc::make_mut(slots).add(member),
+            Some(slot) => Arc::make_mut(slots).assign(slot, slot, node),
+            None if slots.node(&node.endpoint).is_none() => Arc::make_mut(slots).add(node),
             None => {}
         });
     }
 }
 
-fn open_member(seeds: &Seeds, endpoint: &Endpoint) -> RedisResult<Arc<Member>> {
-    let node = Node::open(seeds.info(endpoint))?;
-    Ok(Arc::new(Member { endpoint: endpoint.clone(), node }))
+fn open_node(seeds: &Seeds, endpoint: &Endpoint) -> RedisResult<Arc<Node>> {
+    let connection = Connection::open(seeds.info(endpoint))?;
+    Ok(Arc::new(Node { endpoint: endpoint.clone(), connection }))
 }
 
-/// Asks a node where the slots are. One that is cut off from the others does not know.
-async fn ask_one(member: &Member) -> RedisResult<Vec<slots::Range>> {
+/// Fetches the slot ranges from one node. Fails if the node is not part of a complete cluster, because then its slot
+/// map may be out of date.
+async fn fetch_slots_from(node: &Node) -> RedisResult<Vec<SlotRange>> {
     let mut pipeline = Pipeline::with_capacity(2);
     pipeline.add_command(cmd("CLUSTER").arg("INFO").take());
     pipeline.add_command(cmd("CLUSTER").arg("SLOTS").take());
-    let mut answers = member.node.answers(&pipeline).await?.into_iter();
-    let mut next = || answers.next().unwrap_or(Value::Nil).extract_error();
+    let mut replies = node.connection.replies(&pipeline).await?.into_iter();
+    let mut next = || replies.next().unwrap_or(Value::Nil).extract_error();
     let info: String = from_redis_value(next()?)?;
     if !info.contains("cluster_state:ok") {
-        let error = (ErrorKind::Server(ServerErrorKind::ClusterDown), "the cluster is not whole");
-        return Err(error.into());
+        return Err((ErrorKind::Server(ServerErrorKind::ClusterDown), "the cluster is not complete").into());
     }
-    slots::read_ranges(next()?, &member.endpoint)
+    slot_map::parse_slots(next()?, &node.endpoint)
 }

@@ -1,72 +1,79 @@
-//! The handle to Redis: one server or a cluster behind the same calls, reconnecting, bounded in time.
+//! A Redis client: one server or a Redis Cluster behind the same calls.
+//!
+//! It reconnects on its own, bounds every call in time, and never sends a command again that may have been executed.
+//! [`Redis`] is the handle; the simulation test in `tests/it` holds it to the guarantees that it documents.
 
 mod address;
 mod cluster;
-mod node;
+mod connection;
+mod pending_commands;
 mod scan;
-mod slots;
+mod slot_map;
 
 use redis::{Cmd, FromRedisValue, Pipeline, RedisError, RedisResult, Value};
 
-use self::{address::Address, cluster::Cluster, node::Node};
+use self::{address::Address, cluster::Cluster, connection::Connection};
 
 pub use self::scan::Scan;
 
 /// A handle to Redis. Clones share the connections.
 #[derive(Clone)]
 pub struct Redis {
-    servers: Servers,
+    backend: Backend,
 }
 
 #[derive(Clone)]
-enum Servers {
-    One(Node),
+enum Backend {
+    Single(Connection),
     // Its futures are large and therefore boxed: those of every caller would hold them.
     Cluster(Cluster),
 }
 
 impl Redis {
-    /// Opens a handle to a server, `redis://…`, or a cluster, `redis-cluster://…`. It connects when it is first used,
-    /// so that a process can start before its store; while Redis is away every call fails at once or within its
-    /// bound.
+    /// Opens a handle to a server, `redis://…`, or a cluster, `redis-cluster://…`.
+    ///
+    /// It connects on first use, so that a process can start before its store. While Redis is unavailable, every call
+    /// fails at once or within its timeout.
     pub fn open(url: &str) -> Result<Self, RedisError> {
-        let servers = match Address::parse(url)? {
-            Address::One(info) => Servers::One(Node::open(info)?),
-            Address::Cluster(seeds) => Servers::Cluster(Cluster::open(seeds)?),
+        let backend = match Address::parse(url)? {
+            Address::Single(info) => Backend::Single(Connection::open(info)?),
+            Address::Cluster(seeds) => Backend::Cluster(Cluster::open(seeds)?),
         };
-        Ok(Self { servers })
+        Ok(Self { backend })
     }
 
-    /// Sends one command. Of a cluster, `PING` and `SCRIPT` go to every primary, and succeed if they do so on all.
+    /// Sends one command. On a cluster, `PING` and `SCRIPT` go to every primary and succeed only if all succeed.
     pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
-        let answer = match &self.servers {
-            Servers::One(node) => node.query(command).await?,
-            Servers::Cluster(cluster) => Box::pin(cluster.query(command)).await?,
+        let reply = match &self.backend {
+            Backend::Single(connection) => connection.query(command).await?,
+            Backend::Cluster(cluster) => Box::pin(cluster.query(command)).await?,
         };
-        Ok(T::from_redis_value(answer)?)
+        Ok(T::from_redis_value(reply)?)
     }
 
-    /// Sends many commands, each about keys of one shard, and returns their answers in order. One round trip, with
-    /// all servers at once. Commands about the same key are carried out in order. It is not a transaction; if one
-    /// fails, the call fails.
+    /// Sends commands, each about keys of one slot, and returns their replies in order.
+    ///
+    /// It costs one round trip, to all servers at once. Commands about the same key are executed in order. It is not a
+    /// transaction: if one command fails, the call fails, and the others may have been executed.
     pub async fn all(&self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
-        match &self.servers {
-            Servers::One(node) => {
+        match &self.backend {
+            Backend::Single(connection) => {
                 let mut pipeline = Pipeline::with_capacity(commands.len());
                 for command in commands {
                     pipeline.add_command(command.clone());
                 }
-                node.answers(&pipeline).await?.into_iter().map(Value::extract_error).collect()
+                connection.replies(&pipeline).await?.into_iter().map(Value::extract_error).collect()
             }
-            Servers::Cluster(cluster) => Box::pin(cluster.all(commands)).await,
+            Backend::Cluster(cluster) => Box::pin(cluster.all(commands)).await,
         }
     }
 
-    /// Walks over the names of the keys that match a pattern, in pages of about a number. A name can come twice.
+    /// Iterates over the names of the keys that match a pattern, in pages of about `page` names. A name can be
+    /// returned twice.
     pub fn scan(&self, pattern: &str, page: usize) -> Scan {
-        Scan::new(self.servers.clone(), pattern, page)
+        Scan::new(self.backend.clone(), pattern, page)
     }
 }

@@ -1,4 +1,4 @@
-//! The commands of a call, and where each is to go next.
+//! The commands of one call: which are unfinished, and where each goes next.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
@@ -7,136 +7,151 @@ use std::{
 
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value, cmd};
 
-use super::super::{
+use super::{
     address::Endpoint,
-    slots::{self, Member, Slots},
+    slot_map::{self, Node, SlotMap},
 };
 
-/// The commands of a call.
-pub(super) struct Errands<'a> {
-    all: Vec<Errand<'a>>,
+/// The commands of a call with their replies so far.
+pub(crate) struct PendingCommands<'a> {
+    commands: Vec<PendingCommand<'a>>,
 }
 
-/// A command with what came of it.
-struct Errand<'a> {
+struct PendingCommand<'a> {
     command: &'a Cmd,
-    key: &'a [u8],
+    keys: Vec<&'a [u8]>,
     slot: u16,
-    way: Way,
-    answer: Option<Value>,
+    route: Route,
+    reply: Option<Value>,
 }
 
-/// To whom a command goes.
+/// Where a command is sent.
 #[derive(Clone)]
-enum Way {
-    /// To whom has the slot.
+enum Route {
+    /// To the owner of its slot.
     Owner,
-    /// To whom is about to get the slot, as the one that has it said.
-    Asking(Arc<Member>),
+    /// To the node that imports its slot, preceded by `ASKING`.
+    Ask(Arc<Node>),
 }
 
-/// What goes to one node in one go.
-pub(super) struct Batch<'a> {
-    member: Arc<Member>,
+/// The commands that go to one node in one pipeline.
+pub(crate) struct Batch<'a> {
+    node: Arc<Node>,
     is_asking: bool,
-    errands: Vec<usize>,
+    indices: Vec<usize>,
     commands: Vec<&'a Cmd>,
 }
 
-/// A command that a node did not carry out, as another one should.
-pub(super) struct Redirect {
-    pub(super) errand: usize,
-    pub(super) to: Endpoint,
-    /// The slot, if it has moved and not only this key of it.
-    pub(super) moved_slot: Option<u16>,
+/// A `MOVED` or `ASK` reply: the command was not executed, and another node should get it.
+pub(crate) struct Redirection {
+    pub(crate) index: usize,
+    pub(crate) to: Endpoint,
+    /// The slot, if all of it has moved (`MOVED`).
+    pub(crate) moved_slot: Option<u16>,
 }
 
-impl<'a> Errands<'a> {
-    pub(super) fn new(commands: &'a [Cmd]) -> RedisResult<Self> {
-        let errand = |command| {
-            let key = slots::key(command)?;
-            Ok(Errand { command, key, slot: slots::slot(key), way: Way::Owner, answer: None })
+impl<'a> PendingCommands<'a> {
+    pub(crate) fn new(commands: &'a [Cmd]) -> RedisResult<Self> {
+        let pending = |command| {
+            let keys = slot_map::keys(command)?;
+            let slot = keys.first().map_or(0, |key| slot_map::slot(key));
+            Ok(PendingCommand { command, keys, slot, route: Route::Owner, reply: None })
         };
-        Ok(Self { all: commands.iter().map(errand).collect::<RedisResult<_>>()? })
+        Ok(Self { commands: commands.iter().map(pending).collect::<RedisResult<_>>()? })
     }
 
-    /// What is to be sent now. Commands of one slot stay in order: where their ways part, the later ones wait.
-    pub(super) fn batches(&self, slots: &Slots) -> RedisResult<Vec<Batch<'a>>> {
+    /// Groups the unfinished commands by node.
+    ///
+    /// Commands of one slot stay in order: from the first whose route differs from its predecessor's, they wait for
+    /// the next round.
+    pub(crate) fn batches(&self, slots: &SlotMap) -> RedisResult<Vec<Batch<'a>>> {
         let mut batches: BTreeMap<(&Endpoint, bool), Batch<'a>> = BTreeMap::new();
-        let mut ways: HashMap<u16, Option<(&Endpoint, bool)>> = HashMap::new();
-        for (at, errand) in self.all.iter().enumerate().filter(|(_, errand)| errand.answer.is_none()) {
-            let (member, is_asking) = match &errand.way {
-                Way::Owner => (slots.owner(errand.slot)?, false),
-                Way::Asking(member) => (member, true),
+        let mut routes: HashMap<u16, Option<(&Endpoint, bool)>> = HashMap::new();
+        for (index, command) in
+            self.commands.iter().enumerate().filter(|(_, command)| command.reply.is_none())
+        {
+            let (node, is_asking) = match &command.route {
+                Route::Owner => (slots.owner(command.slot)?, false),
+                Route::Ask(node) => (node, true),
             };
-            let way = (&member.endpoint, is_asking);
-            match ways.entry(errand.slot) {
-                Entry::Vacant(entry) => _ = entry.insert(Some(way)),
-                Entry::Occupied(entry) if *entry.get() == Some(way) => {}
+            let route = (&node.endpoint, is_asking);
+            match routes.entry(command.slot) {
+                Entry::Vacant(entry) => _ = entry.insert(Some(route)),
+                Entry::Occupied(entry) if *entry.get() == Some(route) => {}
                 Entry::Occupied(mut entry) => {
                     entry.insert(None);
                     continue;
                 }
             }
-            let batch = batches.entry(way).or_insert_with(|| Batch {
-                member: Arc::clone(member),
+            let batch = batches.entry(route).or_insert_with(|| Batch {
+                node: Arc::clone(node),
                 is_asking,
-                errands: Vec::new(),
+                indices: Vec::new(),
                 commands: Vec::new(),
             });
-            batch.errands.push(at);
-            batch.commands.push(errand.command);
+            batch.indices.push(index);
+            batch.commands.push(command.command);
         }
         Ok(batches.into_values().collect())
     }
 
-    /// Takes the answers to a batch, and tells which of its commands are to go elsewhere.
-    pub(super) fn take(&mut self, batch: &Batch<'_>, answers: Vec<Value>) -> RedisResult<Vec<Redirect>> {
-        if answers.len() != batch.errands.len() {
-            return Err((ErrorKind::UnexpectedReturnType, "a node answered too little or too much").into());
+    /// Stores the replies to a batch and returns its redirections.
+    pub(crate) fn store_replies(
+        &mut self,
+        batch: &Batch<'_>,
+        replies: Vec<Value>,
+    ) -> RedisResult<Vec<Redirection>> {
+        if replies.len() != batch.indices.len() {
+            return Err((
+                ErrorKind::UnexpectedReturnType,
+                "the number of replies differs from that of commands",
+            )
+                .into());
         }
-        let mut redirects = Vec::new();
-        let mut not_carried_out = HashSet::new();
-        for (at, answer) in batch.errands.iter().copied().zip(answers) {
-            let Some(errand) = self.all.get_mut(at) else { continue };
-            match redirect(at, &answer, &batch.member.endpoint) {
-                Some(redirect) => {
-                    not_carried_out.insert(errand.key);
-                    redirects.push(redirect);
+        let mut redirections = Vec::new();
+        let mut redirected_keys = HashSet::new();
+        for (index, reply) in batch.indices.iter().copied().zip(replies) {
+            let Some(command) = self.commands.get_mut(index) else { continue };
+            match parse_redirection(index, &reply, &batch.node.endpoint) {
+                Some(redirection) => {
+                    redirected_keys.extend(command.keys.iter().take(1).copied());
+                    redirections.push(redirection);
                 }
-                // The node got the slot between the two: sent on now, the first would come second.
-                None if not_carried_out.contains(errand.key) => {
+                // The node got the slot between the two: following the redirection would reorder them.
+                None if command.keys.iter().any(|key| redirected_keys.contains(key)) => {
                     return Err(
                         (ErrorKind::Server(ServerErrorKind::TryAgain), "the slot has just moved").into()
                     );
                 }
-                None => errand.answer = Some(answer),
+                None => command.reply = Some(reply),
             }
         }
-        Ok(redirects)
+        Ok(redirections)
     }
 
-    /// Sends a command on.
-    pub(super) fn send_on(&mut self, errand: usize, to: Arc<Member>, is_asking: bool) {
-        if let Some(errand) = self.all.get_mut(errand) {
-            errand.way = if is_asking { Way::Asking(to) } else { Way::Owner };
+    /// Changes the route of a redirected command.
+    pub(crate) fn redirect(&mut self, redirection: &Redirection, to: Arc<Node>) {
+        if let Some(command) = self.commands.get_mut(redirection.index) {
+            command.route = if redirection.moved_slot.is_some() { Route::Owner } else { Route::Ask(to) };
         }
     }
 
-    pub(super) fn are_done(&self) -> bool {
-        self.all.iter().all(|errand| errand.answer.is_some())
+    pub(crate) fn are_finished(&self) -> bool {
+        self.commands.iter().all(|command| command.reply.is_some())
     }
 
-    /// The answers, or the first error among them.
-    pub(super) fn into_answers(self) -> RedisResult<Vec<Value>> {
-        self.all.into_iter().map(|errand| errand.answer.unwrap_or(Value::Nil).extract_error()).collect()
+    /// The replies, or the first error among them.
+    pub(crate) fn into_replies(self) -> RedisResult<Vec<Value>> {
+        self.commands.into_iter().map(|command| command.reply.unwrap_or(Value::Nil).extract_error()).collect()
     }
 }
 
 impl Batch<'_> {
-    /// Sends the commands. That the node is asked, before it has the slot, is said in one go with each of them: the
-    /// connection is shared, and the word is good for the next command, whosever that is.
-    pub(super) async fn send(self) -> (Self, RedisResult<Vec<Value>>) {
+    /// Sends the commands and returns their replies.
+    ///
+    /// Pipelines `ASKING` before each command of an ask batch: it affects only the next command, and the connection
+    /// is shared.
+    pub(crate) async fn send(self) -> (Self, RedisResult<Vec<Value>>) {
         let mut pipeline = Pipeline::with_capacity(self.commands.len() * 2);
         for command in &self.commands {
             if self.is_asking {
@@ -144,18 +159,18 @@ impl Batch<'_> {
             }
             pipeline.add_command((*command).clone());
         }
-        let mut answers = self.member.node.answers(&pipeline).await;
+        let mut replies = self.node.connection.replies(&pipeline).await;
         if self.is_asking {
-            answers = answers.map(|answers| answers.into_iter().skip(1).step_by(2).collect());
+            replies = replies.map(|replies| replies.into_iter().skip(1).step_by(2).collect());
         }
-        (self, answers)
+        (self, replies)
     }
 }
 
-fn redirect(errand: usize, answer: &Value, answering: &Endpoint) -> Option<Redirect> {
-    let Value::ServerError(error) = answer else { return None };
+fn parse_redirection(index: usize, reply: &Value, replying: &Endpoint) -> Option<Redirection> {
+    let Value::ServerError(error) = reply else { return None };
     let error = RedisError::from(error.clone());
     let (to, slot) = error.redirect_node()?;
     let moved_slot = (error.kind() == ServerErrorKind::Moved.into()).then_some(slot);
-    Some(Redirect { errand, to: Endpoint::parse(to, answering)?, moved_slot })
+    Some(Redirection { index, to: Endpoint::parse(to, replying)?, moved_slot })
 }

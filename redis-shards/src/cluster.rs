@@ -120,7 +120,10 @@ impl Cluster {
         Err((ErrorKind::Server(ServerErrorKind::TryAgain), "slots are migrating").into())
     }
 
+    /// Refreshes the slot map first: after a failover the old primary may reply as a replica, so the cached map would
+    /// miss the new one unnoticed.
     async fn query_all_primaries(&self, command: &Cmd) -> RedisResult<Value> {
+        self.invalidate_slots();
         let slots = self.slots().await?;
         let replies = join_all(slots.nodes().map(|node| node.connection.query(command))).await;
         let mut last = Value::Nil;

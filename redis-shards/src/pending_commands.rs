@@ -114,7 +114,7 @@ impl<'a> PendingCommands<'a> {
             let Some(command) = self.commands.get_mut(index) else { continue };
             match parse_redirection(index, &reply, &batch.node.endpoint) {
                 Some(redirection) => {
-                    redirected_keys.extend(command.keys.iter().take(1).copied());
+                    redirected_keys.extend(command.keys.iter().copied());
                     redirections.push(redirection);
                 }
                 // The node got the slot between the two: following the redirection would reorder them.
@@ -173,4 +173,38 @@ fn parse_redirection(index: usize, reply: &Value, replying: &Endpoint) -> Option
     let (to, slot) = error.redirect_node()?;
     let moved_slot = (error.kind() == ServerErrorKind::Moved.into()).then_some(slot);
     Some(Redirection { index, to: Endpoint::parse(to, replying)?, moved_slot })
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::parse_redis_value;
+
+    use super::*;
+    use crate::{address::Address, connection::Connection};
+
+    #[tokio::test]
+    async fn reordering_about_any_key_of_a_script_fails_the_call() {
+        let Address::Single(info) = Address::parse("redis://127.0.0.1:1/").unwrap() else {
+            panic!("a cluster")
+        };
+        let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port: 1 };
+        let node = Arc::new(Node { endpoint, connection: Connection::open(info).unwrap() });
+        let mut slots = SlotMap::empty();
+        slots.assign(0, slot_map::SLOTS - 1, &node);
+        let commands = [
+            cmd("EVALSHA").arg("sha").arg(2).arg("{a}1").arg("{a}2").take(),
+            cmd("GET").arg("{a}3").take(),
+            cmd("GET").arg("{a}2").take(),
+        ];
+        let mut pending = PendingCommands::new(&commands).unwrap();
+        let batch = pending.batches(&slots).unwrap().pop().unwrap();
+        let ask = || parse_redis_value(b"-ASK 1 127.0.0.1:2\r\n").unwrap();
+        let redirections = pending.store_replies(&batch, vec![ask(), Value::Nil, ask()]).unwrap();
+        assert_eq!(redirections.len(), 2, "the key of the command in between is another");
+
+        let mut pending = PendingCommands::new(&commands).unwrap();
+        let batch = pending.batches(&slots).unwrap().pop().unwrap();
+        let error = pending.store_replies(&batch, vec![ask(), Value::Nil, Value::Nil]).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Server(ServerErrorKind::TryAgain));
+    }
 }

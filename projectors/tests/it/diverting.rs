@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
+use proptest::{prelude::*, strategy::ValueTree};
 use rdkafka::{
     Timestamp,
     message::{Header, OwnedHeaders, OwnedMessage},
@@ -19,7 +19,7 @@ use vidlog_projectors::{
 
 use crate::{
     folding::{assert_equals_model, partitions},
-    support::{DEADLINE, World, envelope, history, liked, unliked},
+    support::{DEADLINE, World, case_runner, envelope, history, liked, unliked},
 };
 
 /// Histories that the law is tried on.
@@ -44,7 +44,7 @@ struct Case {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_view_is_what_it_would_have_been_after_all_is_retried() {
-    let mut runner = TestRunner::deterministic();
+    let mut runner = case_runner();
     for _ in 0..CASES {
         let case = case().new_tree(&mut runner).unwrap().current();
         let world = World::new().await;

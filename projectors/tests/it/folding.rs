@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
+use proptest::{prelude::*, strategy::ValueTree};
 use vidlog_events::{Envelope, Stream};
 use vidlog_projectors::{
     audit::{self, Model},
@@ -12,7 +12,7 @@ use vidlog_projectors::{
     store::StoreError,
 };
 
-use crate::support::{World, history};
+use crate::support::{World, case_runner, history};
 
 /// Histories a law is tried on.
 const CASES: usize = 12;
@@ -69,9 +69,9 @@ async fn a_batch_that_does_not_follow_is_refused() {
     }
 }
 
-/// Histories with the sizes of the batches that they are cut into. The same every time: a failure can be repeated.
+/// Histories with the sizes of the batches that they are cut into.
 pub(crate) fn cases() -> Vec<(Vec<Envelope>, Vec<usize>)> {
-    let mut runner = TestRunner::deterministic();
+    let mut runner = case_runner();
     let strategy = (history(LENGTH), prop::collection::vec(1..9_usize, 1..8));
     (0..CASES).map(|_| strategy.new_tree(&mut runner).unwrap().current()).collect()
 }

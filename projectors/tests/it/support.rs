@@ -2,8 +2,13 @@
 
 use std::{collections::BTreeSet, ops::Deref, process::Command};
 
-use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
+use proptest::{
+    prelude::*,
+    strategy::ValueTree,
+    test_runner::{RngSeed, TestRunner},
+};
 use tokio::{task::JoinHandle, time::timeout};
+use uuid::Uuid;
 use vidlog_events::*;
 use vidlog_projectors::{Plan, audit, projections, store::Stores, view::Projection};
 use vidlog_service_kit::{config, ops::Readiness, shutdown::Shutdown};
@@ -110,9 +115,21 @@ impl Running {
     }
 }
 
-/// One history, the same in each run.
+/// A source of random cases. Prints its seed, which a failed test shows; `PROPTEST_RNG_SEED=<seed>` repeats the cases.
+pub(crate) fn case_runner() -> TestRunner {
+    let mut config = ProptestConfig::default();
+    let seed = match config.rng_seed {
+        RngSeed::Fixed(seed) => seed,
+        RngSeed::Random => Uuid::new_v4().as_u64_pair().0,
+    };
+    eprintln!("repeat the cases with PROPTEST_RNG_SEED={seed}");
+    config.rng_seed = RngSeed::Fixed(seed);
+    TestRunner::new(config)
+}
+
+/// A random history of more than half a length.
 pub(crate) fn made_up(length: usize) -> Vec<Envelope> {
-    let mut runner = TestRunner::deterministic();
+    let mut runner = case_runner();
     history(length)
         .prop_filter("long", move |events| events.len() > length / 2)
         .new_tree(&mut runner)

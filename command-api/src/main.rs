@@ -3,6 +3,7 @@
 use clap::Parser;
 use tracing::info;
 use vidlog_command_api::{Settings, config::Cli, start};
+use vidlog_contract::http::allow_origins;
 use vidlog_service_kit::{
     clock::Clock,
     ops::{self, Readiness},
@@ -27,10 +28,11 @@ async fn main() -> anyhow::Result<()> {
     };
     let readiness = Readiness::new();
     let api = start(&settings, &readiness).await?;
+    let router = allow_origins(api.router(), &settings.api.cors_origins);
     let ops = ops::router(readiness, metrics, shutdown.clone());
     info!(listen = cli.listen, ops_listen = cli.ops_listen, "command-api listening");
     let served =
-        tokio::try_join!(serve(listener, api.router(), shutdown.clone()), serve(ops_listener, ops, shutdown));
+        tokio::try_join!(serve(listener, router, shutdown.clone()), serve(ops_listener, ops, shutdown));
     api.stop().await;
     served.map(drop)
 }

@@ -12,7 +12,7 @@ use axum::{
 use metrics::counter;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::error;
-use vidlog_contract::{ApiError, error::method_not_allowed};
+use vidlog_contract::{ApiError, error::method_not_allowed, http::merge_slashes};
 
 use crate::{
     metrics::PANICS,
@@ -23,7 +23,7 @@ use crate::{
 
 /// Routes of the command side, with an error response for every other path.
 pub fn router(state: CommandState) -> Router {
-    routes(state).fallback(async || ApiError::no_such_path())
+    merge_slashes(routes(state).fallback(async || ApiError::no_such_path()))
 }
 
 /// Routes of the command side without a fallback, for merging with other routes.

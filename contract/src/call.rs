@@ -1,24 +1,14 @@
 //! A request as a handler receives it: its parameters and its caller.
 
-use std::time::Duration;
-
 use axum::{
-    body::Bytes,
-    extract::{
-        DefaultBodyLimit, FromRef, FromRequest, Request,
-        rejection::{BytesRejection, FailedToBufferBody},
-    },
+    extract::{FromRef, FromRequest, Request},
     http::{
         HeaderMap, Method,
-        header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE},
+        header::{AUTHORIZATION, CONTENT_LENGTH},
     },
 };
 
-use tokio::time::timeout;
-
-use crate::{error::ApiError, limits, params::Params, token::Tokens};
-
-const FORM: &str = "application/x-www-form-urlencoded";
+use crate::{body, error::ApiError, limits, params::Params, token::Tokens};
 
 /// Any request but an upload.
 ///
@@ -55,10 +45,10 @@ where
     async fn from_request(mut request: Request, state: &S) -> Result<Self, ApiError> {
         check_content_length(request.headers(), limits::FORM_BYTES as u64)?;
         let headers = std::mem::take(request.headers_mut());
-        let query = request.uri().query().unwrap_or_default().to_owned();
-        let form =
-            if has_form(request.method(), &headers) { read_form(request).await? } else { Bytes::new() };
-        let params = Params::parse(query.as_bytes(), &form);
+        let mut params = Params::from_query(request.uri().query().unwrap_or_default());
+        if request.method() == Method::POST {
+            body::add_parameters(&mut params, &headers, request).await?;
+        }
         let caller = authenticate(&params, &headers, &Tokens::from_ref(state))?;
         Ok(Self { params, headers, caller })
     }
@@ -97,34 +87,17 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     Ok(Some(token.trim()).filter(|token| scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()))
 }
 
-fn has_form(method: &Method, headers: &HeaderMap) -> bool {
-    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let (media_type, _) = content_type.split_once(';').unwrap_or((content_type, ""));
-    method == Method::POST && media_type.trim().eq_ignore_ascii_case(FORM)
-}
-
-/// The longest time that a form may take to arrive. A slower one only holds a request slot.
-const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Reads the body, up to its limit even without a Content-Length.
-async fn read_form(mut request: Request) -> Result<Bytes, ApiError> {
-    DefaultBodyLimit::max(limits::FORM_BYTES).apply(&mut request);
-    let body = timeout(BODY_TIMEOUT, Bytes::from_request(request, &()));
-    let body = body.await.map_err(|_| ApiError::invalid("the body did not arrive in time"))?;
-    body.map_err(|rejection| match rejection {
-        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
-            ApiError::too_large(limits::FORM_BYTES as u64)
-        }
-        _ => ApiError::invalid("the body ended early"),
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use axum::body::Body;
+    use axum::{
+        body::{Body, Bytes},
+        http::header::CONTENT_TYPE,
+    };
 
     use super::*;
     use crate::error::Code;
+
+    const FORM: &str = "application/x-www-form-urlencoded";
 
     #[derive(Clone)]
     struct App(Tokens);
@@ -172,10 +145,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn body_of_another_type_is_ignored() {
+    async fn json_body_may_contain_the_token() {
+        let json = format!(r#"{{"token": "{}", "a": 2, "b": 3}}"#, app().0.sign(7).unwrap());
         let request =
-            Request::post("/?a=1").header(CONTENT_TYPE, "application/json").body(Body::from("{}")).unwrap();
-        assert_eq!(call(request).await.unwrap().params.required("a"), Ok("1"));
+            Request::post("/?a=1").header(CONTENT_TYPE, "application/json").body(json.into()).unwrap();
+        let call = call(request).await.unwrap();
+        assert_eq!((call.caller(), call.params.required("a")), (Ok(7), Ok("1")));
+        assert_eq!(call.params.required("b"), Ok("3"));
+    }
+
+    #[tokio::test]
+    async fn body_of_another_type_is_an_error() {
+        let request =
+            Request::post("/?a=1").header(CONTENT_TYPE, "text/plain").body(Body::from("b=2")).unwrap();
+        assert_eq!(code(request).await, Some(Code::InvalidParameter));
     }
 
     #[tokio::test]

@@ -3,6 +3,8 @@
 use clap::Args;
 use vidlog_service_kit::config::Secret;
 
+use crate::http::Origins;
+
 /// The token keys, the object store and the public address of media.
 #[derive(Args, Clone, Debug)]
 pub struct ApiConfig {
@@ -15,6 +17,9 @@ pub struct ApiConfig {
     /// Token keys, `kid:secret,kid2:secret2`: the first signs, all verify.
     #[arg(long, env = "VIDLOG_JWT_KEYS", hide_env_values = true)]
     pub jwt_keys: Secret,
+    /// Origins that may call the API from a browser, comma separated: `https://app.example`, or `*` for any.
+    #[arg(long, env = "VIDLOG_CORS_ORIGINS", default_value = "")]
+    pub cors_origins: Origins,
 }
 
 impl ApiConfig {

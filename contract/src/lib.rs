@@ -2,9 +2,11 @@
 //!
 //! The contract is fixed, because the client is. This crate depends on no store and not on the log.
 
+mod body;
 pub mod call;
 pub mod config;
 pub mod error;
+pub mod http;
 pub mod limits;
 mod numbers;
 pub mod objects;

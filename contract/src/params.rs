@@ -1,7 +1,7 @@
 //! The parameters of a request.
 //!
 //! Clients repeat parameters: in the query, and again in the body. The query takes precedence over the body, and the
-//! first value over later ones. A parameter is validated when a handler reads it, so an invalid unknown parameter is
+//! first value over later ones; an empty value counts as missing. A parameter is validated when a handler reads it, so an invalid unknown parameter is
 //! no error.
 
 use std::{collections::HashMap, ops::RangeInclusive};
@@ -32,22 +32,28 @@ enum InvalidText {
 }
 
 impl Params {
-    /// Parses a query and an urlencoded body. Either may be empty.
-    pub fn parse(query: &[u8], form: &[u8]) -> Self {
+    /// Parses a query.
+    pub fn from_query(query: &str) -> Self {
         let mut params = Self::default();
-        for pair in query.split(|byte| *byte == b'&').chain(form.split(|byte| *byte == b'&')) {
-            let mut parts = pair.splitn(2, |byte| *byte == b'=');
-            let name = form_decode(parts.next().unwrap_or_default());
-            if let Ok(name) = str::from_utf8(&name) {
-                params.add(name, &form_decode(parts.next().unwrap_or_default()));
-            }
-        }
+        params.add_urlencoded(query.as_bytes());
         params
     }
 
-    /// Adds a decoded parameter, such as a field of a multipart body, unless its name is present already.
+    /// Adds urlencoded parameters after those that are present.
+    pub(crate) fn add_urlencoded(&mut self, text: &[u8]) {
+        for pair in text.split(|byte| *byte == b'&') {
+            let mut parts = pair.splitn(2, |byte| *byte == b'=');
+            let name = form_decode(parts.next().unwrap_or_default());
+            if let Ok(name) = str::from_utf8(&name) {
+                self.add(name, &form_decode(parts.next().unwrap_or_default()));
+            }
+        }
+    }
+
+    /// Adds a decoded parameter, such as a field of a multipart body, unless its name is present already. An empty value
+    /// counts as missing.
     pub fn add(&mut self, name: &str, value: &[u8]) {
-        if name.is_empty() || self.values.contains_key(name) {
+        if name.is_empty() || value.is_empty() || self.values.contains_key(name) {
             return;
         }
         let value = match str::from_utf8(value) {
@@ -58,11 +64,11 @@ impl Params {
         self.values.insert(name.to_owned(), value);
     }
 
-    /// Returns an optional parameter. An empty value counts as missing.
+    /// Returns an optional parameter.
     pub fn optional(&self, name: &str) -> Result<Option<&str>, ApiError> {
         match self.values.get(name) {
             None => Ok(None),
-            Some(Ok(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+            Some(Ok(text)) => Ok(Some(text)),
             Some(Err(InvalidText::NotUtf8)) => Err(ApiError::invalid(format!("{name} is not valid UTF-8"))),
             Some(Err(InvalidText::HasNul)) => Err(ApiError::invalid(format!("{name} contains a NUL"))),
         }
@@ -133,7 +139,7 @@ mod tests {
     use crate::error::Code;
 
     fn query(text: &str) -> Params {
-        Params::parse(text.as_bytes(), b"")
+        Params::from_query(text)
     }
 
     fn code<T>(result: Result<T, ApiError>) -> Option<Code> {
@@ -142,10 +148,12 @@ mod tests {
 
     #[test]
     fn query_wins_over_body_and_first_value_over_later() {
-        let params = Params::parse(b"a=1&a=2&b=3", b"b=4&c=5&c=6");
+        let mut params = query("a=1&a=2&b=3&d=");
+        params.add_urlencoded(b"b=4&c=5&c=6&d=7");
         assert_eq!(params.required("a"), Ok("1"));
         assert_eq!(params.required("b"), Ok("3"));
         assert_eq!(params.required("c"), Ok("5"));
+        assert_eq!(params.required("d"), Ok("7"), "an empty value is none");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use tracing::info;
+use vidlog_contract::http::allow_origins;
 use vidlog_query_api::{Cli, QueryState, router};
 use vidlog_service_kit::{
     clock::Clock,
@@ -18,9 +19,10 @@ async fn main() -> anyhow::Result<()> {
     let shutdown = Shutdown::on_signal()?;
     let media_base = cli.api.public_base(&cli.listen);
     let state = QueryState::open(&cli.stores, &cli.api, &cli.query, &media_base, Clock::system())?;
+    let router = allow_origins(router(state), &cli.api.cors_origins);
     let ops = ops::router(Readiness::new(), metrics, shutdown.clone());
     let (listener, ops_listener) = (bind(&cli.listen).await?, bind(&cli.ops_listen).await?);
     info!(listen = cli.listen, ops_listen = cli.ops_listen, "query-api listening");
-    tokio::try_join!(serve(listener, router(state), shutdown.clone()), serve(ops_listener, ops, shutdown))?;
+    tokio::try_join!(serve(listener, router, shutdown.clone()), serve(ops_listener, ops, shutdown))?;
     Ok(())
 }

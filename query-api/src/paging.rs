@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     fn page(query: &str) -> Result<Page, ApiError> {
-        Page::from_params(&Params::parse(query.as_bytes(), b""), 500)
+        Page::from_params(&Params::from_query(query), 500)
     }
 
     #[test]

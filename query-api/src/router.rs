@@ -6,7 +6,7 @@ use axum::{
     routing::{MethodRouter, get},
 };
 use tower_http::catch_panic::CatchPanicLayer;
-use vidlog_contract::{ApiError, error::method_not_allowed};
+use vidlog_contract::{ApiError, error::method_not_allowed, http::merge_slashes};
 
 use crate::{
     guard,
@@ -16,7 +16,7 @@ use crate::{
 
 /// Returns the routes, and a 404 for every other path.
 pub fn router(state: QueryState) -> Router {
-    routes(state).fallback(async || ApiError::no_such_path())
+    merge_slashes(routes(state).fallback(async || ApiError::no_such_path()))
 }
 
 /// Returns the routes alone, to be merged with others.

@@ -13,7 +13,11 @@ use vidlog_command_api::{
     config::CommandConfig,
     media::{self, MediaConfig, MediaContext, UploadSource},
 };
-use vidlog_contract::{ApiError, config::ApiConfig};
+use vidlog_contract::{
+    ApiError,
+    config::ApiConfig,
+    http::{allow_origins, merge_slashes},
+};
 use vidlog_projectors::{Plan, cli::Operation, operator_api, projections};
 use vidlog_query_api::{QueryConfig, QueryState};
 use vidlog_service_kit::{
@@ -100,8 +104,9 @@ pub async fn run(cli: Cli, listeners: Listeners, metrics: Metrics, shutdown: Shu
         readiness.clone(),
         shutdown.clone(),
     );
+    let router = allow_origins(router(&command, query), &cli.api.cors_origins);
     let served = tokio::try_join!(
-        serve(listeners.api, router(&command, query), shutdown.clone()),
+        serve(listeners.api, router, shutdown.clone()),
         serve(listeners.ops, ops, shutdown.clone()),
         or_stop_all(projections, &shutdown),
         or_stop_all(media, &shutdown),
@@ -127,11 +132,12 @@ async fn start_command_side(
 }
 
 fn router(command: &CommandApi, query: QueryState) -> Router {
-    command
+    let router = command
         .routes()
         .merge(vidlog_query_api::routes(query))
         .merge(docs::router())
-        .fallback(async || ApiError::no_such_path())
+        .fallback(async || ApiError::no_such_path());
+    merge_slashes(router)
 }
 
 /// A part that ends, ends the process: whoever started it can start it again.

@@ -116,7 +116,7 @@ impl UploadHandler {
             .map_err(|_| ApiError::too_large(limit_bytes))?;
         let query = request.uri().query().unwrap_or_default();
         let headers = request.headers().clone();
-        let handler = Self { state, context, headers, params: Params::parse(query.as_bytes(), b"") };
+        let handler = Self { state, context, headers, params: Params::from_query(query) };
         handler.caller()?;
         Ok(handler)
     }

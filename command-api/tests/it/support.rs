@@ -6,7 +6,7 @@ use redis::{ToRedisArgs, cmd};
 use sqlx::AssertSqlSafe;
 use tempfile::TempDir;
 use vidlog_command_api::{CommandApi, Settings, config::CommandConfig, start, state::CommandState};
-use vidlog_contract::config::ApiConfig;
+use vidlog_contract::{config::ApiConfig, http::Origins};
 use vidlog_schemas::{
     projections::{self, Projection},
     rows::VideoState,
@@ -96,6 +96,8 @@ impl World {
                 public_base: None,
                 object_store: format!("file://{}", self.objects.path().display()),
                 jwt_keys: "a:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa".to_owned().into(),
+
+                cors_origins: Origins::default(),
             },
             log,
             stores,

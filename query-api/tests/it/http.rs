@@ -28,8 +28,8 @@ async fn every_path_takes_an_optional_slash() {
     world.published(100, 1, 1).await;
     let api = world.api();
     for path in PATHS {
-        for slash in ["", "/"] {
-            let answer = api.get_as(1, &format!("/douyin/{path}{slash}?video_id=100&to_user_id=1")).await;
+        for slash in ["", "/", "//"] {
+            let answer = api.get_as(1, &format!("//douyin/{path}{slash}?video_id=100&to_user_id=1")).await;
             assert_eq!(answer.headers["content-type"], "application/json");
             answer.ok();
         }
@@ -46,7 +46,7 @@ fn every_path_is_documented() {
 #[tokio::test]
 async fn other_paths_and_methods_have_the_status_fields() {
     let api = World::new().await.api();
-    for path in ["/", "/douyin", "/douyin/feeds/", "/douyin/feed//"] {
+    for path in ["/", "/douyin", "/douyin/feeds/", "/douyin/fe//ed/"] {
         let answer = api.get(path).await;
         assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
         assert_eq!(answer.body, json!({"status_code": 10011, "status_msg": "there is no such path"}));

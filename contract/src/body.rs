@@ -1,0 +1,249 @@
+//! The body of a POST, read as parameters.
+
+use std::{borrow::Cow, fmt, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{
+        DefaultBodyLimit, FromRequest, Multipart, Request,
+        rejection::{BytesRejection, FailedToBufferBody},
+    },
+    http::{HeaderMap, header::CONTENT_TYPE},
+};
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use tokio::time::timeout;
+
+use crate::{error::ApiError, limits, params::Params};
+
+/// The longest time that a body may take to arrive. A slower one only holds a request slot.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Reads the body of a request up to its limit, even without a Content-Length, and adds its parameters.
+///
+/// Accepts urlencoded forms, multipart forms and flat JSON objects, by Content-Type. An empty body has no parameters,
+/// whatever its type. Any other body is an error: ignoring it would drop parameters silently.
+pub(crate) async fn add_parameters(
+    params: &mut Params,
+    headers: &HeaderMap,
+    request: Request,
+) -> Result<(), ApiError> {
+    let body = read(request).await?;
+    if body.is_empty() {
+        return Ok(());
+    }
+    match media_type(headers).as_str() {
+        "application/x-www-form-urlencoded" => add_form(params, &body),
+        "multipart/form-data" => add_multipart(params, headers, body).await,
+        "application/json" => add_json(params, &body),
+        _ => Err(ApiError::invalid(
+            "the body must be application/x-www-form-urlencoded, multipart/form-data or application/json",
+        )),
+    }
+}
+
+async fn read(mut request: Request) -> Result<Bytes, ApiError> {
+    DefaultBodyLimit::max(limits::FORM_BYTES).apply(&mut request);
+    let body = timeout(BODY_TIMEOUT, Bytes::from_request(request, &()));
+    let body = body.await.map_err(|_| ApiError::invalid("the body did not arrive in time"))?;
+    body.map_err(|rejection| match rejection {
+        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
+            ApiError::too_large(limits::FORM_BYTES as u64)
+        }
+        _ => ApiError::invalid("the body ended early"),
+    })
+}
+
+/// Returns the media type in lower case, without its parameters; empty if there is none.
+fn media_type(headers: &HeaderMap) -> String {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let (media_type, _) = content_type.split_once(';').unwrap_or((content_type, ""));
+    media_type.trim().to_ascii_lowercase()
+}
+
+/// Every text parses as urlencoded. So a name with a character that must be escaped reveals a body of another type: a
+/// client that sets no Content-Type may send JSON as urlencoded.
+fn add_form(params: &mut Params, body: &[u8]) -> Result<(), ApiError> {
+    let is_plain = |byte: &u8| !byte.is_ascii_control() && !b"{}<>\"".contains(byte);
+    let has_plain_name =
+        |pair: &[u8]| pair.split(|byte| *byte == b'=').next().is_none_or(|name| name.iter().all(is_plain));
+    if !body.split(|byte| *byte == b'&').all(has_plain_name) {
+        return Err(ApiError::invalid("the body is not application/x-www-form-urlencoded"));
+    }
+    params.add_urlencoded(body);
+    Ok(())
+}
+
+async fn add_multipart(params: &mut Params, headers: &HeaderMap, body: Bytes) -> Result<(), ApiError> {
+    let malformed = |_| ApiError::invalid("the body is not multipart/form-data");
+    let mut request = Request::new(Body::from(body));
+    *request.headers_mut() = headers.clone();
+    let mut form = Multipart::from_request(request, &())
+        .await
+        .map_err(|_| ApiError::invalid("the Content-Type has no boundary"))?;
+    while let Some(part) = form.next_field().await.map_err(malformed)? {
+        let name = part.name().unwrap_or_default().to_owned();
+        params.add(&name, &part.bytes().await.map_err(malformed)?);
+    }
+    Ok(())
+}
+
+fn add_json(params: &mut Params, body: &[u8]) -> Result<(), ApiError> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    json.deserialize_map(FlatObject(params))
+        .and_then(|()| json.end())
+        .map_err(|error| ApiError::invalid(format!("the body is not a flat JSON object: {error}")))
+}
+
+/// Adds the members of a flat JSON object to the parameters, in their order. Numbers keep their digits.
+struct FlatObject<'a>(&'a mut Params);
+
+impl<'de> Visitor<'de> for FlatObject<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of strings, numbers and booleans")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut members: M) -> Result<(), M::Error> {
+        while let Some((name, value)) = members.next_entry::<Cow<'de, str>, &'de RawValue>()? {
+            let text = match value.get() {
+                "null" => continue,
+                text if text.starts_with('"') => {
+                    serde_json::from_str(text).map_err(serde::de::Error::custom)?
+                }
+                nested if nested.starts_with(['{', '[']) => {
+                    return Err(serde::de::Error::custom(format!("{name} is nested")));
+                }
+                scalar => scalar.to_owned(),
+            };
+            self.0.add(&name, text.as_bytes());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    async fn parse(content_type: &str, body: impl Into<Body>) -> Result<Params, ApiError> {
+        let request = Request::post("/").header(CONTENT_TYPE, content_type).body(body.into()).unwrap();
+        let headers = request.headers().clone();
+        let mut params = Params::from_query("query=1");
+        add_parameters(&mut params, &headers, request).await.map(|()| params)
+    }
+
+    async fn json(body: &'static str) -> Result<Params, ApiError> {
+        parse("application/json; charset=utf-8", body).await
+    }
+
+    #[tokio::test]
+    async fn json_members_are_parameters() {
+        let params = json(
+            r#" {"text": "a\n\"b\" 字 \ud83d\ude00", "id": 4.5e+15, "big": 9007199254740993, "yes": true,
+                 "text": "second", "query": 2, "n\u0061me": "x"} "#,
+        );
+        let params = params.await.unwrap();
+        for (name, value) in [
+            ("text", "a\n\"b\" 字 😀"),
+            ("big", "9007199254740993"),
+            ("yes", "true"),
+            ("query", "1"),
+            ("name", "x"),
+        ] {
+            assert_eq!(params.required(name), Ok(value));
+        }
+        assert_eq!(params.id("id"), Ok(4_500_000_000_000_000));
+        assert_eq!(params.id("big").unwrap_err().code, Code::InvalidParameter);
+    }
+
+    #[tokio::test]
+    async fn null_and_empty_strings_are_missing() {
+        let params = json(r#"{"a": null, "b": "", "a": "1", "b": 2}"#).await.unwrap();
+        assert_eq!((params.required("a"), params.required("b")), (Ok("1"), Ok("2")));
+        assert_eq!(json("{}").await.unwrap().optional("a"), Ok(None));
+    }
+
+    #[tokio::test]
+    async fn other_json_is_an_error() {
+        for body in [
+            "[]",
+            "1",
+            "null",
+            "\"a\"",
+            "{",
+            "{\"a\": 1",
+            "{\"a\": {}}",
+            "{\"a\": [1]}",
+            "{\"a\": 1} x",
+            "a=1",
+            "{\"a\": 01}",
+            "{'a': 1}",
+            "{\"a\": \"\\ud800\"}",
+            " ",
+        ] {
+            assert_eq!(json(body).await.unwrap_err().code, Code::InvalidParameter, "{body}");
+        }
+        let bytes = parse("application/json", &b"{\"a\": \"\xff\"}"[..]).await;
+        assert_eq!(bytes.unwrap_err().code, Code::InvalidParameter);
+    }
+
+    #[tokio::test]
+    async fn text_with_a_nul_is_an_error_when_read() {
+        let params = json(r#"{"a": "x\u0000"}"#).await.unwrap();
+        assert_eq!(params.optional("a").unwrap_err().code, Code::InvalidParameter);
+    }
+
+    #[tokio::test]
+    async fn multipart_fields_are_parameters() {
+        let body = "--b\r\nContent-Disposition: form-data; name=\"text\"\r\n\r\nline 1\nline 2\r\n\
+            --b\r\nContent-Disposition: form-data; name=\"text\"\r\n\r\nsecond\r\n\
+            --b\r\nContent-Disposition: form-data; name=\"query\"\r\n\r\n2\r\n--b--\r\n";
+        let params = parse("multipart/form-data; boundary=b", body).await.unwrap();
+        assert_eq!(params.required("text"), Ok("line 1\nline 2"));
+        assert_eq!(params.required("query"), Ok("1"));
+        for (content_type, body) in [
+            ("multipart/form-data", body),
+            ("multipart/form-data; boundary=c", body),
+            ("multipart/form-data; boundary=b", "a=1"),
+            ("multipart/form-data; boundary=b", &body[..body.len() - 12]),
+        ] {
+            let error = parse(content_type, body).await.unwrap_err();
+            assert_eq!(error.code, Code::InvalidParameter, "{content_type} {body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn other_bodies_declared_as_urlencoded_are_errors() {
+        let form = "application/x-www-form-urlencoded";
+        let params = parse(form, "a=%7B1%7D&b=a+b&flag&query=2").await.unwrap();
+        assert_eq!((params.required("a"), params.required("b")), (Ok("{1}"), Ok("a b")));
+        assert_eq!(params.required("query"), Ok("1"));
+        for body in [
+            "{\"a\": 1}",
+            "{\"a\": \"x=1\"}",
+            "<a b=\"1\">",
+            "--b\r\nContent-Disposition: form-data; name=\"a\"",
+        ] {
+            assert_eq!(parse(form, body).await.unwrap_err().code, Code::InvalidParameter, "{body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn body_of_another_type_is_an_error_unless_empty() {
+        for content_type in
+            ["text/plain", "application/octet-stream", "application/jsonx", "", "multipart/mixed"]
+        {
+            assert_eq!(parse(content_type, "a=1").await.unwrap_err().code, Code::InvalidParameter);
+            parse(content_type, "").await.unwrap();
+        }
+        for content_type in ["application/json", "multipart/form-data", "APPLICATION/X-WWW-Form-urlencoded"] {
+            parse(content_type, "").await.unwrap();
+        }
+        let request = Request::post("/").body(Body::from("a=1")).unwrap();
+        let error = add_parameters(&mut Params::default(), &HeaderMap::new(), request).await.unwrap_err();
+        assert_eq!(error.code, Code::InvalidParameter);
+    }
+}

@@ -26,7 +26,7 @@ use crate::{
     tag = "messages",
     params(
         ("to_user_id" = i64, Query),
-        ("action_type" = i32, Query, description = "1 send"),
+        ("action_type" = Option<i32>, Query, description = "1 send; default: 1"),
         ("content" = String, Query, description = "1 to 255 characters"),
         IdempotencyKey,
         PositionHeader,
@@ -41,7 +41,9 @@ pub(crate) async fn action(
     run_command("message", async {
         let caller = call.caller()?;
         let to_user_id = call.params.id("to_user_id")?;
-        if call.params.action_type()? != Action::Do {
+        // Some clients omit it.
+        let is_given = call.params.optional("action_type")?.is_some();
+        if is_given && call.params.action_type()? != Action::Do {
             return Err(ApiError::invalid("action_type must be 1"));
         }
         let content = call.params.limited_text("content", limits::MESSAGE_CONTENT)?;

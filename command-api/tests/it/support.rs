@@ -96,7 +96,6 @@ impl World {
                 public_base: None,
                 object_store: format!("file://{}", self.objects.path().display()),
                 jwt_keys: "a:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa".to_owned().into(),
-
                 cors_origins: Origins::default(),
             },
             log,

@@ -21,6 +21,9 @@ use crate::client::User;
 /// Signs tokens of callers that need no account, such as a thousand likers.
 const JWT_KEYS: &str = "test:0123456789abcdef0123456789abcdef";
 
+/// The origin that may call the system under test from a browser.
+pub(crate) const ALLOWED_ORIGIN: &str = "https://app.example";
+
 /// The system under test.
 pub(crate) struct App {
     pub(crate) log: Log,
@@ -108,6 +111,7 @@ impl Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_standalone"));
         command
             .args(["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--log", "warn"])
+            .args(["--cors-origins", ALLOWED_ORIGIN])
             .args([
                 "--partitions",
                 &PARTITIONS.to_string(),

@@ -5,6 +5,7 @@
 
 mod app;
 mod client;
+mod dialects;
 mod exactness;
 mod faults;
 mod openapi;

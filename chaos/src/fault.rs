@@ -1,4 +1,4 @@
-//! What can go wrong, or be done, while a system runs; and in words.
+//! The faults of a plan, and how they are described.
 
 use std::{fmt, time::Duration};
 
@@ -14,7 +14,7 @@ pub(crate) enum Process {
     Api,
     /// One of the projectors.
     Projectors(usize),
-    /// Whatever the operator has just started.
+    /// The operator's current command.
     Operator,
 }
 
@@ -28,76 +28,76 @@ impl fmt::Display for Process {
     }
 }
 
-/// A place at which a process dies, and the time that it passes there.
+/// A failpoint, and the pass at which it aborts its process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failpoint {
-    /// The place.
+    /// The failpoint's name.
     pub(crate) point: &'static str,
-    /// The time.
-    pub(crate) time: u64,
+    /// The pass, counted from 1.
+    pub(crate) pass: u64,
 }
 
 impl fmt::Display for Failpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.point, self.time)
+        write!(f, "{}:{}", self.point, self.pass)
     }
 }
 
-/// Something that goes wrong.
+/// A fault, or an operator action under faults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// `kill -9` of a process, which is started again.
-    Kill { process: Process, away: Duration },
-    /// `kill -9` of a store, which is started again.
-    KillStore { store: Store, away: Duration },
-    /// A process is stopped for longer than its session lives, and then goes on with what it was about to write.
-    Zombie { projectors: usize, away: Duration },
-    /// The same, and what a process sent last arrives only when others have taken its partitions over.
-    Late { projectors: usize, away: Duration },
-    /// A store is stopped, and then goes on with what it was asked.
-    Freeze { store: Store, away: Duration },
-    /// The connections of a process to a store are reset.
+    /// A process is killed, and restarted.
+    Kill { process: Process, downtime: Duration },
+    /// A store is killed, and restarted.
+    KillStore { store: Store, downtime: Duration },
+    /// A process is suspended for longer than its session timeout; then it tries to finish its writes.
+    Zombie { projectors: usize, duration: Duration },
+    /// The same, and its last requests arrive only after other processes took over its partitions.
+    DelayedWrites { projectors: usize, duration: Duration },
+    /// A store is suspended; then it executes the requests that it received.
+    SuspendStore { store: Store, duration: Duration },
+    /// The connections from a process to a store are reset.
     Reset { process: Process, store: Store },
-    /// The way from a process to a store is bad for a while.
-    Impair { process: Process, store: Store, condition: Condition, lasting: Duration },
-    /// Redis loses everything.
+    /// The link from a process to a store has a condition for a while.
+    Impair { process: Process, store: Store, condition: Condition, duration: Duration },
+    /// Redis loses all data.
     Flush,
-    /// Redis goes back to what it was a moment ago, as after a failover or from a backup.
-    Rewind { back: Duration },
-    /// Projectors come and go.
-    Storm { rounds: Vec<Round> },
-    /// An operator folds a view anew.
-    Rebuild { projection: &'static str, cut: Option<Cut>, then: Then },
-    /// An operator has a projection stand still for a while, in which one of its processes may die.
-    Pause { projection: &'static str, lasting: Duration, killed: Option<usize> },
-    /// Records come that can't be decoded.
-    Poison(Poison),
+    /// Redis loses its latest writes, as after a failover or a restored backup.
+    Rewind { by: Duration },
+    /// Projectors start and exit in quick succession.
+    RebalanceStorm { rounds: Vec<StormRound> },
+    /// The operator rebuilds a view.
+    Rebuild { projection: &'static str, kill: Option<KillAt>, then: AfterKill },
+    /// The operator pauses a projection for a while; a process of the projectors may be killed meanwhile.
+    Pause { projection: &'static str, duration: Duration, killed: Option<usize> },
+    /// Undecodable records are appended.
+    BadRecords(BadRecords),
 }
 
 impl Fault {
-    /// Whether it is something that an operator does, or has to see to.
+    /// Whether the fault is an operator action, or requires one.
     pub(crate) const fn is_operation(&self) -> bool {
-        matches!(self, Self::Rebuild { .. } | Self::Pause { .. } | Self::Poison(_))
+        matches!(self, Self::Rebuild { .. } | Self::Pause { .. } | Self::BadRecords(_))
     }
 }
 
-/// An extra instance of the projectors comes, and goes.
+/// An extra process of the projectors that starts and exits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Round {
-    /// Which.
+pub(crate) struct StormRound {
+    /// Its number.
     pub(crate) projectors: usize,
-    /// How long it stays.
-    pub(crate) staying: Duration,
-    /// How it goes.
-    pub(crate) leaving: Leaving,
+    /// How long it runs.
+    pub(crate) uptime: Duration,
+    /// How it exits.
+    pub(crate) exit: Exit,
 }
 
-/// How an instance goes.
+/// How a process exits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Leaving {
-    /// It says goodbye.
+pub(crate) enum Exit {
+    /// After SIGTERM: it leaves its groups.
     Terminated,
-    /// It is gone.
+    /// After SIGKILL.
     Killed,
 }
 
@@ -105,71 +105,79 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = |duration: &Duration| format!("{:.1} s", duration.as_secs_f64());
         match self {
-            Self::Kill { process, away } => write!(f, "kill -9 {process}, away for {}", seconds(away)),
-            Self::KillStore { store, away } => write!(f, "kill -9 {store}, away for {}", seconds(away)),
-            Self::Zombie { projectors, away } => {
-                write!(f, "{} is stopped for {}", Process::Projectors(*projectors), seconds(away))
+            Self::Kill { process, downtime } => {
+                write!(f, "kill -9 {process}, down for {}", seconds(downtime))
             }
-            Self::Late { projectors, away } => {
+            Self::KillStore { store, downtime } => {
+                write!(f, "kill -9 {store}, down for {}", seconds(downtime))
+            }
+            Self::Zombie { projectors, duration } => {
+                write!(f, "{} is suspended for {}", Process::Projectors(*projectors), seconds(duration))
+            }
+            Self::DelayedWrites { projectors, duration } => {
                 let process = Process::Projectors(*projectors);
-                write!(f, "{process} is stopped for {}, what it sent last arrives after that", seconds(away))
+                write!(
+                    f,
+                    "{process} is suspended for {}, its last requests arrive afterwards",
+                    seconds(duration)
+                )
             }
-            Self::Freeze { store, away } => write!(f, "{store} is stopped for {}", seconds(away)),
-            Self::Reset { process, store } => write!(f, "connections {process} to {store} are reset"),
-            Self::Impair { process, store, condition, lasting } => {
-                write!(f, "{process} to {store} is {condition} for {}", seconds(lasting))
+            Self::SuspendStore { store, duration } => {
+                write!(f, "{store} is suspended for {}", seconds(duration))
+            }
+            Self::Reset { process, store } => write!(f, "connections from {process} to {store} are reset"),
+            Self::Impair { process, store, condition, duration } => {
+                write!(f, "link from {process} to {store} is {condition} for {}", seconds(duration))
             }
             Self::Flush => f.write_str("FLUSHALL"),
-            Self::Rewind { back } => {
-                write!(f, "redis is killed and comes back as it was {} ago", seconds(back))
+            Self::Rewind { by } => write!(f, "redis is killed and loses its last {} of writes", seconds(by)),
+            Self::RebalanceStorm { rounds } => write!(f, "rebalance storm of {} rounds", rounds.len()),
+            Self::Rebuild { projection, kill: None, .. } => write!(f, "rebuild of {projection}"),
+            Self::Rebuild { projection, kill: Some(kill), then } => {
+                write!(f, "rebuild of {projection}, {kill} and {then}")
             }
-            Self::Storm { rounds } => write!(f, "{} rounds of projectors that come and go", rounds.len()),
-            Self::Rebuild { projection, cut: None, .. } => write!(f, "rebuild of {projection}"),
-            Self::Rebuild { projection, cut: Some(cut), then } => {
-                write!(f, "rebuild of {projection}, {cut} and {then}")
-            }
-            Self::Pause { projection, lasting, killed } => {
-                write!(f, "{projection} is paused for {}", seconds(lasting))?;
+            Self::Pause { projection, duration, killed } => {
+                write!(f, "{projection} is paused for {}", seconds(duration))?;
                 match killed {
                     Some(number) => write!(f, ", kill -9 {} meanwhile", Process::Projectors(*number)),
                     None => Ok(()),
                 }
             }
-            Self::Poison(poison) => poison.fmt(f),
+            Self::BadRecords(records) => records.fmt(f),
         }
     }
 }
 
-/// Where a command of an operator is cut off by `kill -9`, if it comes so far.
+/// When an operator's command is killed, if it runs that long.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Cut {
-    /// After so long.
-    After(Duration),
+pub(crate) enum KillAt {
+    /// After a time.
+    Time(Duration),
     /// At a failpoint.
-    At(Failpoint),
+    Failpoint(Failpoint),
 }
 
-impl fmt::Display for Cut {
+impl fmt::Display for KillAt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::After(time) => write!(f, "cut off after {:.1} s", time.as_secs_f64()),
-            Self::At(failpoint) => write!(f, "cut off at {failpoint}"),
+            Self::Time(time) => write!(f, "killed after {:.1} s", time.as_secs_f64()),
+            Self::Failpoint(failpoint) => write!(f, "killed at {failpoint}"),
         }
     }
 }
 
-/// What becomes of a rebuild that was cut off.
+/// The operator's next action after a killed rebuild.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Then {
-    /// It is run again.
+pub(crate) enum AfterKill {
+    /// Runs the rebuild again.
     Resumed,
-    /// What it made is dropped.
+    /// Drops its generation.
     Dropped,
-    /// It is left as it is, until all faults are over.
+    /// Does nothing until all faults are over.
     Left,
 }
 
-impl fmt::Display for Then {
+impl fmt::Display for AfterKill {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Resumed => "resumed",
@@ -179,43 +187,43 @@ impl fmt::Display for Then {
     }
 }
 
-/// Records of one key that can't be decoded.
+/// Undecodable records of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Poison {
-    /// The stream that they come in.
+pub(crate) struct BadRecords {
+    /// Their stream.
     pub(crate) stream: Stream,
-    /// Which of those who are there has the key.
+    /// Selects the key among those of existing entities.
     pub(crate) entity: usize,
-    /// How many there are, one right after the other.
-    pub(crate) records: usize,
+    /// How many follow each other.
+    pub(crate) count: usize,
     /// What is wrong with them.
-    pub(crate) form: Form,
-    /// How long after that an operator discards them. Else that is done when all faults are over.
-    pub(crate) discarded: Option<Duration>,
-    /// Where the first discard is cut off.
-    pub(crate) cut: Option<Cut>,
+    pub(crate) defect: Defect,
+    /// When the operator discards them; otherwise that happens when all faults are over.
+    pub(crate) discard_after: Option<Duration>,
+    /// When the first discard is killed.
+    pub(crate) kill: Option<KillAt>,
 }
 
-impl fmt::Display for Poison {
+impl fmt::Display for BadRecords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { stream, records, form, .. } = self;
-        match records {
-            1 => write!(f, "a record of {stream} {form}")?,
-            _ => write!(f, "{records} records of {stream} {form}")?,
+        let Self { stream, count, defect, .. } = self;
+        match count {
+            1 => write!(f, "a record of {stream} {defect}")?,
+            _ => write!(f, "{count} records of {stream} {defect}")?,
         }
-        if let Some(after) = self.discarded {
-            write!(f, ", discarded {:.1} s later", after.as_secs_f64())?;
+        if let Some(delay) = self.discard_after {
+            write!(f, ", discarded {:.1} s later", delay.as_secs_f64())?;
         }
-        self.cut.as_ref().map_or(Ok(()), |cut| write!(f, ", {cut}"))
+        self.kill.as_ref().map_or(Ok(()), |kill| write!(f, ", {kill}"))
     }
 }
 
 /// What is wrong with a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// Its type is not known.
+pub(crate) enum Defect {
+    /// Its type does not exist.
     UnknownType,
-    /// Its value is not what its type says.
+    /// Its value is not of its type.
     BrokenValue,
     /// It has no value.
     NoValue,
@@ -223,12 +231,12 @@ pub(crate) enum Form {
     NoType,
 }
 
-impl Form {
-    /// All of them.
+impl Defect {
+    /// Every defect.
     pub(crate) const ALL: [Self; 4] = [Self::UnknownType, Self::BrokenValue, Self::NoValue, Self::NoType];
 }
 
-impl fmt::Display for Form {
+impl fmt::Display for Defect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::UnknownType => "of an unknown type",
@@ -239,16 +247,16 @@ impl fmt::Display for Form {
     }
 }
 
-/// A fault at its time.
+/// A fault with its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Planned {
-    /// When, from the beginning of the load.
+pub(crate) struct PlannedFault {
+    /// The time since the start of the load.
     pub(crate) at: Duration,
-    /// What.
+    /// The fault.
     pub(crate) fault: Fault,
 }
 
-impl fmt::Display for Planned {
+impl fmt::Display for PlannedFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.1} s: {}", self.at.as_secs_f64(), self.fault)
     }

@@ -1,220 +1,139 @@
-//! Carries a plan out.
+//! Injects the faults of a plan.
 
-use std::{
-    collections::BTreeSet,
-    fs::OpenOptions,
-    sync::{Arc, MutexGuard, OnceLock, PoisonError},
-    time::Duration,
-};
+use std::{fs::OpenOptions, time::Duration};
 
 use anyhow::Context;
 use futures::future::try_join_all;
 use redis::cmd;
 use rustix::process::Signal;
-use tokio::{
-    sync::Mutex,
-    time::{Instant, sleep, sleep_until},
-};
+use tokio::time::{Instant, sleep, sleep_until};
 use vidlog_redis_shards::Redis;
 use vidlog_test_support::Condition;
 
 use crate::{
-    fault::{Fault, Leaving, Planned, Process, Round},
+    fault::{Exit, Fault, PlannedFault, StormRound},
     instance::Instance,
-    ledger::Command,
-    operate::Deeds,
-    operator::Operator,
-    poison::Poisoner,
-    stack::{Frozen, Stack, Store},
-    system::System,
-    until,
+    run::Run,
+    stack::{Store, Suspended},
+    wait::until,
 };
 
-/// How long requests are held up before the process that sends them is stopped: until every partition has sent one.
-const HELD_UP: Duration = Duration::from_millis(300);
-/// Between two rounds of a storm.
-const LULL: Duration = Duration::from_millis(100);
+/// How long requests are stalled before their process is suspended: until every partition has sent one.
+const STALL: Duration = Duration::from_millis(300);
+/// Pause between two rounds of a rebalance storm.
+const STORM_PAUSE: Duration = Duration::from_millis(100);
 
-/// What faults are done to.
-pub(crate) struct Stage {
-    /// The system under test.
-    pub(crate) system: System,
-    /// What it stands on.
-    pub(crate) stack: Arc<Stack>,
-    /// Held by whoever kills or stops a store, by store: a store suffers one fault at a time.
-    pub(crate) turns: [Mutex<()>; Store::ALL.len()],
-    /// Puts bad records into the log.
-    pub(crate) poisoner: Poisoner,
-    /// Everyone who has an account, once they have.
-    pub(crate) users: OnceLock<Vec<i64>>,
-    notes: std::sync::Mutex<Notes>,
-}
-
-/// What was done so far.
-#[derive(Default)]
-pub(crate) struct Notes {
-    /// By operators.
-    pub(crate) deeds: Deeds,
-    /// The views that they folded anew, or began to.
-    pub(crate) rebuilt: BTreeSet<&'static str>,
-    /// What was refused, and why.
-    pub(crate) refusals: Vec<String>,
-    /// What rebuilds found to differ.
-    pub(crate) differing: Vec<String>,
-    /// The records that can't be decoded.
-    pub(crate) poisoned: Vec<Command>,
-}
-
-impl Notes {
-    /// Notes what was refused, with the reason in what the command said, on one line: the error, if it names one.
-    pub(crate) fn refused(&mut self, what: &str, said: &str) {
-        let why: Vec<_> = said[said.find("Error:").unwrap_or(0)..].split_whitespace().collect();
-        self.refusals.push(format!("{what}: {}", why.join(" ")));
-    }
-}
-
-/// Carries out all faults of a plan, each at its time, and returns when the last is over.
-pub(crate) async fn inject(stage: &Stage, faults: &[Planned]) -> anyhow::Result<()> {
-    let begin = Instant::now();
-    let suffered = faults.iter().map(async |Planned { at, fault }| {
-        sleep_until(begin + *at).await;
-        stage.suffer(fault).await.with_context(|| format!("this fault went wrong: {fault}"))
+/// Injects all faults of a plan, each at its time; returns when the last is over.
+pub(crate) async fn inject(run: &Run, faults: &[PlannedFault]) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let injected = faults.iter().map(async |PlannedFault { at, fault }| {
+        sleep_until(start + *at).await;
+        run.inject(fault).await.with_context(|| format!("failed to inject: {fault}"))
     });
-    try_join_all(suffered).await.map(drop)
+    try_join_all(injected).await.map(drop)
 }
 
-impl Stage {
-    /// A stage on which nothing has happened yet.
-    pub(crate) fn new(system: System, stack: Arc<Stack>) -> anyhow::Result<Self> {
-        let poisoner = Poisoner::new(&system)?;
-        let (turns, users, notes) = Default::default();
-        Ok(Self { system, stack, turns, poisoner, users, notes })
-    }
-
-    /// What was done so far.
-    pub(crate) fn notes(&self) -> MutexGuard<'_, Notes> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Who operates the system.
-    pub(crate) const fn operator(&self) -> &Operator {
-        &self.system.operator
-    }
-
-    async fn suffer(&self, fault: &Fault) -> anyhow::Result<()> {
+impl Run {
+    async fn inject(&self, fault: &Fault) -> anyhow::Result<()> {
         match fault {
-            Fault::Kill { process, away } => self.kill(*process, *away).await,
-            Fault::KillStore { store, away } => self.kill_store(*store, *away).await,
-            Fault::Zombie { projectors, away } => self.stop(*projectors, *away).await,
-            Fault::Late { projectors, away } => self.delay_writes(*projectors, *away).await,
-            Fault::Freeze { store, away } => self.freeze(*store, *away).await,
+            Fault::Kill { process, downtime } => self.kill(*process, *downtime).await,
+            Fault::KillStore { store, downtime } => self.kill_store(*store, *downtime).await,
+            Fault::Zombie { projectors, duration } => self.suspend_projectors(*projectors, *duration).await,
+            Fault::DelayedWrites { projectors, duration } => self.delay_writes(*projectors, *duration).await,
+            Fault::SuspendStore { store, duration } => self.suspend_store(*store, *duration).await,
             Fault::Reset { process, store } => {
                 self.system.links(*process).to(*store).reset();
                 Ok(())
             }
-            Fault::Impair { process, store, condition, lasting } => {
-                let _turn = self.system.turn(*process).lock().await;
+            Fault::Impair { process, store, condition, duration } => {
+                let _lock = self.system.fault_lock(*process).lock().await;
                 let link = self.system.links(*process).to(*store);
                 link.set(*condition);
-                sleep(*lasting).await;
+                sleep(*duration).await;
                 link.set(Condition::Open);
                 Ok(())
             }
             Fault::Flush => self.flush().await,
-            Fault::Rewind { back } => self.rewind(*back).await,
-            Fault::Storm { rounds } => self.storm(rounds).await,
-            Fault::Rebuild { projection, cut, then } => self.rebuild(projection, cut.as_ref(), *then).await,
-            Fault::Pause { projection, lasting, killed } => self.halt(projection, *lasting, *killed).await,
-            Fault::Poison(poison) => self.poison(poison).await,
+            Fault::Rewind { by } => self.rewind(*by).await,
+            Fault::RebalanceStorm { rounds } => self.rebalance_storm(rounds).await,
+            Fault::Rebuild { projection, kill, then } => self.rebuild(projection, kill.as_ref(), *then).await,
+            Fault::Pause { projection, duration, killed } => self.pause(projection, *duration, *killed).await,
+            Fault::BadRecords(records) => self.append_bad_records(records).await,
         }
     }
 
-    pub(crate) async fn kill(&self, process: Process, away: Duration) -> anyhow::Result<()> {
-        let Some(instance) = self.system.instance(process) else {
-            return Ok(());
-        };
-        let _turn = instance.turn.lock().await;
-        instance.end(Signal::KILL).await?;
-        sleep(away).await;
-        instance.start()
-    }
-
-    async fn kill_store(&self, store: Store, away: Duration) -> anyhow::Result<()> {
-        let _turn = self.turn(store).lock().await;
+    async fn kill_store(&self, store: Store, downtime: Duration) -> anyhow::Result<()> {
+        let _lock = self.store_lock(store).lock().await;
         self.stack.kill(store).await?;
-        sleep(away).await;
+        sleep(downtime).await;
         self.stack.up().await
     }
 
-    async fn stop(&self, projectors: usize, away: Duration) -> anyhow::Result<()> {
+    async fn suspend_projectors(&self, projectors: usize, duration: Duration) -> anyhow::Result<()> {
         let instance = &self.system.projectors[projectors];
-        let _turn = instance.turn.lock().await;
-        stop(instance, away).await
+        let _lock = instance.fault_lock.lock().await;
+        suspend(instance, duration).await
     }
 
-    /// Pauses a process whose last requests are held up on their way.
-    async fn delay_writes(&self, projectors: usize, away: Duration) -> anyhow::Result<()> {
+    /// Suspends a process while its last requests are stalled.
+    async fn delay_writes(&self, projectors: usize, duration: Duration) -> anyhow::Result<()> {
         let instance = &self.system.projectors[projectors];
-        let _turn = instance.turn.lock().await;
+        let _lock = instance.fault_lock.lock().await;
         let links = [&instance.links.mysql, &instance.links.redis];
         for link in links {
             link.set(Condition::Stalled);
         }
-        sleep(HELD_UP).await;
-        let stopped = stop(instance, away).await;
+        sleep(STALL).await;
+        let suspended = suspend(instance, duration).await;
         for link in links {
             link.set(Condition::Open);
         }
-        stopped
+        suspended
     }
 
-    async fn freeze(&self, store: Store, away: Duration) -> anyhow::Result<()> {
-        let _turn = self.turn(store).lock().await;
-        let _frozen = Frozen::new(|| self.stack.freeze(store), || self.stack.wake(store))?;
-        sleep(away).await;
+    async fn suspend_store(&self, store: Store, duration: Duration) -> anyhow::Result<()> {
+        let _lock = self.store_lock(store).lock().await;
+        let _suspended = Suspended::new(|| self.stack.suspend(store), || self.stack.resume(store))?;
+        sleep(duration).await;
         Ok(())
     }
 
     async fn flush(&self) -> anyhow::Result<()> {
-        let _turn = self.turn(Store::Redis).lock().await;
+        let _lock = self.store_lock(Store::Redis).lock().await;
         let redis = Redis::open(self.system.stores.redis_url.reveal())?;
         until("redis is flushed", async || redis.query::<()>(&cmd("FLUSHALL")).await.is_ok()).await
     }
 
-    /// Kills Redis, and takes away what it has written to its file of late.
-    async fn rewind(&self, back: Duration) -> anyhow::Result<()> {
-        let _turn = self.turn(Store::Redis).lock().await;
+    /// Kills Redis and cuts off the end of its file, which holds the latest writes.
+    async fn rewind(&self, by: Duration) -> anyhow::Result<()> {
+        let _lock = self.store_lock(Store::Redis).lock().await;
         let (file, length) = self.stack.redis_file()?;
-        sleep(back).await;
+        sleep(by).await;
         self.stack.kill(Store::Redis).await?;
         OpenOptions::new().write(true).open(file)?.set_len(length)?;
         self.stack.up().await
     }
 
-    async fn storm(&self, rounds: &[Round]) -> anyhow::Result<()> {
+    async fn rebalance_storm(&self, rounds: &[StormRound]) -> anyhow::Result<()> {
         for round in rounds {
             let instance = &self.system.projectors[round.projectors];
-            let _turn = instance.turn.lock().await;
+            let _lock = instance.fault_lock.lock().await;
             instance.start()?;
-            sleep(round.staying).await;
-            match round.leaving {
-                Leaving::Terminated => instance.end(Signal::TERM).await?,
-                Leaving::Killed => instance.end(Signal::KILL).await?,
+            sleep(round.uptime).await;
+            match round.exit {
+                Exit::Terminated => instance.end(Signal::TERM).await?,
+                Exit::Killed => instance.end(Signal::KILL).await?,
             }
-            sleep(LULL).await;
+            sleep(STORM_PAUSE).await;
         }
         Ok(())
     }
-
-    fn turn(&self, store: Store) -> &Mutex<()> {
-        &self.turns[store as usize]
-    }
 }
 
-/// Stops a process for a while.
-async fn stop(instance: &Instance, away: Duration) -> anyhow::Result<()> {
-    let wake = || _ = instance.signal(Signal::CONT);
-    let _frozen = Frozen::new(|| instance.signal(Signal::STOP), wake)?;
-    sleep(away).await;
+/// Suspends a process for a while.
+async fn suspend(instance: &Instance, duration: Duration) -> anyhow::Result<()> {
+    let resume = || _ = instance.signal(Signal::CONT);
+    let _suspended = Suspended::new(|| instance.signal(Signal::STOP), resume)?;
+    sleep(duration).await;
     Ok(())
 }

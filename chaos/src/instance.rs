@@ -1,4 +1,4 @@
-//! A process of the system under test: started again when it dies, unless it is meant to be gone.
+//! A process of the system under test: restarted when it exits, unless it should be down.
 
 use std::{
     collections::VecDeque,
@@ -21,44 +21,43 @@ use vidlog_test_support::Link;
 
 use crate::{connection_owner::ConnectionOwners, fault::Failpoint, stack::Store};
 
-/// How long a process may take to end after SIGTERM: longer than it grants itself.
-const END_TIMEOUT: Duration = Duration::from_secs(30);
-/// Between two looks whether a process has ended.
-const LOOK: Duration = Duration::from_millis(20);
+/// How long a process may take to exit after SIGTERM: longer than its own drain timeout.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What a process is started with.
+/// How a process is started.
 pub(crate) struct Launch {
-    /// Its name, also of its log.
+    /// The name of the process and of its log file.
     pub(crate) name: String,
-    /// The program.
+    /// The path of the program.
     pub(crate) program: PathBuf,
-    /// Its arguments.
+    /// The arguments.
     pub(crate) arguments: Vec<String>,
-    /// And what it is told beside them.
+    /// The environment variables.
     pub(crate) environment: Vec<(&'static str, String)>,
-    /// Where its output goes.
+    /// The log file.
     pub(crate) log: PathBuf,
-    /// The failpoints of its first starts, one each; later ones have none.
+    /// The failpoints of its first starts, one each; later starts have none.
     pub(crate) failpoints: VecDeque<Failpoint>,
 }
 
-/// The ways from a process to what it needs.
+/// The links from a process to its stores.
 pub(crate) struct Links {
-    /// To the log.
+    /// To Kafka.
     pub(crate) kafka: Arc<Link>,
-    /// To the tables.
+    /// To MySQL.
     pub(crate) mysql: Arc<Link>,
-    /// To the views.
+    /// To Redis.
     pub(crate) redis: Arc<Link>,
 }
 
 impl Links {
-    /// Ways with which nothing is wrong.
+    /// Links that work.
     pub(crate) fn open() -> Self {
         Self { kafka: Link::open(), mysql: Link::open(), redis: Link::open() }
     }
 
-    /// The way to a store.
+    /// The link to a store.
     pub(crate) const fn to(&self, store: Store) -> &Arc<Link> {
         match store {
             Store::Kafka => &self.kafka,
@@ -68,15 +67,15 @@ impl Links {
     }
 }
 
-/// A process.
+/// A process with its links.
 pub(crate) struct Instance {
     launch: Launch,
-    /// The ways from it.
+    /// Its links.
     pub(crate) links: Links,
     owners: ConnectionOwners,
     state: Mutex<State>,
-    /// Held by the fault that it suffers, so that it suffers one at a time.
-    pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Held by the fault that affects the process, so that it has one fault at a time.
+    pub(crate) fault_lock: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -84,71 +83,71 @@ struct State {
     child: Option<Child>,
     failpoint: Option<Failpoint>,
     starts: usize,
-    wanted: bool,
+    should_run: bool,
 }
 
-/// Why a process died that nobody killed.
+/// Why a process exited that no fault killed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Death {
+pub(crate) enum Crash {
     /// At a failpoint.
     Failpoint(Failpoint),
-    /// Of its own accord, which none should.
-    ByItself(String),
+    /// For any other reason, which is a violation.
+    Unexpected(String),
 }
 
 impl Instance {
-    /// A process that does not run yet.
+    /// A process that is not started yet.
     pub(crate) fn new(launch: Launch, links: Links, owners: ConnectionOwners) -> Self {
-        Self { launch, links, owners, state: Mutex::default(), turn: tokio::sync::Mutex::default() }
+        Self { launch, links, owners, state: Mutex::default(), fault_lock: tokio::sync::Mutex::default() }
     }
 
-    /// Starts it, and has it started again whenever it dies.
+    /// Starts the process, and keeps it running from now on.
     pub(crate) fn start(&self) -> anyhow::Result<()> {
         let mut state = self.state();
-        state.wanted = true;
+        state.should_run = true;
         if state.child.is_none() {
             self.spawn(&mut state)?;
         }
         Ok(())
     }
 
-    /// Starts it again if it died; says why it did.
-    pub(crate) fn tend(&self) -> anyhow::Result<Option<Death>> {
+    /// Restarts the process if it exited; returns why.
+    pub(crate) fn restart_if_exited(&self) -> anyhow::Result<Option<Crash>> {
         let mut state = self.state();
-        if !state.wanted {
+        if !state.should_run {
             return Ok(None);
         }
-        let Some(status) = ended(&mut state)? else {
+        let Some(status) = exit_status(&mut state)? else {
             return Ok(None);
         };
-        let death = cause(status, state.failpoint.take());
+        let crash = crash(status, state.failpoint.take());
         self.spawn(&mut state)?;
-        Ok(Some(death))
+        Ok(Some(crash))
     }
 
-    /// Sends it a signal, if it runs.
+    /// Sends a signal to the process, if it runs.
     pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let pid = self.state().child.as_ref().and_then(Child::id);
         let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-        pid.map_or(Ok(()), |pid| kill_process(pid, signal)).context("a process can't be sent a signal")
+        pid.map_or(Ok(()), |pid| kill_process(pid, signal)).context("failed to send a signal to a process")
     }
 
-    /// Ends it for good by a signal, or until it is started.
+    /// Ends the process by a signal and waits for its exit; it stays down until it is started.
     pub(crate) async fn end(&self, signal: Signal) -> anyhow::Result<()> {
-        self.state().wanted = false;
+        self.state().should_run = false;
         self.signal(signal)?;
-        let gone = async {
-            while !self.is_gone()? {
-                sleep(LOOK).await;
+        let exited = async {
+            while !self.is_down()? {
+                sleep(POLL_INTERVAL).await;
             }
             anyhow::Ok(())
         };
-        timeout(END_TIMEOUT, gone).await.with_context(|| format!("{self} did not end"))?
+        timeout(EXIT_TIMEOUT, exited).await.with_context(|| format!("{self} did not exit in time"))?
     }
 
-    fn is_gone(&self) -> anyhow::Result<bool> {
+    fn is_down(&self) -> anyhow::Result<bool> {
         let mut state = self.state();
-        Ok(state.child.is_none() || ended(&mut state)?.is_some())
+        Ok(state.child.is_none() || exit_status(&mut state)?.is_some())
     }
 
     fn spawn(&self, state: &mut State) -> anyhow::Result<()> {
@@ -165,7 +164,7 @@ impl Instance {
             Some(failpoint) => command.env("VIDLOG_FAILPOINT", failpoint.to_string()),
             None => command.env_remove("VIDLOG_FAILPOINT"),
         };
-        let child = command.spawn().with_context(|| format!("{self} can't be started"))?;
+        let child = command.spawn().with_context(|| format!("failed to start {self}"))?;
         if let Some(pid) = child.id() {
             self.owners.set(pid, &self.links.kafka);
         }
@@ -186,7 +185,7 @@ impl fmt::Display for Instance {
     }
 }
 
-fn ended(state: &mut State) -> anyhow::Result<Option<ExitStatus>> {
+fn exit_status(state: &mut State) -> anyhow::Result<Option<ExitStatus>> {
     let Some(child) = state.child.as_mut() else {
         return Ok(None);
     };
@@ -197,9 +196,9 @@ fn ended(state: &mut State) -> anyhow::Result<Option<ExitStatus>> {
     Ok(status)
 }
 
-fn cause(status: ExitStatus, failpoint: Option<Failpoint>) -> Death {
+fn crash(status: ExitStatus, failpoint: Option<Failpoint>) -> Crash {
     match (status.signal().and_then(Signal::from_named_raw), failpoint) {
-        (Some(Signal::ABORT), Some(failpoint)) => Death::Failpoint(failpoint),
-        _ => Death::ByItself(status.to_string()),
+        (Some(Signal::ABORT), Some(failpoint)) => Crash::Failpoint(failpoint),
+        _ => Crash::Unexpected(status.to_string()),
     }
 }

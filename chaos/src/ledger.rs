@@ -1,26 +1,26 @@
-//! What was asked of the system, and what it said.
+//! The commands of a run with their outcomes.
 
 use std::fmt;
 
-/// A command.
+/// A command that was sent, or a record that the harness appended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Command {
-    /// The request's id, the same in every attempt; it goes into the event.
+    /// The request id, the same in every attempt; the event carries it as correlation id.
     pub(crate) id: String,
-    /// What kind of command it is.
+    /// Its kind.
     pub(crate) kind: Kind,
-    /// How often it was sent.
+    /// Attempts.
     pub(crate) attempts: u32,
-    /// What came of it.
+    /// Its outcome.
     pub(crate) outcome: Outcome,
 }
 
 /// A kind of command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Likes a video, or takes that back.
+    /// Likes or unlikes a video.
     Like,
-    /// Follows a user, or takes that back.
+    /// Follows or unfollows a user.
     Follow,
     /// Comments on a video.
     Comment,
@@ -28,12 +28,12 @@ pub(crate) enum Kind {
     DeleteComment,
     /// Sends a message.
     Message,
-    /// Registers a user. It may be answered before its event is in the log.
+    /// Registers a user; the answer may come before the event is in the log.
     Register,
-    /// Uploads a video, or says what became of it: appended by the harness itself.
+    /// Uploads, publishes or rejects a video; the harness itself appends the event.
     Video,
-    /// Nothing that can be decoded: appended by the harness itself.
-    Poison,
+    /// An undecodable record; the harness itself appends it.
+    BadRecord,
 }
 
 impl fmt::Display for Kind {
@@ -46,25 +46,25 @@ impl fmt::Display for Kind {
             Self::Message => "message",
             Self::Register => "registration",
             Self::Video => "video",
-            Self::Poison => "undecodable record",
+            Self::BadRecord => "undecodable record",
         })
     }
 }
 
-/// What came of a command.
+/// The outcome of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It was answered with success, mostly with the position behind its event.
-    Acknowledged(Option<Place>),
-    /// It was answered that it can't be done.
+    /// Success, with the event's position in most answers.
+    Acknowledged(Option<LogPosition>),
+    /// A business failure.
     Refused,
-    /// No answer, or one that it may be done or not.
+    /// No answer, or one that leaves open whether it succeeded.
     Unknown,
 }
 
-/// A place in the log.
+/// The position of a record in the log.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place {
+pub(crate) struct LogPosition {
     /// The stream.
     pub(crate) stream: String,
     /// The partition.
@@ -73,8 +73,8 @@ pub(crate) struct Place {
     pub(crate) offset: i64,
 }
 
-impl Place {
-    /// The place of the record before a position, which is written `likes:3:1042`.
+impl LogPosition {
+    /// The position of the record right before a `Vidlog-Position`, such as `likes:3:1042`.
     pub(crate) fn before(position: &str) -> Option<Self> {
         let mut parts = position.split(':');
         let (stream, partition, next) = (parts.next()?, parts.next()?, parts.next()?);
@@ -83,22 +83,22 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for LogPosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{} at offset {}", self.stream, self.partition, self.offset)
     }
 }
 
-/// Commands by what came of them.
+/// Numbers of commands by outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
-    /// All.
+    /// All commands.
     pub(crate) sent: usize,
-    /// Answered with success.
+    /// Acknowledged ones.
     pub(crate) acknowledged: usize,
-    /// Answered that they can't be done.
+    /// Refused ones.
     pub(crate) refused: usize,
-    /// The others.
+    /// Ones without a known outcome.
     pub(crate) unknown: usize,
 }
 

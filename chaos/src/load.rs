@@ -1,4 +1,4 @@
-//! Random commands of a few users about a few videos, so that everything collides.
+//! The load generator: random commands of a few users about a few videos, so that commands conflict.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -16,51 +16,51 @@ use vidlog_contract::Tokens;
 use vidlog_service_kit::clock::Clock;
 
 use crate::{
-    ledger::{Command, Kind, Outcome, Place},
+    ledger::{Command, Kind, LogPosition, Outcome},
     system::{JWT_KEYS, System},
 };
 
-/// Callers at once.
+/// Concurrent callers.
 const CLIENTS: u64 = 10;
-/// Users that have an account.
+/// Registered users.
 const USERS: usize = 5;
-/// Turns in which a caller acts as the same stranger.
-const STRANGER_TURNS: usize = 15;
-/// Between two commands of a caller, at most.
-const PAUSE_MS: u64 = 50;
-/// How long a caller waits for an answer: a little longer than command-api takes for one.
-const PATIENCE: Duration = Duration::from_secs(6);
-/// Attempts at a command whose outcome is unknown, of a caller that asks again.
+/// Turns in which a caller acts as the same unregistered user.
+const TURNS_PER_UNREGISTERED_USER: usize = 15;
+/// The longest pause between two commands of a caller.
+const MAX_PAUSE_MS: u64 = 50;
+/// Timeout of a request: a little longer than command-api's own.
+const TIMEOUT: Duration = Duration::from_secs(6);
+/// Attempts at a command with an unknown outcome, of a caller that retries.
 const ATTEMPTS: u32 = 4;
-/// The same of whoever has to have an answer.
-const PERSISTENT: u32 = 40;
-const RETRY: Duration = Duration::from_millis(300);
+/// Attempts at a command that must succeed before the load starts.
+const SETUP_ATTEMPTS: u32 = 40;
+const RETRY_INTERVAL: Duration = Duration::from_millis(300);
 
-/// The callers, and what they know of each other.
-pub(crate) struct Load {
+/// The callers and the entities that they use.
+pub(crate) struct LoadGenerator {
     http: Client,
     base: String,
     tokens: Tokens,
     users: Vec<i64>,
     videos: Vec<i64>,
-    /// Comments that were acknowledged: video, comment, and who wrote it.
+    /// Acknowledged comments: video, comment and author.
     comments: Mutex<Vec<(i64, i64, i64)>>,
 }
 
-/// A command that a caller wants to give.
-struct Wish {
+/// A command before it is sent.
+struct Request {
     kind: Kind,
     caller: i64,
     path: &'static str,
     parameters: Vec<(&'static str, String)>,
 }
 
-impl Load {
-    /// Callers of a system who know nobody yet.
+impl LoadGenerator {
+    /// Callers of a system without users and videos.
     pub(crate) fn new(system: &System) -> anyhow::Result<Self> {
         let clock = Clock::system();
         Ok(Self {
-            http: Client::builder().timeout(PATIENCE).build()?,
+            http: Client::builder().timeout(TIMEOUT).build()?,
             base: system.base.clone(),
             tokens: Tokens::parse(JWT_KEYS, move || clock.now_ms())?,
             users: Vec::new(),
@@ -69,31 +69,31 @@ impl Load {
         })
     }
 
-    /// Registers the users.
+    /// Registers the users; returns the commands.
     pub(crate) async fn register(&mut self) -> anyhow::Result<Vec<Command>> {
         let mut commands = Vec::new();
         for number in 0..USERS {
-            // A failpoint may be in the way.
+            // A failpoint may abort command-api meanwhile.
             let (command, answer) =
-                self.carry_out(&registration(&format!("user {number}")), PERSISTENT).await?;
+                self.send(&registration(&format!("user {number}")), SETUP_ATTEMPTS).await?;
             commands.push(command);
             let id = answer.and_then(|answer| answer["user_id"].as_i64());
-            self.users.push(id.context("a user can't register")?);
+            self.users.push(id.context("failed to register a user")?);
         }
         Ok(commands)
     }
 
-    /// Everyone who has an account.
+    /// The ids of the registered users.
     pub(crate) fn users(&self) -> &[i64] {
         &self.users
     }
 
-    /// Tells the callers of videos.
-    pub(crate) fn show(&mut self, videos: Vec<i64>) {
+    /// Sets the videos that callers like and comment on.
+    pub(crate) fn set_videos(&mut self, videos: Vec<i64>) {
         self.videos = videos;
     }
 
-    /// Gives commands until it is stopped; returns them.
+    /// Sends commands until stopped; returns them.
     pub(crate) async fn run(
         self: Arc<Self>,
         seed: u64,
@@ -105,8 +105,8 @@ impl Load {
             clients.spawn(self.clone().client(client, rng, stop.clone()));
         }
         let mut commands = Vec::new();
-        while let Some(given) = clients.join_next().await {
-            commands.extend(given.context("a caller panicked")??);
+        while let Some(sent) = clients.join_next().await {
+            commands.extend(sent.context("a caller panicked")??);
         }
         Ok(commands)
     }
@@ -119,15 +119,15 @@ impl Load {
     ) -> anyhow::Result<Vec<Command>> {
         let mut commands = Vec::new();
         while !stop.is_cancelled() {
-            let wish = self.wish(client, commands.len(), &mut rng);
+            let request = self.next_request(client, commands.len(), &mut rng);
             let attempts = if rng.random_bool(0.3) { ATTEMPTS } else { 1 };
-            let (command, answer) = self.carry_out(&wish, attempts).await?;
-            self.learn(&wish, answer.as_ref());
-            // A system that is away answers at once; asking it without end would only take time from its return.
+            let (command, answer) = self.send(&request, attempts).await?;
+            self.remember_comment(&request, answer.as_ref());
+            // A system that is down refuses at once; sending without pauses would only delay its restart.
             let pause = if command.outcome == Outcome::Unknown {
-                RETRY
+                RETRY_INTERVAL
             } else {
-                Duration::from_millis(rng.random_range(0..PAUSE_MS))
+                Duration::from_millis(rng.random_range(0..MAX_PAUSE_MS))
             };
             commands.push(command);
             sleep(pause).await;
@@ -135,34 +135,40 @@ impl Load {
         Ok(commands)
     }
 
-    fn wish(&self, client: u64, turn: usize, rng: &mut StdRng) -> Wish {
+    fn next_request(&self, client: u64, turn: usize, rng: &mut StdRng) -> Request {
         let caller = pick(&self.users, rng);
         let (video, other) = (pick(&self.videos, rng), pick(&self.users, rng));
-        let stranger = Stranger::of(client, turn);
-        let action = |done: bool| if done { "1" } else { "2" }.to_owned();
-        let wish = |kind, path, parameters| Wish { kind, caller, path, parameters };
+        let unregistered = UnregisteredUser::of(client, turn);
+        let action = |does: bool| if does { "1" } else { "2" }.to_owned();
+        let request = |kind, path, parameters| Request { kind, caller, path, parameters };
         match rng.random_range(0..100) {
             0..45 => {
-                let is_strange = rng.random_bool(0.7);
-                let (caller, video) =
-                    if is_strange { (stranger.id, stranger.one_of(&self.videos)) } else { (caller, video) };
-                let done = action(rng.random_bool(0.6));
-                let like = [("video_id", video.to_string()), ("action_type", done)];
-                Wish { caller, ..wish(Kind::Like, "/douyin/favorite/action/", like.into()) }
+                let is_unregistered = rng.random_bool(0.7);
+                let (caller, video) = if is_unregistered {
+                    (unregistered.id, unregistered.one_of(&self.videos))
+                } else {
+                    (caller, video)
+                };
+                let action_type = action(rng.random_bool(0.6));
+                let like = [("video_id", video.to_string()), ("action_type", action_type)];
+                Request { caller, ..request(Kind::Like, "/douyin/favorite/action/", like.into()) }
             }
             45..65 => {
-                let is_strange = rng.random_bool(0.7);
-                let (caller, other) =
-                    if is_strange { (stranger.id, stranger.one_of(&self.users)) } else { (caller, other) };
-                let done = action(rng.random_bool(0.6));
-                let follow = [("to_user_id", other.to_string()), ("action_type", done)];
-                Wish { caller, ..wish(Kind::Follow, "/douyin/relation/action/", follow.into()) }
+                let is_unregistered = rng.random_bool(0.7);
+                let (caller, other) = if is_unregistered {
+                    (unregistered.id, unregistered.one_of(&self.users))
+                } else {
+                    (caller, other)
+                };
+                let action_type = action(rng.random_bool(0.6));
+                let follow = [("to_user_id", other.to_string()), ("action_type", action_type)];
+                Request { caller, ..request(Kind::Follow, "/douyin/relation/action/", follow.into()) }
             }
             65..80 => {
                 let text = format!("comment {turn} of {client}");
                 let post =
                     [("video_id", video.to_string()), ("action_type", action(true)), ("comment_text", text)];
-                wish(Kind::Comment, "/douyin/comment/action/", post.into())
+                request(Kind::Comment, "/douyin/comment/action/", post.into())
             }
             80..86 => {
                 let comments = self.comments.lock().unwrap_or_else(PoisonError::into_inner);
@@ -172,87 +178,87 @@ impl Load {
                     ("action_type", action(false)),
                     ("comment_id", comment.to_string()),
                 ];
-                Wish { caller, ..wish(Kind::DeleteComment, "/douyin/comment/action/", deletion.into()) }
+                Request { caller, ..request(Kind::DeleteComment, "/douyin/comment/action/", deletion.into()) }
             }
             86..98 => {
                 let content = format!("message {turn} of {client}");
                 let message =
                     [("to_user_id", other.to_string()), ("action_type", action(true)), ("content", content)];
-                wish(Kind::Message, "/douyin/message/action/", message.into())
+                request(Kind::Message, "/douyin/message/action/", message.into())
             }
             _ => registration(&format!("user {client}-{turn}")),
         }
     }
 
-    /// Remembers a comment, so that it can be deleted.
-    fn learn(&self, wish: &Wish, answer: Option<&Value>) {
-        let known = |answer: &Value| Some((wish.parameter("video_id")?, answer["comment"]["id"].as_i64()?));
-        if wish.kind == Kind::Comment
-            && let Some((video, comment)) = answer.and_then(known)
+    /// Remembers a comment, so that a later command can delete it.
+    fn remember_comment(&self, request: &Request, answer: Option<&Value>) {
+        let ids = |answer: &Value| Some((request.parameter("video_id")?, answer["comment"]["id"].as_i64()?));
+        if request.kind == Kind::Comment
+            && let Some((video, comment)) = answer.and_then(ids)
         {
             let comments = &mut self.comments.lock().unwrap_or_else(PoisonError::into_inner);
-            comments.push((video, comment, wish.caller));
+            comments.push((video, comment, request.caller));
         }
     }
 
-    /// Sends a command until its outcome is known, but not too often; returns the answer of success.
-    async fn carry_out(&self, wish: &Wish, attempts: u32) -> anyhow::Result<(Command, Option<Value>)> {
+    /// Sends a command until its outcome is known, with limited attempts; returns the answer of a success.
+    async fn send(&self, request: &Request, attempts: u32) -> anyhow::Result<(Command, Option<Value>)> {
         let mut command = Command {
             id: Uuid::now_v7().to_string(),
-            kind: wish.kind,
+            kind: request.kind,
             attempts: 0,
             outcome: Outcome::Unknown,
         };
         let mut answer = None;
         while command.outcome == Outcome::Unknown && command.attempts < attempts {
             if command.attempts > 0 {
-                sleep(RETRY).await;
+                sleep(RETRY_INTERVAL).await;
             }
             command.attempts += 1;
-            let mut request = self
+            let mut http = self
                 .http
-                .post(format!("{}{}", self.base, wish.path))
-                .query(&wish.parameters)
+                .post(format!("{}{}", self.base, request.path))
+                .query(&request.parameters)
                 .header("x-request-id", &command.id);
-            if wish.kind != Kind::Register {
-                request = request.query(&[("token", self.tokens.sign(wish.caller)?)]);
+            if request.kind != Kind::Register {
+                http = http.query(&[("token", self.tokens.sign(request.caller)?)]);
             }
             if attempts > 1 {
-                request = request.header("idempotency-key", &command.id);
+                http = http.header("idempotency-key", &command.id);
             }
-            (command.outcome, answer) = outcome(request).await;
+            (command.outcome, answer) = outcome(http).await;
         }
         Ok((command, answer))
     }
 }
 
-impl Wish {
+impl Request {
     fn parameter(&self, name: &str) -> Option<i64> {
-        self.parameters.iter().find(|(known, _)| *known == name)?.1.parse().ok()
+        self.parameters.iter().find(|(key, _)| *key == name)?.1.parse().ok()
     }
 }
 
-/// Someone without an account, who can like and follow nevertheless: one video and one user, again and again, and then
-/// nothing any more. A later like would cover up that an earlier one was folded late.
-struct Stranger {
+/// A caller without an account, which can like and follow nevertheless: it likes and follows one video and one user
+/// repeatedly, then nothing, because a later like would hide that an earlier one was folded late.
+struct UnregisteredUser {
     id: i64,
-    taste: usize,
+    number: usize,
 }
 
-impl Stranger {
+impl UnregisteredUser {
     fn of(client: u64, turn: usize) -> Self {
-        let taste = turn / STRANGER_TURNS;
-        let id = i64::try_from(taste as u64 * CLIENTS + client + 1).unwrap_or(1);
-        Self { id, taste }
+        let number = turn / TURNS_PER_UNREGISTERED_USER;
+        let id = i64::try_from(number as u64 * CLIENTS + client + 1).unwrap_or(1);
+        Self { id, number }
     }
 
     fn one_of(&self, ids: &[i64]) -> i64 {
-        ids.get(self.taste % ids.len().max(1)).copied().unwrap_or(1)
+        ids.get(self.number % ids.len().max(1)).copied().unwrap_or(1)
     }
 }
 
-fn registration(name: &str) -> Wish {
-    Wish {
+fn registration(name: &str) -> Request {
+    Request {
         kind: Kind::Register,
         caller: 0,
         path: "/douyin/user/register/",
@@ -260,8 +266,8 @@ fn registration(name: &str) -> Wish {
     }
 }
 
-async fn outcome(request: RequestBuilder) -> (Outcome, Option<Value>) {
-    let Ok(response) = request.send().await else {
+async fn outcome(http: RequestBuilder) -> (Outcome, Option<Value>) {
+    let Ok(response) = http.send().await else {
         return (Outcome::Unknown, None);
     };
     let status = response.status();
@@ -269,7 +275,7 @@ async fn outcome(request: RequestBuilder) -> (Outcome, Option<Value>) {
         .headers()
         .get("vidlog-position")
         .and_then(|value| value.to_str().ok())
-        .and_then(Place::before);
+        .and_then(LogPosition::before);
     let body = response.text().await.ok().and_then(|text| serde_json::from_str::<Value>(&text).ok());
     let Some(body) = body.filter(|_| status == 200) else {
         return (Outcome::Unknown, None);

@@ -1,6 +1,9 @@
-//! The fault harness: random commands under load, while a seed decides what dies, hangs or loses what it had. After each
-//! seed every acknowledged command has to be in the log, and every key and row to equal an independent fold of the log.
+//! The fault harness: random commands while a seed determines which processes and stores crash, hang or lose data.
+//!
+//! After each seed every acknowledged command must be in the log, and every key and row must equal an independent fold of
+//! the log.
 
+mod bad_records;
 mod connection_owner;
 mod fault;
 mod inject;
@@ -8,69 +11,63 @@ mod instance;
 mod ledger;
 mod load;
 mod log;
+mod media;
 mod operate;
 mod operator;
 mod plan;
-mod poison;
+mod recovery;
 mod report;
+mod run;
 mod seed;
-mod settle;
 mod stack;
-mod studio;
 mod system;
+mod wait;
 
 use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::{Context, bail};
 use clap::{ArgGroup, Parser};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio::{
-    process::Command,
-    time::{sleep, timeout},
-};
+use tokio::process::Command;
 use vidlog_service_kit::{
     clock::Clock,
     config::{Log, Stores},
     shutdown::Shutdown,
 };
 
-use crate::{connection_owner::ConnectionOwners, seed::Outcome, stack::Stack, system::Surroundings};
+use crate::{connection_owner::ConnectionOwners, seed::Outcome, stack::Stack, system::Environment};
 
-/// How long anything may take that should take a second or two.
-const BOUND: Duration = Duration::from_mins(2);
-
-/// Runs vidlog under faults, and compares. `deploy/local/chaos` starts what it needs.
+/// Runs vidlog under faults and verifies the result; `deploy/local/chaos` starts the services.
 #[derive(Debug, Parser)]
 #[command(name = "chaos", version, group = ArgGroup::new("which").required(true))]
 struct Cli {
-    /// Run the seeds from 1 to this.
+    /// Run the seeds 1 to N.
     #[arg(long, group = "which")]
     seeds: Option<u64>,
     /// Run these seeds.
     #[arg(long, group = "which", num_args = 1..)]
     seed: Vec<u64>,
-    /// Where the document about the run goes.
+    /// Write the report to this file.
     #[arg(long)]
     report: PathBuf,
-    /// The script that starts Kafka, MySQL and Redis.
+    /// Path of the script that starts Kafka, MySQL and Redis.
     #[arg(long)]
     stack: PathBuf,
-    /// Its folder, where the logs of failed seeds are kept as well.
+    /// Folder of the script's data and of failed seeds' logs.
     #[arg(long, env = "VIDLOG_LOCAL_DIR")]
     local_dir: PathBuf,
-    /// Where command-api listens, and its ops port.
+    /// Addresses of command-api and of its ops port.
     #[arg(long, num_args = 2)]
     api: Vec<String>,
-    /// Where Kafka listens for clients that come by way of a proxy.
+    /// Kafka's listener behind the proxy.
     #[arg(long, env = "VIDLOG_KAFKA_FAULT_ADDRESS")]
     kafka_fault_address: String,
-    /// Where Kafka tells them that the proxy is.
+    /// Address of the proxy, which that listener advertises.
     #[arg(long, env = "VIDLOG_KAFKA_FAULT_PROXY")]
     kafka_fault_proxy: String,
     #[command(flatten)]
@@ -83,10 +80,10 @@ struct Cli {
 async fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     let shutdown = Shutdown::on_signal()?;
-    // When it is asked to stop all that it started has to end with it.
+    // On a signal, dropping `run` kills every child process.
     tokio::select! {
-        ran = run(cli) => ran,
-        () = shutdown.wait() => bail!("asked to stop"),
+        result = run(cli) => result,
+        () = shutdown.wait() => bail!("interrupted by a signal"),
     }
 }
 
@@ -97,42 +94,42 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         .proxy(&cli.kafka_fault_proxy, cli.kafka_fault_address)
         .await
         .with_context(|| format!("failed to listen on {}", cli.kafka_fault_proxy))?;
-    let around = Surroundings {
+    let environment = Environment {
         log: cli.log,
         stores: cli.stores,
         kafka_proxy: cli.kafka_fault_proxy,
         owners,
         api: cli.api.try_into().ok().context("--api needs two addresses")?,
-        programs: std::env::current_exe()?.parent().context("this program is nowhere")?.to_owned(),
+        programs: std::env::current_exe()?.parent().context("the program has no folder")?.to_owned(),
     };
     let stack = Arc::new(Stack { script: cli.stack, folder: cli.local_dir.clone() });
 
-    // Of what runs, whatever is checked out meanwhile.
+    // Read at the start: another commit may be checked out during the run.
     let (today, commit) = (today()?, commit().await);
     let mut outcomes: Vec<Outcome> = Vec::new();
     for seed in seeds {
         println!("seed {seed}");
         let folder = cli.local_dir.join(format!("seed-{seed}"));
-        let outcome = seed::run(seed, &around, &stack, &folder).await;
+        let outcome = seed::run(seed, &environment, &stack, &folder).await;
         print!("{outcome}");
-        if !outcome.faults.is_empty() {
-            println!("    the logs of its processes are in {}", folder.display());
+        if !outcome.violations.is_empty() {
+            println!("    logs: {}", folder.display());
         }
         outcomes.push(outcome);
-        // Each time, so that a run that is stopped leaves what it did.
+        // After each seed, so that an interrupted run leaves a report.
         fs::write(&cli.report, report::document(&today, &commit, &outcomes)?)
             .with_context(|| format!("failed to write {}", cli.report.display()))?;
     }
-    Ok(verdict(&outcomes, &cli.report))
+    Ok(summarize(&outcomes, &cli.report))
 }
 
-fn verdict(outcomes: &[Outcome], report: &Path) -> ExitCode {
+fn summarize(outcomes: &[Outcome], report: &Path) -> ExitCode {
     let failed: Vec<_> = outcomes
         .iter()
-        .filter(|outcome| !outcome.faults.is_empty())
+        .filter(|outcome| !outcome.violations.is_empty())
         .map(|outcome| outcome.seed.to_string())
         .collect();
-    println!("{} seeds, {} failed; the report is {}", outcomes.len(), failed.len(), report.display());
+    println!("{} seeds, {} failed; report: {}", outcomes.len(), failed.len(), report.display());
     if failed.is_empty() {
         return ExitCode::SUCCESS;
     }
@@ -146,21 +143,11 @@ fn today() -> anyhow::Result<String> {
     Ok(text.split('T').next().unwrap_or_default().to_owned())
 }
 
-/// The commit that is checked out; there may be changes on top of it.
+/// The commit that is checked out, marked as dirty if there are changes on top.
 async fn commit() -> String {
     let described =
         Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output().await;
     described
         .ok()
         .map_or_else(String::new, |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// Waits for a condition, with a bound.
-async fn until(what: &str, condition: impl AsyncFn() -> bool) -> anyhow::Result<()> {
-    let reached = async {
-        while !condition().await {
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(BOUND, reached).await.with_context(|| format!("waited too long until {what}"))
 }

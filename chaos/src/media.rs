@@ -1,4 +1,4 @@
-//! Videos, without files and ffmpeg: their events are appended as the media worker would.
+//! Appends the events of videos in place of the media worker, without files and ffmpeg.
 
 use std::time::Duration;
 
@@ -18,30 +18,30 @@ use vidlog_events::{
 use vidlog_service_kit::clock::Clock;
 
 use crate::{
-    ledger::{Command, Kind, Outcome, Place},
+    ledger::{Command, Kind, LogPosition, Outcome},
     system::System,
 };
 
-/// Videos that there are from the beginning.
-const FIRST: i64 = 4;
-/// Between two videos later on.
+/// Videos that are published before the load starts.
+const INITIAL: i64 = 4;
+/// Pause between two later videos.
 const PAUSE: Duration = Duration::from_millis(700);
-/// Each so many videos one is rejected.
-const REJECTED: i64 = 4;
+/// One in this many later videos is rejected.
+const REJECTION_INTERVAL: i64 = 4;
 
-/// Makes videos.
-pub(crate) struct Studio {
+/// Appends the events of videos.
+pub(crate) struct VideoProducer {
     producer: FutureProducer,
     topics: Topics,
     clock: Clock,
     authors: Vec<i64>,
-    made: i64,
+    last_id: i64,
     published_ms: i64,
 }
 
-impl Studio {
-    /// A studio of some authors. It reaches the log directly, and waits while that is away.
-    pub(crate) fn open(system: &System, authors: &[i64]) -> anyhow::Result<Self> {
+impl VideoProducer {
+    /// A producer of the authors' videos, with a direct connection; retries while Kafka is down.
+    pub(crate) fn new(system: &System, authors: &[i64]) -> anyhow::Result<Self> {
         let producer = ClientConfig::new()
             .set("bootstrap.servers", &system.log.kafka_brokers)
             .set("enable.idempotence", "true")
@@ -54,36 +54,36 @@ impl Studio {
             topics,
             clock: Clock::system(),
             authors: authors.to_vec(),
-            made: 0,
+            last_id: 0,
             published_ms: 0,
         })
     }
 
     /// Publishes the first videos; returns their ids.
-    pub(crate) async fn premiere(&mut self) -> anyhow::Result<(Vec<i64>, Vec<Command>)> {
+    pub(crate) async fn publish_initial(&mut self) -> anyhow::Result<(Vec<i64>, Vec<Command>)> {
         let mut commands = Vec::new();
-        while self.made < FIRST {
-            commands.extend(self.make(|_| true).await?);
+        while self.last_id < INITIAL {
+            commands.extend(self.append_video(|_| true).await?);
         }
-        Ok(((1..=FIRST).collect(), commands))
+        Ok(((1..=INITIAL).collect(), commands))
     }
 
-    /// Makes videos until it is stopped.
+    /// Appends videos until stopped.
     pub(crate) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<Vec<Command>> {
         let mut commands = Vec::new();
         while stop.run_until_cancelled(sleep(PAUSE)).await.is_some() {
-            commands.extend(self.make(|video| video % REJECTED != 0).await?);
+            commands.extend(self.append_video(|video| video % REJECTION_INTERVAL != 0).await?);
         }
         Ok(commands)
     }
 
-    /// Uploads a video, and says what became of it, once it is known that the upload is in the log.
-    async fn make(&mut self, is_good: impl Fn(i64) -> bool) -> anyhow::Result<Vec<Command>> {
-        self.made += 1;
-        let author = self.authors[usize::try_from(self.made)? % self.authors.len()];
+    /// Appends the upload of a video and, once the upload is acknowledged, its publication or rejection.
+    async fn append_video(&mut self, is_valid: impl Fn(i64) -> bool) -> anyhow::Result<Vec<Command>> {
+        self.last_id += 1;
+        let author = self.authors[usize::try_from(self.last_id)? % self.authors.len()];
         let ids = (
-            VideoId::new(self.made).context("a video has no id")?,
-            UserId::new(author).context("no such author")?,
+            VideoId::new(self.last_id).context("the video id is out of range")?,
+            UserId::new(author).context("the author id is out of range")?,
         );
         let (video_id, author_id) = ids;
         let uploaded = self
@@ -98,7 +98,7 @@ impl Studio {
             return Ok(vec![uploaded]);
         }
         self.published_ms = self.clock.now_ms().max(self.published_ms + 1);
-        let decided = if is_good(self.made) {
+        let outcome = if is_valid(self.last_id) {
             VideoEvent::VideoPublished(VideoPublished {
                 video_id,
                 author_id,
@@ -107,13 +107,9 @@ impl Studio {
                 published_ms: self.published_ms,
             })
         } else {
-            VideoEvent::VideoRejected(VideoRejected {
-                video_id,
-                author_id,
-                reason: "out of focus".to_owned(),
-            })
+            VideoEvent::VideoRejected(VideoRejected { video_id, author_id, reason: "not a video".to_owned() })
         };
-        Ok(vec![uploaded, self.append(decided).await?])
+        Ok(vec![uploaded, self.append(outcome).await?])
     }
 
     async fn append(&self, event: VideoEvent) -> anyhow::Result<Command> {
@@ -138,7 +134,7 @@ impl Studio {
             .timestamp(encoded.timestamp_ms)
             .headers(headers);
         let outcome = match self.producer.send(record, Duration::ZERO).await {
-            Ok(delivery) => Outcome::Acknowledged(Some(Place {
+            Ok(delivery) => Outcome::Acknowledged(Some(LogPosition {
                 stream: encoded.stream.to_string(),
                 partition: delivery.partition,
                 offset: delivery.offset,

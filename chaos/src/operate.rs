@@ -1,7 +1,6 @@
-//! What an operator does while all else goes wrong. A command that can't be done says so, and is given again when the
-//! faults are over.
+//! Operator actions under faults. A refused command is no violation; it is repeated when the faults are over.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
@@ -13,252 +12,205 @@ use vidlog_projectors::{
 };
 
 use crate::{
-    fault::{Cut, Poison, Process, Then},
-    inject::Stage,
-    operator::Ran,
+    fault::{AfterKill, BadRecords, KillAt, Process},
+    operator::CommandResult,
+    run::Run,
 };
 
-/// How long after a run of bad records an operator looks whether it stopped a projection.
+/// How long after a run of bad records the operator watches for projections that stop.
 const WATCH: Duration = Duration::from_secs(6);
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(200);
-/// Attempts at a rebuild that is refused, with a pause between: what it needs may be back.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Attempts at a rebuild that is refused, with a pause in between: its services may be back.
 const ATTEMPTS: u32 = 3;
-const AGAIN: Duration = Duration::from_secs(1);
-/// Between a command that was cut off and the next: MySQL has to notice that whoever had the lock is gone.
-const AFTER_CUT: Duration = Duration::from_millis(300);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause after a killed command: MySQL has to release the lock of its connection first.
+const AFTER_KILL: Duration = Duration::from_millis(300);
 
-/// What a discard says after which the key's next bad record waits.
+/// Part of a discard's output if another bad record of the key parks it again.
 pub(crate) const STILL_WAIT: &str = "still wait, from offset";
-
-/// What operators did, and what came of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Deeds {
-    /// Rebuilds that were begun, or gone on with, while there were faults.
-    pub(crate) rebuilds: usize,
-    /// Those that switched.
-    pub(crate) switched: usize,
-    /// Those that were cut off.
-    pub(crate) cut_off: usize,
-    /// What cut-off rebuilds had made was dropped.
-    pub(crate) dropped: usize,
-    /// Rebuilds afterwards, without faults.
-    pub(crate) calm: usize,
-    /// Pauses.
-    pub(crate) pauses: usize,
-    /// Records that can't be decoded.
-    pub(crate) poison: usize,
-    /// Projections that stopped themselves, and were resumed.
-    pub(crate) stops: usize,
-    /// Records that were discarded, by each projection by itself.
-    pub(crate) discarded: usize,
-    /// Discards that were cut off.
-    pub(crate) cut_discards: usize,
-}
-
-impl std::iter::Sum for Deeds {
-    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-        all.fold(Self::default(), |sum, deeds| Self {
-            rebuilds: sum.rebuilds + deeds.rebuilds,
-            switched: sum.switched + deeds.switched,
-            cut_off: sum.cut_off + deeds.cut_off,
-            dropped: sum.dropped + deeds.dropped,
-            calm: sum.calm + deeds.calm,
-            pauses: sum.pauses + deeds.pauses,
-            poison: sum.poison + deeds.poison,
-            stops: sum.stops + deeds.stops,
-            discarded: sum.discarded + deeds.discarded,
-            cut_discards: sum.cut_discards + deeds.cut_discards,
-        })
-    }
-}
-
-impl fmt::Display for Deeds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let refused = self.rebuilds - self.switched - self.cut_off;
-        write!(
-            f,
-            "{} rebuilds under faults ({} switched, {} cut off, {refused} refused; {} dropped), {} without; {} pauses; \
-             {} undecodable records, {} projections that stopped for them, {} discards ({} cut off)",
-            self.rebuilds,
-            self.switched,
-            self.cut_off,
-            self.dropped,
-            self.calm,
-            self.pauses,
-            self.poison,
-            self.stops,
-            self.discarded,
-            self.cut_discards,
-        )
-    }
-}
 
 /// The projections that fold a stream.
 pub(crate) fn folding(stream: Stream) -> impl Iterator<Item = Projection> {
     projections::ALL.into_iter().filter(move |projection| projection.streams().any(|folded| folded == stream))
 }
 
-impl Stage {
-    /// Folds a view anew.
+impl Run {
+    /// Rebuilds a view.
     pub(crate) async fn rebuild(
         &self,
         projection: &'static str,
-        cut: Option<&Cut>,
-        then: Then,
+        kill: Option<&KillAt>,
+        then: AfterKill,
     ) -> anyhow::Result<()> {
-        self.notes().rebuilt.insert(projection);
-        let mut ran = self.begin_rebuild(projection, cut).await?;
+        self.journal().rebuilt.insert(projection);
+        let mut result = self.try_rebuild(projection, kill).await?;
         for _ in 1..ATTEMPTS {
-            if let Ran::Refused(_) = ran {
-                sleep(AGAIN).await;
-                ran = self.begin_rebuild(projection, cut).await?;
+            if let CommandResult::Refused(_) = result {
+                sleep(RETRY_INTERVAL).await;
+                result = self.try_rebuild(projection, kill).await?;
             }
         }
-        if cut.is_none() || ran != Ran::CutOff {
+        if kill.is_none() || result != CommandResult::Killed {
             return Ok(());
         }
-        sleep(AFTER_CUT).await;
+        sleep(AFTER_KILL).await;
         match then {
-            Then::Resumed => self.begin_rebuild(projection, None).await.map(drop),
-            Then::Dropped => {
-                if let Ran::Done(_) = self.operator().run(&["rebuild", projection, "--drop"], None).await? {
-                    self.notes().deeds.dropped += 1;
+            AfterKill::Resumed => self.try_rebuild(projection, None).await.map(drop),
+            AfterKill::Dropped => {
+                let dropped = self.operator().run(&["rebuild", projection, "--drop"], None).await?;
+                if let CommandResult::Succeeded(_) = dropped {
+                    self.journal().operator.dropped += 1;
                 }
                 Ok(())
             }
-            Then::Left => Ok(()),
+            AfterKill::Left => Ok(()),
         }
     }
 
-    async fn begin_rebuild(&self, projection: &'static str, cut: Option<&Cut>) -> anyhow::Result<Ran> {
-        self.notes().deeds.rebuilds += 1;
-        let ran = self.operator().run(&["rebuild", projection], cut).await?;
-        let notes = &mut self.notes();
-        match &ran {
-            Ran::Done(_) => notes.deeds.switched += 1,
-            Ran::CutOff => notes.deeds.cut_off += 1,
-            Ran::Refused(said) if said.contains(" differences") => {
-                notes.differing.push(format!("the rebuild of {projection} found differences: {said}"));
-            }
-            Ran::Refused(said) => notes.refused(&format!("rebuild of {projection}"), said),
-        }
-        Ok(ran)
-    }
-
-    /// Has a projection stand still for a while.
-    pub(crate) async fn halt(
+    async fn try_rebuild(
         &self,
         projection: &'static str,
-        lasting: Duration,
+        kill: Option<&KillAt>,
+    ) -> anyhow::Result<CommandResult> {
+        self.journal().operator.rebuilds += 1;
+        let result = self.operator().run(&["rebuild", projection], kill).await?;
+        let journal = &mut self.journal();
+        match &result {
+            CommandResult::Succeeded(_) => journal.operator.switched += 1,
+            CommandResult::Killed => journal.operator.killed_rebuilds += 1,
+            CommandResult::Refused(output) if output.contains(" differences") => {
+                let found = format!("the rebuild of {projection} found differences: {output}");
+                journal.rebuild_differences.push(found);
+            }
+            CommandResult::Refused(output) => {
+                journal.record_refusal(&format!("rebuild of {projection}"), output);
+            }
+        }
+        Ok(result)
+    }
+
+    /// Pauses a projection for a while; kills a process of the projectors meanwhile, if one is given.
+    pub(crate) async fn pause(
+        &self,
+        projection: &'static str,
+        duration: Duration,
         killed: Option<usize>,
     ) -> anyhow::Result<()> {
-        self.operator().insist(&["pause", projection]).await?;
-        self.notes().deeds.pauses += 1;
-        sleep(lasting / 2).await;
+        self.operator().run_until_success(&["pause", projection]).await?;
+        self.journal().operator.pauses += 1;
+        sleep(duration / 2).await;
         if let Some(number) = killed {
             self.kill(Process::Projectors(number), Duration::ZERO).await?;
         }
-        sleep(lasting / 2).await;
-        self.operator().insist(&["resume", projection]).await.map(drop)
+        sleep(duration / 2).await;
+        self.operator().run_until_success(&["resume", projection]).await.map(drop)
     }
 
-    /// Puts bad records into the log, and looks after the projections that get them.
-    pub(crate) async fn poison(&self, poison: &Poison) -> anyhow::Result<()> {
+    /// Appends bad records; discards them or resumes the projections that they stop, as planned.
+    pub(crate) async fn append_bad_records(&self, records: &BadRecords) -> anyhow::Result<()> {
         let users = self.users.get().map(Vec::as_slice).unwrap_or_default();
-        let commands = self.poisoner.append(poison, users).await;
+        let commands = self.bad_records.append(records, users).await;
         {
-            let notes = &mut self.notes();
-            notes.deeds.poison += commands.len();
-            notes.poisoned.extend(commands);
+            let journal = &mut self.journal();
+            journal.operator.bad_records += commands.len();
+            journal.bad_records.extend(commands);
         }
-        if let Some(after) = poison.discarded {
-            sleep(after).await;
-            let mut cut = poison.cut.as_ref();
-            for projection in folding(poison.stream) {
-                self.discard(projection, &mut cut).await?;
+        if let Some(delay) = records.discard_after {
+            sleep(delay).await;
+            let mut kill = records.kill.as_ref();
+            for projection in folding(records.stream) {
+                self.discard_first_of_each_key(projection, &mut kill).await?;
             }
-        } else if poison.records > 2 {
-            self.watch(poison.stream).await?;
+        } else if records.count > 2 {
+            self.resume_stopped(records.stream).await?;
         }
         Ok(())
     }
 
-    /// Discards the first bad record that waits of each key of a projection. The first discard of all may be cut off.
-    async fn discard(&self, projection: Projection, cut: &mut Option<&Cut>) -> anyhow::Result<()> {
-        let name = projection.name();
-        let list = self.operator().run(&["dead-letters", "list", name, "--json"], None).await?;
-        let Ran::Done(printed) = list else {
+    /// Discards the first dead letter of each parked key of a projection. The first of these discards may be killed.
+    async fn discard_first_of_each_key(
+        &self,
+        projection: Projection,
+        kill: &mut Option<&KillAt>,
+    ) -> anyhow::Result<()> {
+        let list = ["dead-letters", "list", projection.name(), "--json"];
+        let CommandResult::Succeeded(output) = self.operator().run(&list, None).await? else {
             return Ok(());
         };
-        for waiting in waiting(&printed)? {
-            self.discard_one(&waiting, cut.take()).await?;
+        for parked in parse_parked_keys(&output)? {
+            self.discard(&parked, kill.take()).await?;
         }
         Ok(())
     }
 
-    /// Discards a record.
-    pub(crate) async fn discard_one(&self, waiting: &Waiting, cut: Option<&Cut>) -> anyhow::Result<Ran> {
-        let Waiting { projection, partition, first, .. } = waiting;
-        let arguments = ["dead-letters", "discard", projection, partition, &first.to_string()];
-        let ran = self.operator().run(&arguments, cut).await?;
-        let deeds = &mut self.notes().deeds;
-        match &ran {
-            Ran::Done(_) => deeds.discarded += 1,
-            // Of several the next waits.
-            Ran::Refused(said) if said.contains(STILL_WAIT) => deeds.discarded += 1,
-            Ran::Refused(_) => {}
-            Ran::CutOff => deeds.cut_discards += 1,
+    /// Discards the first dead letter of a parked key.
+    pub(crate) async fn discard(
+        &self,
+        parked: &ParkedKey,
+        kill: Option<&KillAt>,
+    ) -> anyhow::Result<CommandResult> {
+        let ParkedKey { projection, partition, first_offset, .. } = parked;
+        let arguments = ["dead-letters", "discard", projection, partition, &first_offset.to_string()];
+        let result = self.operator().run(&arguments, kill).await?;
+        let stats = &mut self.journal().operator;
+        match &result {
+            CommandResult::Succeeded(_) => stats.discards += 1,
+            // The key's next bad record parks it again.
+            CommandResult::Refused(output) if output.contains(STILL_WAIT) => stats.discards += 1,
+            CommandResult::Refused(_) => {}
+            CommandResult::Killed => stats.killed_discards += 1,
         }
-        Ok(ran)
+        Ok(result)
     }
 
-    /// Resumes those that stop themselves for a while.
-    async fn watch(&self, stream: Stream) -> anyhow::Result<()> {
-        let until = Instant::now() + WATCH;
-        while Instant::now() < until {
+    /// Resumes the projections of a stream that stop, for a while.
+    async fn resume_stopped(&self, stream: Stream) -> anyhow::Result<()> {
+        let end = Instant::now() + WATCH;
+        while Instant::now() < end {
             for projection in folding(stream) {
                 self.resume_if_stopped(projection).await?;
             }
-            sleep(LOOK).await;
+            sleep(POLL_INTERVAL).await;
         }
         Ok(())
     }
 
-    /// Resumes a projection if it stopped itself.
+    /// Resumes a projection if it is stopped because of bad records.
     pub(crate) async fn resume_if_stopped(&self, projection: Projection) -> anyhow::Result<()> {
-        // MySQL may be away.
-        let wanted = desired_state::read(&self.system.tables).await.unwrap_or_default();
-        let has_stopped =
-            wanted.get(projection.name()).is_some_and(|wanted| matches!(wanted.wish, Wish::Stopped(_)));
-        if has_stopped && let Ran::Done(_) = self.operator().run(&["resume", projection.name()], None).await?
+        // MySQL may be down.
+        let desired = desired_state::read(&self.system.tables).await.unwrap_or_default();
+        let is_stopped =
+            desired.get(projection.name()).is_some_and(|desired| matches!(desired.wish, Wish::Stopped(_)));
+        if is_stopped
+            && let CommandResult::Succeeded(_) =
+                self.operator().run(&["resume", projection.name()], None).await?
         {
-            self.notes().deeds.stops += 1;
+            self.journal().operator.stopped_projections += 1;
         }
         Ok(())
     }
 }
 
-/// A key that waits, as `dead-letters list` tells of it.
+/// A parked key, as `dead-letters list` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Waiting {
+pub(crate) struct ParkedKey {
     pub(crate) projection: String,
     pub(crate) partition: String,
-    pub(crate) first: i64,
+    pub(crate) first_offset: i64,
     pub(crate) class: String,
 }
 
-/// What `dead-letters list --json` printed.
-pub(crate) fn waiting(printed: &str) -> anyhow::Result<Vec<Waiting>> {
-    let all: Vec<Value> = serde_json::from_str(printed)?;
-    let text = |one: &Value, name: &str| one[name].as_str().unwrap_or_default().to_owned();
-    let read = |one: &Value| Waiting {
-        projection: text(one, "projection"),
-        partition: text(one, "partition"),
-        first: one["first_offset"].as_i64().unwrap_or(-1),
-        class: text(one, "class"),
+/// Parses the output of `dead-letters list --json`.
+pub(crate) fn parse_parked_keys(output: &str) -> anyhow::Result<Vec<ParkedKey>> {
+    let keys: Vec<Value> = serde_json::from_str(output)?;
+    let text = |key: &Value, name: &str| key[name].as_str().unwrap_or_default().to_owned();
+    let parse = |key: &Value| ParkedKey {
+        projection: text(key, "projection"),
+        partition: text(key, "partition"),
+        first_offset: key["first_offset"].as_i64().unwrap_or(-1),
+        class: text(key, "class"),
     };
-    Ok(all.iter().map(read).collect())
+    Ok(keys.iter().map(parse).collect())
 }
 
 #[cfg(test)]
@@ -266,11 +218,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_waits_is_read_as_it_was_printed() {
-        let printed = r#"[{"class":"undecodable","first_offset":17,"key":"2","last_offset":78,"message":"",
+    fn parked_keys_parse_from_printed_list() {
+        let output = r#"[{"class":"undecodable","first_offset":17,"key":"2","last_offset":78,"message":"",
             "partition":"likes:2","projection":"likes","waiting":45}]"#;
-        let [waiting] = waiting(printed).unwrap().try_into().unwrap();
-        assert_eq!((waiting.projection.as_str(), waiting.partition.as_str()), ("likes", "likes:2"));
-        assert_eq!((waiting.first, waiting.class.as_str()), (17, "undecodable"));
+        let [parked] = parse_parked_keys(output).unwrap().try_into().unwrap();
+        assert_eq!((parked.projection.as_str(), parked.partition.as_str()), ("likes", "likes:2"));
+        assert_eq!((parked.first_offset, parked.class.as_str()), (17, "undecodable"));
     }
 }

@@ -1,4 +1,4 @@
-//! Whoever operates the system: gives the commands of `projectors` that anyone would, each as a process of its own.
+//! The operator: runs commands of `projectors`, each in its own process.
 
 use std::{
     fs::{self, OpenOptions},
@@ -21,113 +21,124 @@ use tokio::{
 };
 
 use crate::{
-    BOUND,
     connection_owner::ConnectionOwners,
-    fault::{Cut, Failpoint},
-    instance::{Death, Links},
+    fault::{Failpoint, KillAt},
+    instance::{Crash, Links},
+    wait::DEADLINE,
 };
 
-/// How long a command is waited for. Then it is cut off as well.
-const PATIENCE: Duration = Duration::from_secs(45);
-/// Between two attempts at a command.
-const AGAIN: Duration = Duration::from_millis(300);
+/// Timeout of a command; afterwards it is killed.
+const TIMEOUT: Duration = Duration::from_secs(45);
+const RETRY_INTERVAL: Duration = Duration::from_millis(300);
 
-/// An operator.
+/// Runs operator commands.
 pub(crate) struct Operator {
-    /// The program.
+    /// The path of the program.
     pub(crate) program: PathBuf,
-    /// What tells it which system it is about.
+    /// The environment variables, which point to the system.
     pub(crate) environment: Vec<(&'static str, String)>,
-    /// Where the output of each command goes, into a file of its own.
+    /// The folder of log files, one per command.
     pub(crate) folder: PathBuf,
-    /// The ways from all commands to what they need.
+    /// The links of all commands.
     pub(crate) links: Links,
-    /// Held by the fault that they suffer.
-    pub(crate) turn: tokio::sync::Mutex<()>,
-    /// Who takes which way to the log.
+    /// Held by the fault that affects the commands.
+    pub(crate) fault_lock: tokio::sync::Mutex<()>,
+    /// The links of processes to Kafka.
     pub(crate) owners: ConnectionOwners,
-    /// Where it is kept that a command died at a failpoint.
-    pub(crate) deaths: Arc<Mutex<Vec<(String, Death)>>>,
-    /// How many commands were given.
-    pub(crate) given: AtomicU32,
+    /// The crashes of all processes so far.
+    pub(crate) crashes: Arc<Mutex<Vec<(String, Crash)>>>,
+    /// Commands so far.
+    pub(crate) commands: AtomicU32,
 }
 
-/// What came of a command.
+/// The result of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Ran {
-    /// It is done; it printed this.
-    Done(String),
-    /// It could not be done, and said so.
+pub(crate) enum CommandResult {
+    /// Success, with its output.
+    Succeeded(String),
+    /// Failure, with its log.
     Refused(String),
-    /// It was cut off.
-    CutOff,
+    /// Killed.
+    Killed,
 }
 
 impl Operator {
-    /// Gives a command, which may be cut off.
-    pub(crate) async fn run(&self, arguments: &[&str], cut: Option<&Cut>) -> anyhow::Result<Ran> {
-        let number = self.given.fetch_add(1, Ordering::Relaxed);
+    /// Runs a command, which may be killed on the way.
+    pub(crate) async fn run(
+        &self,
+        arguments: &[&str],
+        kill: Option<&KillAt>,
+    ) -> anyhow::Result<CommandResult> {
+        let number = self.commands.fetch_add(1, Ordering::Relaxed);
         let log = self.folder.join(format!("operator-{number:03}-{}.log", arguments.join("-")));
         let mut command = Command::new(&self.program);
         command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.env_remove("RUST_BACKTRACE").stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
         command.stderr(OpenOptions::new().create(true).append(true).open(&log)?);
-        let (failpoint, patience) = match cut {
-            None => (None, PATIENCE),
-            Some(Cut::After(time)) => (None, *time),
-            Some(Cut::At(failpoint)) => (Some(failpoint), PATIENCE),
+        let (failpoint, limit) = match kill {
+            None => (None, TIMEOUT),
+            Some(KillAt::Time(time)) => (None, *time),
+            Some(KillAt::Failpoint(failpoint)) => (Some(failpoint), TIMEOUT),
         };
         match failpoint {
             Some(failpoint) => command.env("VIDLOG_FAILPOINT", failpoint.to_string()),
             None => command.env_remove("VIDLOG_FAILPOINT"),
         };
-        let child = command.spawn().with_context(|| format!("{} can't be started", told(arguments)))?;
+        let child =
+            command.spawn().with_context(|| format!("failed to start {}", command_line(arguments)))?;
         if let Some(pid) = child.id() {
             self.owners.set(pid, &self.links.kafka);
         }
-        let Ok(output) = timeout(patience, child.wait_with_output()).await else {
-            return Ok(Ran::CutOff);
+        let Ok(output) = timeout(limit, child.wait_with_output()).await else {
+            return Ok(CommandResult::Killed);
         };
         let output = output?;
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         OpenOptions::new().append(true).open(&log)?.write_all(&output.stdout)?;
         if output.status.success() {
-            return Ok(Ran::Done(printed));
+            return Ok(CommandResult::Succeeded(printed));
         }
-        let said = fs::read_to_string(&log)?;
-        Ok(self.failed(arguments, output.status, failpoint).unwrap_or(Ran::Refused(said)))
+        let text = fs::read_to_string(&log)?;
+        Ok(self.failed(arguments, output.status, failpoint).unwrap_or(CommandResult::Refused(text)))
     }
 
-    /// Gives a command until it is done.
-    pub(crate) async fn insist(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let begun = Instant::now();
+    /// Repeats a command until it succeeds.
+    pub(crate) async fn run_until_success(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let started = Instant::now();
         loop {
             match self.run(arguments, None).await? {
-                Ran::Done(printed) => return Ok(printed),
-                Ran::Refused(why) if begun.elapsed() > BOUND => {
-                    bail!("{} can't be done: {why}", told(arguments))
+                CommandResult::Succeeded(output) => return Ok(output),
+                CommandResult::Refused(why) if started.elapsed() > DEADLINE => {
+                    bail!("{} keeps failing: {why}", command_line(arguments))
                 }
-                Ran::CutOff if begun.elapsed() > BOUND => bail!("{} does not end", told(arguments)),
-                Ran::Refused(_) | Ran::CutOff => sleep(AGAIN).await,
+                CommandResult::Killed if started.elapsed() > DEADLINE => {
+                    bail!("{} times out", command_line(arguments))
+                }
+                CommandResult::Refused(_) | CommandResult::Killed => sleep(RETRY_INTERVAL).await,
             }
         }
     }
 
-    /// Keeps how a command died; nothing if it ended in order, but without success.
-    fn failed(&self, arguments: &[&str], status: ExitStatus, failpoint: Option<&Failpoint>) -> Option<Ran> {
+    /// Records the crash of a command; none if it exited with code 1.
+    fn failed(
+        &self,
+        arguments: &[&str],
+        status: ExitStatus,
+        failpoint: Option<&Failpoint>,
+    ) -> Option<CommandResult> {
         let signal = status.signal().and_then(Signal::from_named_raw);
-        let (ran, death) = match failpoint {
+        let (result, crash) = match failpoint {
             Some(failpoint) if signal == Some(Signal::ABORT) => {
-                (Some(Ran::CutOff), Death::Failpoint(failpoint.clone()))
+                (Some(CommandResult::Killed), Crash::Failpoint(failpoint.clone()))
             }
             _ if status.code() == Some(1) => return None,
-            _ => (None, Death::ByItself(status.to_string())),
+            _ => (None, Crash::Unexpected(status.to_string())),
         };
-        self.deaths.lock().unwrap_or_else(PoisonError::into_inner).push((told(arguments), death));
-        ran
+        self.crashes.lock().unwrap_or_else(PoisonError::into_inner).push((command_line(arguments), crash));
+        result
     }
 }
 
-fn told(arguments: &[&str]) -> String {
+fn command_line(arguments: &[&str]) -> String {
     format!("`projectors {}`", arguments.join(" "))
 }

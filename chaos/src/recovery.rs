@@ -1,5 +1,5 @@
-//! When all faults are over: an operator sees to what waits and what stands still, and folds anew what was being folded
-//! anew. After that nothing may be left of it.
+//! Recovery after the faults: the operator discards the bad records, resumes the projections and repeats the rebuilds.
+//! Afterwards no key is parked, and no old generation is left.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,159 +23,166 @@ use vidlog_redis_shards::Redis;
 use vidlog_schemas::{Keys, keys::ViewKey};
 
 use crate::{
-    inject::Stage,
-    ledger::Place,
+    ledger::LogPosition,
     log::Records,
-    operate::{STILL_WAIT, Waiting, folding, waiting},
-    operator::Ran,
+    operate::{ParkedKey, STILL_WAIT, folding, parse_parked_keys},
+    operator::CommandResult,
+    run::Run,
     system::System,
-    until,
+    wait::until,
 };
 
-/// How long it may take until nothing waits any more: each bad record is discarded by itself.
-const CLEARED: Duration = Duration::from_secs(150);
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(100);
-/// Keys that are looked at in one round trip.
+/// Timeout of all discards: each bad record needs a command of its own.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(150);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Keys per round trip of a scan.
 const PAGE: usize = 1000;
 
-/// Has every projection run, and discards every bad record. Says what is wrong.
-pub(crate) async fn clear(stage: &Stage, records: &Records) -> anyhow::Result<Vec<String>> {
-    let bad: BTreeSet<Place> = {
-        let notes = stage.notes();
-        notes.poisoned.iter().flat_map(|command| records.places(&command.id)).cloned().collect()
+/// Discards every bad record and waits until all projections have caught up; returns the violations.
+pub(crate) async fn discard_bad_records(run: &Run, records: &Records) -> anyhow::Result<Vec<String>> {
+    let bad: BTreeSet<LogPosition> = {
+        let journal = run.journal();
+        journal.bad_records.iter().flat_map(|command| records.positions(&command.id)).cloned().collect()
     };
-    let system = &stage.system;
-    let looking = Operator::open(&system.log, &system.stores)?;
-    let begun = Instant::now();
-    let mut faults = Vec::new();
+    let system = &run.system;
+    let operator = Operator::open(&system.log, &system.stores)?;
+    let started = Instant::now();
+    let mut violations = Vec::new();
     loop {
-        let status = looking.status(&projections::ALL).await;
+        let status = operator.status(&projections::ALL).await;
         let partitions = || status.projections.iter().flat_map(|projection| &projection.partitions);
         if partitions().any(|partition| partition.dead_letters != Some(0)) {
-            discard_all(stage, &bad, &mut faults).await?;
+            discard_all(run, &bad, &mut violations).await?;
         } else if partitions().all(|partition| partition.lag == Some(0)) {
             break;
         }
-        if !faults.is_empty() {
-            return Ok(faults);
+        if !violations.is_empty() {
+            return Ok(violations);
         }
-        if begun.elapsed() > CLEARED {
-            bail!("the projections do not come to the end of the log, with nothing that waits:\n{status}");
+        if started.elapsed() > DISCARD_TIMEOUT {
+            bail!("the projections did not reach the end of the log without parked keys in time:\n{status}");
         }
-        resume_all(stage).await?;
-        sleep(LOOK).await;
+        resume_all(run).await?;
+        sleep(POLL_INTERVAL).await;
     }
-    faults.extend(discards(stage, &bad).await?);
-    Ok(faults)
+    violations.extend(missing_discards(run, &bad).await?);
+    Ok(violations)
 }
 
-async fn resume_all(stage: &Stage) -> anyhow::Result<()> {
-    let wanted = desired_state::read(&stage.system.tables).await?;
+/// Resumes every projection that is paused or stopped.
+async fn resume_all(run: &Run) -> anyhow::Result<()> {
+    let desired = desired_state::read(&run.system.tables).await?;
     for projection in projections::ALL {
-        stage.resume_if_stopped(projection).await?;
-        if wanted.get(projection.name()).is_some_and(|wanted| wanted.wish == Wish::Pause) {
-            stage.operator().insist(&["resume", projection.name()]).await?;
+        run.resume_if_stopped(projection).await?;
+        if desired.get(projection.name()).is_some_and(|desired| desired.wish == Wish::Pause) {
+            run.operator().run_until_success(&["resume", projection.name()]).await?;
         }
     }
     Ok(())
 }
 
-/// Discards the bad records that keys wait for; those of each projection one after the other.
-async fn discard_all(stage: &Stage, bad: &BTreeSet<Place>, faults: &mut Vec<String>) -> anyhow::Result<()> {
-    let printed = stage.operator().insist(&["dead-letters", "list", "--json"]).await?;
-    let mut by_projection: BTreeMap<String, Vec<Waiting>> = BTreeMap::new();
-    for waiting in waiting(&printed)? {
-        let is_bad = place(&waiting).is_some_and(|place| bad.contains(&place));
-        if !is_bad || waiting.class != "undecodable" {
-            faults.push(format!("a good record waits, or waits for a wrong reason: {waiting:?}"));
+/// Discards the bad record of every parked key: the projections in parallel, the keys of one projection in turn.
+async fn discard_all(
+    run: &Run,
+    bad: &BTreeSet<LogPosition>,
+    violations: &mut Vec<String>,
+) -> anyhow::Result<()> {
+    let output = run.operator().run_until_success(&["dead-letters", "list", "--json"]).await?;
+    let mut by_projection: BTreeMap<String, Vec<ParkedKey>> = BTreeMap::new();
+    for parked in parse_parked_keys(&output)? {
+        if !is_bad(&parked, bad) || parked.class != "undecodable" {
+            violations.push(format!("a valid record is a dead letter, or the class is wrong: {parked:?}"));
             continue;
         }
-        by_projection.entry(waiting.projection.clone()).or_default().push(waiting);
+        by_projection.entry(parked.projection.clone()).or_default().push(parked);
     }
-    let discarded = by_projection.into_values().map(async |all| {
-        for waiting in all {
-            discard_key(stage, waiting, bad).await?;
+    let discarded = by_projection.into_values().map(async |keys| {
+        for parked in keys {
+            discard_key(run, parked, bad).await?;
         }
         anyhow::Ok(())
     });
     try_join_all(discarded).await.map(drop)
 }
 
-/// Discards the bad record that a key waits for, and those that it waits for next.
-async fn discard_key(stage: &Stage, waiting: Waiting, bad: &BTreeSet<Place>) -> anyhow::Result<()> {
-    let mut next = Some(waiting);
-    while let Some(waiting) = next.take() {
-        match stage.discard_one(&waiting, None).await? {
-            Ran::Refused(said) => {
-                let is_bad = |next: &Waiting| place(next).is_some_and(|place| bad.contains(&place));
-                next = still_waits(&said).map(|first| Waiting { first, ..waiting }).filter(is_bad);
-                // A broker that was killed a moment ago may be slow. It is given again, until the time for all of it is over.
+/// Discards the bad record of a parked key, and the next ones of the key.
+async fn discard_key(run: &Run, parked: ParkedKey, bad: &BTreeSet<LogPosition>) -> anyhow::Result<()> {
+    let mut next = Some(parked);
+    while let Some(parked) = next.take() {
+        match run.discard(&parked, None).await? {
+            CommandResult::Refused(output) => {
+                next = next_first_offset(&output)
+                    .map(|first_offset| ParkedKey { first_offset, ..parked })
+                    .filter(|next| is_bad(next, bad));
+                // A broker that was killed a moment ago may be slow. The discard is repeated until the timeout of all.
                 if next.is_none() {
-                    stage.notes().refused("discard", &said);
+                    run.journal().record_refusal("discard", &output);
                 }
             }
-            Ran::Done(_) | Ran::CutOff => {}
+            CommandResult::Succeeded(_) | CommandResult::Killed => {}
         }
     }
     Ok(())
 }
 
-/// The next bad record that a key waits for, after one was discarded.
-fn still_waits(said: &str) -> Option<i64> {
-    said.split_once(STILL_WAIT)?.1.split_whitespace().next()?.parse().ok()
+/// The offset of the key's next bad record, from the output of a discard that leaves the key parked.
+fn next_first_offset(output: &str) -> Option<i64> {
+    output.split_once(STILL_WAIT)?.1.split_whitespace().next()?.parse().ok()
 }
 
-fn place(waiting: &Waiting) -> Option<Place> {
-    Place::before(&format!("{}:{}", waiting.partition, waiting.first + 1))
+fn is_bad(parked: &ParkedKey, bad: &BTreeSet<LogPosition>) -> bool {
+    let position = LogPosition::before(&format!("{}:{}", parked.partition, parked.first_offset + 1));
+    position.is_some_and(|position| bad.contains(&position))
 }
 
-/// What was discarded, against what is bad: by everyone who folds it.
-async fn discards(stage: &Stage, bad: &BTreeSet<Place>) -> anyhow::Result<Vec<String>> {
-    let system = &stage.system;
+/// Verifies that every projection of a stream has discarded exactly the stream's bad records.
+async fn missing_discards(run: &Run, bad: &BTreeSet<LogPosition>) -> anyhow::Result<Vec<String>> {
+    let system = &run.system;
     let topics = Topics::new(&system.stores.namespace);
     let log = Log { brokers: system.log.kafka_brokers.clone(), topics };
     let post = Post::new(log.clone());
-    let mut faults = Vec::new();
+    let mut violations = Vec::new();
     for stream in Stream::ALL {
-        if !bad.iter().any(|place| place.stream == stream.name()) {
+        if !bad.iter().any(|position| position.stream == stream.name()) {
             continue;
         }
         for Partition { number, .. } in log.ends(vec![stream]).await?.into_keys() {
-            let is_here = |place: &&Place| place.stream == stream.name() && place.partition == number;
-            let expected: BTreeSet<i64> = bad.iter().filter(is_here).map(|place| place.offset).collect();
+            let is_here =
+                |position: &&LogPosition| position.stream == stream.name() && position.partition == number;
+            let expected: BTreeSet<i64> =
+                bad.iter().filter(is_here).map(|position| position.offset).collect();
             for projection in folding(stream) {
                 let found = post.discards(projection.name(), Partition { stream, number }).await?;
                 if found != expected {
                     let name = projection.name();
-                    faults.push(format!(
-                        "{name} has discarded {found:?} of {stream}:{number}, not {expected:?}"
+                    violations.push(format!(
+                        "{name} has discarded offsets {found:?} of {stream}:{number}, expected {expected:?}"
                     ));
                 }
             }
         }
     }
-    Ok(faults)
+    Ok(violations)
 }
 
-/// Folds anew, without faults, whatever was folded anew under faults. Says what is wrong.
-pub(crate) async fn rebuild_all(stage: &Stage) -> anyhow::Result<Vec<String>> {
-    let rebuilt: Vec<_> = stage.notes().rebuilt.iter().copied().collect();
-    stage.notes().deeds.calm += rebuilt.len();
-    let runs = rebuilt.iter().map(async |name| {
-        anyhow::Ok(match stage.operator().run(&["rebuild", name], None).await? {
-            Ran::Done(_) => None,
-            Ran::Refused(said) => Some(format!("{name} can't be rebuilt: {said}")),
-            Ran::CutOff => Some(format!("the rebuild of {name} does not end")),
+/// Rebuilds, without faults, every view whose rebuild began under faults; returns the violations.
+pub(crate) async fn rebuild_all(run: &Run) -> anyhow::Result<Vec<String>> {
+    let rebuilt: Vec<_> = run.journal().rebuilt.iter().copied().collect();
+    run.journal().operator.fault_free_rebuilds += rebuilt.len();
+    let rebuilds = rebuilt.iter().map(async |name| {
+        anyhow::Ok(match run.operator().run(&["rebuild", name], None).await? {
+            CommandResult::Succeeded(_) => None,
+            CommandResult::Refused(output) => Some(format!("the rebuild of {name} failed: {output}")),
+            CommandResult::Killed => Some(format!("the rebuild of {name} timed out")),
         })
     });
-    Ok(try_join_all(runs).await?.into_iter().flatten().collect())
+    Ok(try_join_all(rebuilds).await?.into_iter().flatten().collect())
 }
 
-/// What is left of generations that are not live, and readers who are not told of the one that is.
-pub(crate) async fn remains(system: &System) -> anyhow::Result<Vec<String>> {
-    let wanted = desired_state::read(&system.tables).await?;
-    let mut faults: Vec<String> = sqlx::query_scalar(
+/// Violations after the rebuilds: keys and databases of old generations, and published generations that are not live.
+pub(crate) async fn leftovers(system: &System) -> anyhow::Result<Vec<String>> {
+    let desired = desired_state::read(&system.tables).await?;
+    let mut violations: Vec<String> = sqlx::query_scalar(
         "SELECT CONCAT('the database ', schema_name, ' is left') FROM information_schema.schemata
          WHERE LOCATE(CONCAT(?, '_'), schema_name) = 1",
     )
@@ -189,26 +196,26 @@ pub(crate) async fn remains(system: &System) -> anyhow::Result<Vec<String>> {
         for name in found {
             let is_left = |projection: &Projection| {
                 ViewKey::generation_of(&name, &projection.catalogued)
-                    .is_some_and(|generation| generation != live(&wanted, projection))
+                    .is_some_and(|generation| generation != live_generation(&desired, projection))
             };
             if projections::ALL.iter().any(is_left) {
-                faults.push(format!("the key {name} is left"));
+                violations.push(format!("the key {name} is left"));
             }
         }
     }
     for projection in projections::ALL.iter().filter(|one| matches!(one.fold, Fold::Redis(_))) {
-        let (name, live) = (projection.name(), live(&wanted, projection));
-        until(&format!("readers of {name} are told of generation {live}"), async || {
-            let ask = cmd("HGET").arg(keys.generations()).arg(name).take();
-            redis.query::<Option<u32>>(&ask).await.is_ok_and(|told| told == Some(live))
+        let (name, live) = (projection.name(), live_generation(&desired, projection));
+        until(&format!("generation {live} of {name} is published"), async || {
+            let get = cmd("HGET").arg(keys.generations()).arg(name).take();
+            redis.query::<Option<u32>>(&get).await.is_ok_and(|published| published == Some(live))
         })
         .await?;
     }
-    Ok(faults)
+    Ok(violations)
 }
 
-fn live(wanted: &AllWanted, projection: &Projection) -> u32 {
-    wanted.get(projection.name()).cloned().unwrap_or_default().generation
+fn live_generation(desired: &AllWanted, projection: &Projection) -> u32 {
+    desired.get(projection.name()).cloned().unwrap_or_default().generation
 }
 
 #[cfg(test)]
@@ -216,9 +223,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_next_bad_record_is_the_one_that_a_discard_names() {
-        let said = "likes:2 key 2: 43 still wait, from offset 18 on, which is undecodable: no type";
-        assert_eq!(still_waits(said), Some(18));
-        assert_eq!(still_waits("likes:2 key 2: all is folded"), None);
+    fn discard_output_names_the_next_bad_record() {
+        let output = "likes:2 key 2: 43 still wait, from offset 18 on, which is undecodable: no type";
+        assert_eq!(next_first_offset(output), Some(18));
+        assert_eq!(next_first_offset("likes:2 key 2: all is folded"), None);
     }
 }

@@ -1,11 +1,11 @@
-//! What is said about seeds: on the screen, and as a document.
+//! Reports on seeds: on the console and as a document.
 
 use std::{
     collections::BTreeMap,
     fmt::{self, Write},
 };
 
-use crate::{instance::Death, operate::Deeds, seed::Outcome};
+use crate::{instance::Crash, run::OperatorStats, seed::Outcome};
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -30,17 +30,17 @@ impl fmt::Display for Outcome {
             self.differences,
             self.took.as_secs_f64(),
         )?;
-        if self.deeds != Deeds::default() {
-            writeln!(f, "    {}", self.deeds)?;
+        if self.operator != OperatorStats::default() {
+            writeln!(f, "    {}", self.operator)?;
         }
         for refusal in &self.refusals {
             writeln!(f, "    refused, {refusal}")?;
         }
-        if self.faults.is_empty() {
+        if self.violations.is_empty() {
             return writeln!(f, "    seed {}: passed", self.seed);
         }
-        for fault in &self.faults {
-            writeln!(f, "    WRONG: {fault}")?;
+        for violation in &self.violations {
+            writeln!(f, "    VIOLATION: {violation}")?;
         }
         writeln!(f, "    seed {}: FAILED; `make chaos SEED={}` repeats it", self.seed, self.seed)
     }
@@ -48,34 +48,37 @@ impl fmt::Display for Outcome {
 
 impl Outcome {
     fn reached(&self) -> impl Iterator<Item = &'static str> {
-        self.deaths.iter().filter_map(|(_, death)| match death {
-            Death::Failpoint(failpoint) => Some(failpoint.point),
-            Death::ByItself(_) => None,
+        self.crashes.iter().filter_map(|(_, crash)| match crash {
+            Crash::Failpoint(failpoint) => Some(failpoint.point),
+            Crash::Unexpected(_) => None,
         })
     }
 }
 
-/// The document about a run.
+/// The report on a run of several seeds, in Markdown.
 pub(crate) fn document(date: &str, commit: &str, outcomes: &[Outcome]) -> Result<String, fmt::Error> {
-    let failed = outcomes.iter().filter(|outcome| !outcome.faults.is_empty()).count();
+    let failed = outcomes.iter().filter(|outcome| !outcome.violations.is_empty()).count();
     let sum = |of: fn(&Outcome) -> usize| outcomes.iter().map(of).sum::<usize>();
     let mut text = String::new();
     writeln!(text, "# Fault harness: report\n")?;
     writeln!(
         text,
-        "Written by `make chaos`, on {date}, at commit {commit}. What a seed does and what is checked after it:"
+        "Written by `make chaos`, on {date}, at commit {commit}. What a seed does, and what is verified after it:"
     )?;
-    writeln!(text, "[ADR 0015](adr/0015-a-fault-harness.md). `make chaos SEED=n` repeats one.\n")?;
+    writeln!(text, "[ADR 0015](adr/0015-a-fault-harness.md). `make chaos SEED=n` repeats a seed.\n")?;
     writeln!(text, "- {} seeds, {failed} failed.", outcomes.len())?;
     writeln!(
         text,
-        "- {} commands sent: {} acknowledged, {} refused, {} with an unknown outcome. Every acknowledged one is in the log, at the \
-         position that was answered; {}.",
+        "- {} commands sent: {} acknowledged, {} refused, {} with an unknown outcome; {}.",
         sum(|outcome| outcome.counts.sent),
         sum(|outcome| outcome.counts.acknowledged),
         sum(|outcome| outcome.counts.refused),
         sum(|outcome| outcome.counts.unknown),
-        if failed == 0 { "no seed found otherwise" } else { "but see the failed seeds" },
+        if failed == 0 {
+            "the log has every acknowledged command at the answered position"
+        } else {
+            "see the failed seeds"
+        },
     )?;
     writeln!(
         text,
@@ -86,11 +89,15 @@ pub(crate) fn document(date: &str, commit: &str, outcomes: &[Outcome]) -> Result
     )?;
     writeln!(
         text,
-        "- {} faults; failpoints reached: {}.",
+        "- {} faults; crashes by failpoint: {}.",
         sum(|outcome| outcome.plan.faults.len()),
         reached(outcomes)
     )?;
-    writeln!(text, "- Operators: {}.\n", outcomes.iter().map(|outcome| outcome.deeds).sum::<Deeds>())?;
+    writeln!(
+        text,
+        "- Operator: {}.\n",
+        outcomes.iter().map(|outcome| outcome.operator).sum::<OperatorStats>()
+    )?;
     writeln!(
         text,
         "| seed | faults | sent | acknowledged | refused | unknown | records | lines | differences | s |"
@@ -99,10 +106,10 @@ pub(crate) fn document(date: &str, commit: &str, outcomes: &[Outcome]) -> Result
     for outcome in outcomes {
         row(&mut text, outcome)?;
     }
-    for outcome in outcomes.iter().filter(|outcome| !outcome.faults.is_empty()) {
+    for outcome in outcomes.iter().filter(|outcome| !outcome.violations.is_empty()) {
         writeln!(text, "\n## Seed {} failed\n", outcome.seed)?;
-        for fault in &outcome.faults {
-            writeln!(text, "- {fault}")?;
+        for violation in &outcome.violations {
+            writeln!(text, "- {violation}")?;
         }
     }
     Ok(text)
@@ -110,9 +117,9 @@ pub(crate) fn document(date: &str, commit: &str, outcomes: &[Outcome]) -> Result
 
 fn row(text: &mut String, outcome: &Outcome) -> fmt::Result {
     let mut faults: Vec<_> = outcome.plan.faults.iter().map(ToString::to_string).collect();
-    faults.extend(outcome.deaths.iter().filter_map(|(process, death)| match death {
-        Death::Failpoint(failpoint) => Some(format!("{process} died at {failpoint}")),
-        Death::ByItself(_) => None,
+    faults.extend(outcome.crashes.iter().filter_map(|(process, crash)| match crash {
+        Crash::Failpoint(failpoint) => Some(format!("{process} crashed at {failpoint}")),
+        Crash::Unexpected(_) => None,
     }));
     let counts = outcome.counts;
     writeln!(
@@ -131,12 +138,12 @@ fn row(text: &mut String, outcome: &Outcome) -> fmt::Result {
     )
 }
 
-/// How often a process died at each failpoint.
+/// The number of crashes at each failpoint.
 fn reached(outcomes: &[Outcome]) -> String {
     let mut times: BTreeMap<&str, usize> = BTreeMap::new();
     for point in outcomes.iter().flat_map(Outcome::reached) {
         *times.entry(point).or_default() += 1;
     }
-    let told: Vec<_> = times.into_iter().map(|(point, times)| format!("{point} {times} times")).collect();
-    if told.is_empty() { "none".to_owned() } else { told.join(", ") }
+    let list: Vec<_> = times.into_iter().map(|(point, times)| format!("{point} {times}")).collect();
+    if list.is_empty() { "none".to_owned() } else { list.join(", ") }
 }

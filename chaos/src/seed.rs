@@ -1,4 +1,4 @@
-//! One seed: a system is started, suffers, heals, and is looked at.
+//! The run of one seed: starts a system, injects the faults under load, ends them, and verifies the result.
 
 use std::{
     fs,
@@ -22,57 +22,57 @@ use vidlog_projectors::audit;
 use vidlog_service_kit::config::Stores;
 
 use crate::{
-    fault::{Fault, Planned},
-    inject::{Stage, inject},
-    instance::Death,
+    fault::{Fault, PlannedFault},
+    inject::inject,
+    instance::Crash,
     ledger::{Command, Counts},
-    load::Load,
+    load::LoadGenerator,
     log::Records,
-    operate::Deeds,
+    media::VideoProducer,
     plan::Plan,
-    settle,
+    recovery,
+    run::{OperatorStats, Run},
     stack::{Stack, Store},
-    studio::Studio,
-    system::{Surroundings, System},
-    until,
+    system::{Environment, System},
+    wait::until,
 };
 
-/// How long commands are given, at least.
+/// The shortest duration of the load.
 const LOAD: Duration = Duration::from_secs(10);
-/// How long they are given after the last fault.
-const AFTER: Duration = Duration::from_millis(500);
-/// How long a seed may take in all.
-const BOUND: Duration = Duration::from_mins(6);
+/// How long the load goes on after the last fault.
+const LOAD_AFTER_FAULTS: Duration = Duration::from_millis(500);
+/// Timeout of a seed.
+const TIMEOUT: Duration = Duration::from_mins(6);
 
-/// What came of a seed.
+/// The outcome of a seed.
 pub(crate) struct Outcome {
     /// The seed.
     pub(crate) seed: u64,
-    /// What it decided.
+    /// Its plan.
     pub(crate) plan: Plan,
-    /// The commands.
+    /// The commands by outcome.
     pub(crate) counts: Counts,
     /// Records in the log.
     pub(crate) records: usize,
-    /// Keys and rows that were compared.
+    /// Compared keys and rows.
     pub(crate) lines: usize,
-    /// Keys and rows that differ.
+    /// Keys and rows that differ from the log.
     pub(crate) differences: usize,
-    /// What operators did.
-    pub(crate) deeds: Deeds,
-    /// What operators were refused, and why.
+    /// What the operator did.
+    pub(crate) operator: OperatorStats,
+    /// Refused operator commands, with the reasons.
     pub(crate) refusals: Vec<String>,
-    /// How processes died, each with its name.
-    pub(crate) deaths: Vec<(String, Death)>,
-    /// Everything that is wrong, in words.
-    pub(crate) faults: Vec<String>,
-    /// How long it took.
+    /// The crashes, each with its process.
+    pub(crate) crashes: Vec<(String, Crash)>,
+    /// Violated expectations, one sentence each.
+    pub(crate) violations: Vec<String>,
+    /// The duration.
     pub(crate) took: Duration,
 }
 
-/// Runs a seed. Whatever goes wrong is in the outcome; then the logs of the processes are kept in the folder.
-pub(crate) async fn run(seed: u64, around: &Surroundings, stack: &Arc<Stack>, folder: &Path) -> Outcome {
-    let begun = Instant::now();
+/// Runs a seed. Every error is a violation of the outcome; a failed seed keeps its processes' logs in the folder.
+pub(crate) async fn run(seed: u64, environment: &Environment, stack: &Arc<Stack>, folder: &Path) -> Outcome {
+    let started = Instant::now();
     let plan = Plan::of(seed);
     let mut outcome = Outcome {
         seed,
@@ -81,31 +81,31 @@ pub(crate) async fn run(seed: u64, around: &Surroundings, stack: &Arc<Stack>, fo
         records: 0,
         lines: 0,
         differences: 0,
-        deeds: Deeds::default(),
+        operator: OperatorStats::default(),
         refusals: Vec::new(),
-        deaths: Vec::new(),
-        faults: Vec::new(),
+        crashes: Vec::new(),
+        violations: Vec::new(),
         took: Duration::ZERO,
     };
-    let ran = timeout(BOUND, suffer(&mut outcome, around, stack, folder)).await;
-    match ran {
+    let result = timeout(TIMEOUT, run_system(&mut outcome, environment, stack, folder)).await;
+    match result {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => outcome.faults.push(format!("{error:#}")),
-        Err(_) => outcome.faults.push(format!("it was not over after {} s", BOUND.as_secs())),
+        Ok(Err(error)) => outcome.violations.push(format!("{error:#}")),
+        Err(_) => outcome.violations.push(format!("timed out after {} s", TIMEOUT.as_secs())),
     }
-    outcome.took = begun.elapsed();
+    outcome.took = started.elapsed();
     outcome
 }
 
-async fn suffer(
+async fn run_system(
     outcome: &mut Outcome,
-    around: &Surroundings,
+    environment: &Environment,
     stack: &Arc<Stack>,
     folder: &Path,
 ) -> anyhow::Result<()> {
-    // The seed before may have ended anywhere.
+    // The previous seed may have left stores suspended or down.
     for store in Store::ALL {
-        stack.wake(store);
+        stack.resume(store);
     }
     stack.up().await?;
     if folder.exists() {
@@ -113,33 +113,34 @@ async fn suffer(
     }
     fs::create_dir_all(folder)?;
     let name = format!("c{}_{}", outcome.seed, Uuid::now_v7().simple());
-    let system =
-        System::start(around, &outcome.plan, &name, folder).await.context("the system can't be started")?;
-    let stage = Stage::new(system, stack.clone())?;
+    let system = System::start(environment, &outcome.plan, &name, folder)
+        .await
+        .context("failed to start the system")?;
+    let run = Run::new(system, stack.clone())?;
 
-    let commands = live(outcome, &stage).await;
-    let judged = match commands {
-        Ok(commands) => judge(outcome, &stage, &commands).await,
+    let commands = run_load(outcome, &run).await;
+    let verified = match commands {
+        Ok(commands) => verify(outcome, &run, &commands).await,
         Err(error) => Err(error),
     };
-    outcome.deeds = stage.notes().deeds;
-    outcome.refusals.clone_from(&stage.notes().refusals);
-    outcome.deaths.clone_from(&stage.system.deaths.lock().unwrap_or_else(PoisonError::into_inner));
-    for (process, death) in &outcome.deaths {
-        if let Death::ByItself(why) = death {
-            outcome.faults.push(format!("{process} ended by itself: {why}"));
+    outcome.operator = run.journal().operator;
+    outcome.refusals.clone_from(&run.journal().refusals);
+    outcome.crashes.clone_from(&run.system.crashes.lock().unwrap_or_else(PoisonError::into_inner));
+    for (process, crash) in &outcome.crashes {
+        if let Crash::Unexpected(why) = crash {
+            outcome.violations.push(format!("{process} exited unexpectedly: {why}"));
         }
     }
-    judged?;
-    if outcome.faults.is_empty() {
-        forget(&stage.system).await?;
+    verified?;
+    if outcome.violations.is_empty() {
+        delete_namespace(&run.system).await?;
         fs::remove_dir_all(folder)?;
     }
     Ok(())
 }
 
-/// Removes a system's topics and tables: the more there are, the longer a broker that was killed takes to come back.
-async fn forget(system: &System) -> anyhow::Result<()> {
+/// Deletes a system's topics and tables, because each topic prolongs the restart of a killed broker.
+async fn delete_namespace(system: &System) -> anyhow::Result<()> {
     let Stores { namespace, .. } = &system.stores;
     let names = Topics::new(namespace);
     let topics: Vec<_> =
@@ -152,38 +153,38 @@ async fn forget(system: &System) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Commands under faults; then the faults end. Returns the commands.
-async fn live(outcome: &Outcome, stage: &Stage) -> anyhow::Result<Vec<Command>> {
-    let system = &stage.system;
-    let mut load = Load::new(system)?;
+/// Injects the faults under load; returns the commands.
+async fn run_load(outcome: &Outcome, run: &Run) -> anyhow::Result<Vec<Command>> {
+    let system = &run.system;
+    let mut load = LoadGenerator::new(system)?;
     let mut commands = load.register().await?;
-    let mut studio = Studio::open(system, load.users())?;
-    let (videos, made) = studio.premiere().await?;
-    commands.extend(made);
+    let mut media = VideoProducer::new(system, load.users())?;
+    let (videos, appended) = media.publish_initial().await?;
+    commands.extend(appended);
     until_published(system, videos.len()).await?;
-    load.show(videos);
-    _ = stage.users.set(load.users().to_vec());
+    load.set_videos(videos);
+    _ = run.users.set(load.users().to_vec());
 
     let stop = CancellationToken::new();
     let _stopped = stop.clone().drop_guard();
-    let suffering = async {
-        let (injected, ()) = tokio::join!(inject(stage, &outcome.plan.faults), sleep(LOAD));
+    let faults = async {
+        let (injected, ()) = tokio::join!(inject(run, &outcome.plan.faults), sleep(LOAD));
         injected?;
-        sleep(AFTER).await;
+        sleep(LOAD_AFTER_FAULTS).await;
         stop.cancel();
         anyhow::Ok(())
     };
     let load = Arc::new(load).run(outcome.seed, stop.clone());
-    let ((), given, made) = tokio::try_join!(suffering, load, studio.run(stop.clone()))?;
-    commands.extend(given);
-    commands.extend(made);
-    commands.extend(stage.notes().poisoned.iter().cloned());
+    let ((), sent, appended) = tokio::try_join!(faults, load, media.run(stop.clone()))?;
+    commands.extend(sent);
+    commands.extend(appended);
+    commands.extend(run.journal().bad_records.iter().cloned());
     Ok(commands)
 }
 
-/// Waits until the first videos are in a view: what is not there yet can't be liked.
+/// Waits until a view contains the initial videos: command-api refuses likes of others.
 async fn until_published(system: &System, videos: usize) -> anyhow::Result<()> {
-    until("the first videos are published", async || {
+    until("the initial videos are published", async || {
         let published: sqlx::Result<i64> =
             sqlx::query_scalar("SELECT COUNT(*) FROM videos WHERE published_ms > 0")
                 .fetch_one(&system.tables)
@@ -193,27 +194,27 @@ async fn until_published(system: &System, videos: usize) -> anyhow::Result<()> {
     .await
 }
 
-/// Compares the log with what was acknowledged, and the views with the log.
-async fn judge(outcome: &mut Outcome, stage: &Stage, commands: &[Command]) -> anyhow::Result<()> {
-    let system = &stage.system;
+/// Compares the log with the acknowledged commands, and the views with the log.
+async fn verify(outcome: &mut Outcome, run: &Run, commands: &[Command]) -> anyhow::Result<()> {
+    let system = &run.system;
     outcome.counts = Counts::of(commands);
-    system.heal().await?;
+    system.end_faults().await?;
     system.quiesce().await?;
     let records = Records::read(&system.log.kafka_brokers, &system.stores.namespace).await?;
-    outcome.faults.extend(records.faults(commands));
-    outcome.faults.extend(settle::clear(stage, &records).await?);
+    outcome.violations.extend(records.violations(commands));
+    outcome.violations.extend(recovery::discard_bad_records(run, &records).await?);
     compare(outcome, system).await?;
-    let has_rebuilt = !stage.notes().rebuilt.is_empty();
-    // What is wrong before it is still to be seen, by the rebuild as well.
-    outcome.faults.extend(settle::rebuild_all(stage).await?);
-    outcome.faults.extend(settle::remains(system).await?);
+    let has_rebuilt = !run.journal().rebuilt.is_empty();
+    // A fault-free rebuild also finds what was wrong before it.
+    outcome.violations.extend(recovery::rebuild_all(run).await?);
+    outcome.violations.extend(recovery::leftovers(system).await?);
     if has_rebuilt {
         compare(outcome, system).await?;
     }
-    // Of a view that lost what it had while it was compared, anything may have been found.
-    let loses = |planned: &Planned| matches!(planned.fault, Fault::Flush | Fault::Rewind { .. });
-    if !outcome.plan.faults.iter().any(loses) {
-        outcome.faults.append(&mut stage.notes().differing);
+    // A rebuild that compares a view which loses data meanwhile may find any difference.
+    let loses_data = |planned: &PlannedFault| matches!(planned.fault, Fault::Flush | Fault::Rewind { .. });
+    if !outcome.plan.faults.iter().any(loses_data) {
+        outcome.violations.append(&mut run.journal().rebuild_differences);
     }
     Ok(())
 }
@@ -224,6 +225,6 @@ async fn compare(outcome: &mut Outcome, system: &System) -> anyhow::Result<()> {
     outcome.records = report.records;
     outcome.lines += report.lines;
     outcome.differences += report.differences.len();
-    outcome.faults.extend(report.differences.iter().map(ToString::to_string));
+    outcome.violations.extend(report.differences.iter().map(ToString::to_string));
     Ok(())
 }

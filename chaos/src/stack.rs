@@ -1,4 +1,4 @@
-//! Kafka, MySQL and Redis as private processes, which can be killed, frozen and started again.
+//! Kafka, MySQL and Redis as private processes, which can be killed, suspended and restarted.
 
 use std::{
     fmt, fs,
@@ -11,24 +11,24 @@ use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{process::Command, time::timeout};
 
-use crate::until;
+use crate::wait::until;
 
-/// How long all of it may take to come up.
+/// How long the services may take to start.
 const UP_TIMEOUT: Duration = Duration::from_mins(3);
 
-/// A store, or the log: whatever can go away.
+/// A service that can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Store {
-    /// The log.
+    /// Keeps the log.
     Kafka,
-    /// Tables.
+    /// Keeps tables.
     MySql,
-    /// Views.
+    /// Keeps views.
     Redis,
 }
 
 impl Store {
-    /// All of them.
+    /// Every store.
     pub(crate) const ALL: [Self; 3] = [Self::Kafka, Self::MySql, Self::Redis];
 }
 
@@ -42,62 +42,63 @@ impl fmt::Display for Store {
     }
 }
 
-/// The processes that `deploy/local/stack` keeps.
+/// The services of `deploy/local/stack`.
 pub(crate) struct Stack {
-    /// The script.
+    /// The path of the script.
     pub(crate) script: PathBuf,
-    /// Its folder.
+    /// Its folder, with process ids and data.
     pub(crate) folder: PathBuf,
 }
 
 impl Stack {
-    /// Starts what does not run, and waits until all of it answers.
+    /// Starts the services that are down, and waits until all respond.
     pub(crate) async fn up(&self) -> anyhow::Result<()> {
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
             let mut up = Command::new(&self.script);
             up.arg("up").stdin(Stdio::null()).kill_on_drop(true);
-            let output = timeout(UP_TIMEOUT, up.output()).await.context("the stack does not come up")??;
+            let output =
+                timeout(UP_TIMEOUT, up.output()).await.context("the services did not start in time")??;
             if output.status.success() {
                 return Ok(());
             }
-            // Another fault may have killed what was just starting.
-            if begun.elapsed() > UP_TIMEOUT {
-                bail!("the stack does not come up: {}", String::from_utf8_lossy(&output.stderr));
+            // Another fault may have killed a service while it was starting.
+            if started.elapsed() > UP_TIMEOUT {
+                bail!("failed to start the services: {}", String::from_utf8_lossy(&output.stderr));
             }
         }
     }
 
-    /// Has a store's process go on, if it was stopped.
-    pub(crate) fn wake(&self, store: Store) {
-        // There may be no such process.
+    /// Resumes a store's process, if it is suspended.
+    pub(crate) fn resume(&self, store: Store) {
+        // The process may not exist.
         _ = self.signal(store, Signal::CONT);
     }
 
-    /// Stops a store's process where it is.
-    pub(crate) fn freeze(&self, store: Store) -> anyhow::Result<()> {
+    /// Suspends a store's process.
+    pub(crate) fn suspend(&self, store: Store) -> anyhow::Result<()> {
         self.signal(store, Signal::STOP)
     }
 
-    /// `kill -9`; returns when the process has let go of its ports and files.
+    /// Kills a store's process; returns when its ports and files are free.
     pub(crate) async fn kill(&self, store: Store) -> anyhow::Result<()> {
         let pid = self.pid(store)?;
         self.signal(store, Signal::KILL)?;
-        until("a killed store is gone", async || has_ended(pid)).await
+        until("a killed store has exited", async || has_exited(pid)).await
     }
 
     fn signal(&self, store: Store, signal: Signal) -> anyhow::Result<()> {
-        kill_process(self.pid(store)?, signal).with_context(|| format!("{store} can't be sent a signal"))
+        kill_process(self.pid(store)?, signal).with_context(|| format!("failed to send a signal to {store}"))
     }
 
     fn pid(&self, store: Store) -> anyhow::Result<Pid> {
         let file = self.folder.join("pid").join(store.to_string());
-        let text = fs::read_to_string(&file).with_context(|| format!("{store} was not started"))?;
+        let text = fs::read_to_string(&file).with_context(|| format!("{store} has no pid file"))?;
         let pid = text.lines().next().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
-        pid.with_context(|| format!("{} holds no pid", file.display()))
+        pid.with_context(|| format!("{} contains no pid", file.display()))
     }
 
-    /// How much Redis has written to its file, and where that is.
+    /// The path and the length of the file that Redis appends to.
     pub(crate) fn redis_file(&self) -> anyhow::Result<(PathBuf, u64)> {
         let file = newest(&self.folder.join("redis/appendonlydir"))?;
         let length = fs::metadata(&file)?.len();
@@ -105,17 +106,17 @@ impl Stack {
     }
 }
 
-/// Whether a process is not there, or a zombie that nobody waits for.
-fn has_ended(pid: Pid) -> bool {
+/// Whether a process has exited, reaped or not.
+fn has_exited(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
     stat.ok()
         .and_then(|stat| stat.rsplit_once(") ")?.1.chars().next())
         .is_none_or(|state| "ZX".contains(state))
 }
 
-/// The file that Redis appends to: of several the one with the highest number.
+/// The append-only file with the highest number.
 fn newest(folder: &Path) -> anyhow::Result<PathBuf> {
-    let files = fs::read_dir(folder).context("Redis keeps no file")?;
+    let files = fs::read_dir(folder).context("Redis has no append-only file")?;
     let appended =
         files.flatten().map(|file| file.path()).filter(|path| path.to_string_lossy().ends_with(".incr.aof"));
     let numbered = appended.filter_map(|path| {
@@ -128,21 +129,21 @@ fn newest(folder: &Path) -> anyhow::Result<PathBuf> {
             .ok()?;
         Some((number, path))
     });
-    Ok(numbered.max().context("Redis keeps no file")?.1)
+    Ok(numbered.max().context("Redis has no append-only file")?.1)
 }
 
-/// A process that stands still while this is there, and goes on whatever happens.
-pub(crate) struct Frozen<Wake: FnMut()>(Wake);
+/// Keeps a process suspended; dropping it resumes the process.
+pub(crate) struct Suspended<Resume: FnMut()>(Resume);
 
-impl<Wake: FnMut()> Frozen<Wake> {
-    /// What `freeze` stops and `wake` has go on.
-    pub(crate) fn new(freeze: impl FnOnce() -> anyhow::Result<()>, wake: Wake) -> anyhow::Result<Self> {
-        freeze()?;
-        Ok(Self(wake))
+impl<Resume: FnMut()> Suspended<Resume> {
+    /// Runs `suspend` now and `resume` later.
+    pub(crate) fn new(suspend: impl FnOnce() -> anyhow::Result<()>, resume: Resume) -> anyhow::Result<Self> {
+        suspend()?;
+        Ok(Self(resume))
     }
 }
 
-impl<Wake: FnMut()> Drop for Frozen<Wake> {
+impl<Resume: FnMut()> Drop for Suspended<Resume> {
     fn drop(&mut self) {
         (self.0)();
     }

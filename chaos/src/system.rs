@@ -1,4 +1,4 @@
-//! The system under test: command-api and projectors in a namespace of their own, each process behind proxies.
+//! The system under test: command-api and projectors in a new namespace, each process behind proxies.
 
 use std::{
     collections::VecDeque,
@@ -24,55 +24,54 @@ use vidlog_test_support::{Condition, Link, Proxy};
 use crate::{
     connection_owner::ConnectionOwners,
     fault::{Failpoint, Process},
-    instance::{Death, Instance, Launch, Links},
+    instance::{Crash, Instance, Launch, Links},
     operator::Operator,
     plan::{EXTRA, Plan, REGULAR},
     stack::Store,
-    until,
+    wait::until,
 };
 
-/// Signs the tokens of the load's users.
+/// Signs the tokens of the load generator's callers.
 pub(crate) const JWT_KEYS: &str = "chaos:0123456789abcdef0123456789abcdef";
-/// Partitions of the topics: enough that keys spread and instances share them.
+/// Partitions of a topic: enough that keys spread and processes share them.
 const PARTITIONS: &str = "3";
-/// A process that is stopped is replaced after this and the time that a rebalance takes.
+/// A suspended process loses its partitions after this time and a rebalance.
 const SESSION_TIMEOUT_MS: &str = "3000";
-/// Between two looks whether a process died.
-const TEND_EVERY: Duration = Duration::from_millis(50);
+const SUPERVISION_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What all seeds have in common.
-pub(crate) struct Surroundings {
-    /// The log, reached directly.
+/// What all seeds share.
+pub(crate) struct Environment {
+    /// Kafka, without a proxy.
     pub(crate) log: Log,
-    /// The stores, reached directly; namespace and database are those of no seed.
+    /// MySQL and Redis, without proxies; namespace and database belong to no seed.
     pub(crate) stores: Stores,
-    /// What clients of the log are told to connect to: the proxy before it.
+    /// The address that Kafka advertises: its proxy.
     pub(crate) kafka_proxy: String,
-    /// Who takes which way through that proxy.
+    /// The links of processes through that proxy.
     pub(crate) owners: ConnectionOwners,
-    /// Where command-api listens, and its ops port.
+    /// The addresses of command-api and of its ops port.
     pub(crate) api: [String; 2],
-    /// Where the programs are.
+    /// The folder of the programs.
     pub(crate) programs: PathBuf,
 }
 
-/// A system.
+/// A running system.
 pub(crate) struct System {
-    /// The log, reached directly.
+    /// Kafka, without a proxy.
     pub(crate) log: Log,
-    /// The stores, reached directly.
+    /// MySQL and Redis, without proxies.
     pub(crate) stores: Stores,
-    /// Its tables, reached directly.
+    /// Its database, without a proxy.
     pub(crate) tables: MySqlPool,
     /// command-api.
     pub(crate) api: Arc<Instance>,
-    /// The projectors: first those that always run.
+    /// The projectors; those that always run come first.
     pub(crate) projectors: Vec<Arc<Instance>>,
-    /// Who operates it.
+    /// Its operator.
     pub(crate) operator: Operator,
-    /// How processes died so far.
-    pub(crate) deaths: Arc<Mutex<Vec<(String, Death)>>>,
-    /// Where command-api answers.
+    /// The crashes of all processes so far.
+    pub(crate) crashes: Arc<Mutex<Vec<(String, Crash)>>>,
+    /// The URL of command-api.
     pub(crate) base: String,
     ops: String,
     _proxies: Vec<Proxy>,
@@ -82,12 +81,12 @@ pub(crate) struct System {
 impl System {
     /// Starts a system in a new namespace.
     pub(crate) async fn start(
-        around: &Surroundings,
+        environment: &Environment,
         plan: &Plan,
         name: &str,
         folder: &Path,
     ) -> anyhow::Result<Self> {
-        let mut stores = around.stores.clone();
+        let mut stores = environment.stores.clone();
         name.clone_into(&mut stores.namespace);
         let admin = mysql::open(stores.mysql_url.reveal(), 1)?;
         sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&admin).await?;
@@ -96,21 +95,21 @@ impl System {
         stores.mysql_url = database.to_string().into();
         let tables = mysql::open(stores.mysql_url.reveal(), 2)?;
 
-        let mut launcher = Launcher { around, stores: &stores, folder, proxies: Vec::new() };
+        let mut launcher = Launcher { environment, stores: &stores, folder, proxies: Vec::new() };
         let api = launcher.instance(Process::Api, plan.api.clone()).await?;
         let mut projectors = Vec::new();
         for number in 0..REGULAR + EXTRA {
             let failpoints = plan.projectors.get(number).cloned().unwrap_or_default();
             projectors.push(launcher.instance(Process::Projectors(number), failpoints).await?);
         }
-        let deaths = Arc::new(Mutex::default());
-        let operator = launcher.operator(&deaths).await?;
+        let crashes = Arc::new(Mutex::default());
+        let operator = launcher.operator(&crashes).await?;
         let proxies = launcher.proxies;
 
         let all = [slice::from_ref(&api), &projectors].concat();
-        let supervisor = AbortOnDropHandle::new(tokio::spawn(supervise(all, deaths.clone())));
-        let [base, ops] = around.api.each_ref().map(|address| format!("http://{address}"));
-        let log = around.log.clone();
+        let supervisor = AbortOnDropHandle::new(tokio::spawn(supervise(all, crashes.clone())));
+        let [base, ops] = environment.api.each_ref().map(|address| format!("http://{address}"));
+        let log = environment.log.clone();
         let system = Self {
             log,
             stores,
@@ -118,7 +117,7 @@ impl System {
             api,
             projectors,
             operator,
-            deaths,
+            crashes,
             base,
             ops,
             _proxies: proxies,
@@ -130,7 +129,7 @@ impl System {
         Ok(system)
     }
 
-    /// A process of it, unless it is one of the operator's.
+    /// A process of the system; none for the operator.
     pub(crate) fn instance(&self, process: Process) -> Option<&Arc<Instance>> {
         match process {
             Process::Api => Some(&self.api),
@@ -139,18 +138,18 @@ impl System {
         }
     }
 
-    /// The ways from a process.
+    /// The links of a process.
     pub(crate) fn links(&self, process: Process) -> &Links {
         self.instance(process).map_or(&self.operator.links, |instance| &instance.links)
     }
 
-    /// Held by the fault that a process suffers.
-    pub(crate) fn turn(&self, process: Process) -> &tokio::sync::Mutex<()> {
-        self.instance(process).map_or(&self.operator.turn, |instance| &instance.turn)
+    /// The lock that the fault of a process holds.
+    pub(crate) fn fault_lock(&self, process: Process) -> &tokio::sync::Mutex<()> {
+        self.instance(process).map_or(&self.operator.fault_lock, |instance| &instance.fault_lock)
     }
 
-    /// Ends all faults of its own: opens every way, and wakes and starts whatever should run.
-    pub(crate) async fn heal(&self) -> anyhow::Result<()> {
+    /// Ends the faults of the processes: opens every link, resumes and starts every process that should run.
+    pub(crate) async fn end_faults(&self) -> anyhow::Result<()> {
         for store in Store::ALL {
             self.operator.links.to(store).set(Condition::Open);
         }
@@ -167,7 +166,7 @@ impl System {
         self.projectors[..REGULAR].iter().try_for_each(|instance| instance.start())
     }
 
-    /// Waits until command-api has given all that it took to the log, and ends it.
+    /// Waits until command-api has appended its whole outbox, and stops it.
     pub(crate) async fn quiesce(&self) -> anyhow::Result<()> {
         self.until_ready().await?;
         until("the outbox is empty", async || {
@@ -189,9 +188,9 @@ impl System {
     }
 }
 
-/// Makes the processes of a system.
+/// Sets up the processes of a system.
 struct Launcher<'a> {
-    around: &'a Surroundings,
+    environment: &'a Environment,
     stores: &'a Stores,
     folder: &'a Path,
     proxies: Vec<Proxy>,
@@ -208,8 +207,8 @@ impl Launcher<'_> {
             Process::Api => (
                 "command-api",
                 vec![
-                    format!("--listen={}", self.around.api[0]),
-                    format!("--ops-listen={}", self.around.api[1]),
+                    format!("--listen={}", self.environment.api[0]),
+                    format!("--ops-listen={}", self.environment.api[1]),
                     format!("--jwt-keys={JWT_KEYS}"),
                     format!("--partitions={PARTITIONS}"),
                     format!("--object-store=file://{}/objects", self.folder.display()),
@@ -219,50 +218,50 @@ impl Launcher<'_> {
                 ("projectors", vec!["run".to_owned(), "--ops-listen=127.0.0.1:0".to_owned()])
             }
         };
-        let mut environment = self.environment(&links).await?;
+        let mut environment = self.variables(&links).await?;
         environment.push(("VIDLOG_SESSION_TIMEOUT_MS", SESSION_TIMEOUT_MS.to_owned()));
         environment.push(("VIDLOG_LOG", "info".to_owned()));
         let name = process.to_string();
         let launch = Launch {
-            program: self.around.programs.join(program),
+            program: self.environment.programs.join(program),
             log: self.folder.join(format!("{name}.log")),
             name,
             arguments,
             environment,
             failpoints,
         };
-        Ok(Arc::new(Instance::new(launch, links, self.around.owners.clone())))
+        Ok(Arc::new(Instance::new(launch, links, self.environment.owners.clone())))
     }
 
-    async fn operator(&mut self, deaths: &Arc<Mutex<Vec<(String, Death)>>>) -> anyhow::Result<Operator> {
+    async fn operator(&mut self, crashes: &Arc<Mutex<Vec<(String, Crash)>>>) -> anyhow::Result<Operator> {
         let links = Links::open();
         Ok(Operator {
-            program: self.around.programs.join("projectors"),
-            environment: self.environment(&links).await?,
+            program: self.environment.programs.join("projectors"),
+            environment: self.variables(&links).await?,
             folder: self.folder.to_owned(),
             links,
-            turn: tokio::sync::Mutex::default(),
-            owners: self.around.owners.clone(),
-            deaths: deaths.clone(),
-            given: AtomicU32::default(),
+            fault_lock: tokio::sync::Mutex::default(),
+            owners: self.environment.owners.clone(),
+            crashes: crashes.clone(),
+            commands: AtomicU32::default(),
         })
     }
 
-    /// What tells a process where all is, by ways of its own.
-    async fn environment(&mut self, links: &Links) -> anyhow::Result<Vec<(&'static str, String)>> {
-        let mysql = self.detour(self.stores.mysql_url.reveal(), &links.mysql).await?;
-        let redis = self.detour(self.stores.redis_url.reveal(), &links.redis).await?;
+    /// The environment variables of a process, with proxies over its links.
+    async fn variables(&mut self, links: &Links) -> anyhow::Result<Vec<(&'static str, String)>> {
+        let mysql = self.proxied(self.stores.mysql_url.reveal(), &links.mysql).await?;
+        let redis = self.proxied(self.stores.redis_url.reveal(), &links.redis).await?;
         Ok(vec![
             ("VIDLOG_NAMESPACE", self.stores.namespace.clone()),
             ("VIDLOG_SHARDS", self.stores.shards.to_string()),
-            ("VIDLOG_KAFKA_BROKERS", self.around.kafka_proxy.clone()),
+            ("VIDLOG_KAFKA_BROKERS", self.environment.kafka_proxy.clone()),
             ("VIDLOG_MYSQL_URL", mysql.to_string()),
             ("VIDLOG_REDIS_URL", redis.to_string()),
         ])
     }
 
-    /// The same address by way of a proxy.
-    async fn detour(&mut self, address: &str, link: &Arc<Link>) -> anyhow::Result<Url> {
+    /// Starts a proxy in front of an address; returns the proxy's address.
+    async fn proxied(&mut self, address: &str, link: &Arc<Link>) -> anyhow::Result<Url> {
         let mut url = Url::parse(address)?;
         let (host, port) =
             (url.host_str().unwrap_or_default(), url.port().context("a store's address has no port")?);
@@ -274,16 +273,16 @@ impl Launcher<'_> {
     }
 }
 
-async fn supervise(instances: Vec<Arc<Instance>>, deaths: Arc<Mutex<Vec<(String, Death)>>>) {
+async fn supervise(instances: Vec<Arc<Instance>>, crashes: Arc<Mutex<Vec<(String, Crash)>>>) {
     loop {
         for instance in &instances {
-            let death = match instance.tend() {
+            let crash = match instance.restart_if_exited() {
                 Ok(None) => continue,
-                Ok(Some(death)) => death,
-                Err(error) => Death::ByItself(format!("{error:#}")),
+                Ok(Some(crash)) => crash,
+                Err(error) => Crash::Unexpected(format!("{error:#}")),
             };
-            deaths.lock().unwrap_or_else(PoisonError::into_inner).push((instance.to_string(), death));
+            crashes.lock().unwrap_or_else(PoisonError::into_inner).push((instance.to_string(), crash));
         }
-        sleep(TEND_EVERY).await;
+        sleep(SUPERVISION_INTERVAL).await;
     }
 }

@@ -2,7 +2,12 @@
 //!
 //! A crate apart from `vidlog-test-support`, so that `deny.toml` can keep query-api's tests away from events and Kafka.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "a test fails by panicking"
+)]
 
 mod murmur2;
 mod topics;

@@ -3,7 +3,12 @@
 //!
 //! Knows neither an event nor Kafka, so that query-api's tests can use it; `vidlog-test-support-kafka` adds those.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "a test fails by panicking"
+)]
 
 pub mod api;
 pub mod link;

@@ -41,8 +41,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Tally {
     /// Records that were folded.
     pub folded: AtomicI64,
-    /// The Redis keys that were written to, if someone wants to know.
-    pub touched: Option<Mutex<BTreeSet<Key>>>,
+    /// The members of Redis keys that may have changed; `None` if they are not collected.
+    pub touched: Option<Mutex<BTreeSet<(Key, String)>>>,
 }
 
 /// Folds what a sink does not have yet before some offsets, and settles it there, or at the log start offset if that is
@@ -175,8 +175,8 @@ impl Folding {
     async fn fold(&self, intake: &mut Intake, batch: &[Delivery], next: i64) -> anyhow::Result<()> {
         if let Some(touched) = &self.tally.touched {
             let records: Vec<_> = batch.iter().filter_map(Delivery::record).collect();
-            let keys = self.sink.keys_written(&records);
-            touched.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
+            let members = self.sink.members_written(&records);
+            touched.lock().unwrap_or_else(PoisonError::into_inner).extend(members);
         }
         self.write(intake, batch, next).await?;
         self.tally.folded.fetch_add(i64::try_from(batch.len()).unwrap_or_default(), Ordering::Relaxed);

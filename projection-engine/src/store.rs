@@ -87,8 +87,8 @@ pub trait ViewStore: Send + Sync {
     /// Marks the view incomplete after its store lost writes, so that readers do not use it until it is refilled.
     async fn mark_incomplete(&self) -> Result<(), StoreError>;
 
-    /// The Redis keys that folding some records writes to.
-    fn keys_written(&self, records: &[Record]) -> BTreeSet<Key>;
+    /// The members of Redis keys that folding some records may change; none of a view in MySQL.
+    fn members_written(&self, records: &[Record]) -> BTreeSet<(Key, String)>;
 
     /// Whether the view survives a loss of Redis, where its progress is. Then the progress is published again now and
     /// then. Otherwise it must not be: it would be ahead of the view until the loss is detected.

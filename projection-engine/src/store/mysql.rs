@@ -244,7 +244,7 @@ impl ViewStore for MySqlStore {
         Ok(())
     }
 
-    fn keys_written(&self, _: &[Record]) -> BTreeSet<Key> {
+    fn members_written(&self, _: &[Record]) -> BTreeSet<(Key, String)> {
         BTreeSet::new()
     }
 

@@ -237,8 +237,8 @@ impl ViewStore for RedisStore {
         Ok(())
     }
 
-    fn keys_written(&self, records: &[Record]) -> BTreeSet<Key> {
-        self.folded(records).keys()
+    fn members_written(&self, records: &[Record]) -> BTreeSet<(Key, String)> {
+        self.folded(records).members()
     }
 
     fn survives_redis(&self) -> bool {

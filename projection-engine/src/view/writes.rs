@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use vidlog_schemas::keys::Key;
 
+/// The field of a hash of parts that holds their sum; `apply.lua` writes it.
+const TOTAL: &str = "total";
+
 /// The writes of a batch, in the order of its records.
 #[derive(Debug, Default, PartialEq)]
 pub struct RedisWrites {
@@ -80,10 +83,14 @@ impl RedisWrites {
         self.parts.insert((hash, entity.to_string()), (self.offset, source));
     }
 
-    /// The keys that are written to.
-    pub(crate) fn keys(self) -> BTreeSet<Key> {
-        let parts = self.parts.into_keys().map(|(hash, _)| hash);
-        self.writes.into_iter().map(|write| write.key).chain(parts).collect()
+    /// The members, or fields of hashes, that the writes may change.
+    pub(crate) fn members(self) -> BTreeSet<(Key, String)> {
+        let mut members: BTreeSet<_> = self.writes.into_iter().flat_map(Write::members).collect();
+        for (hash, entity) in self.parts.into_keys() {
+            members.insert((hash.clone(), TOTAL.to_owned()));
+            members.insert((hash, entity));
+        }
+        members
     }
 
     /// Sets the offset of the record that the next writes belong to.
@@ -99,6 +106,20 @@ impl RedisWrites {
 
     fn push(&mut self, key: Key, action: &'static str, arguments: Vec<String>) {
         self.writes.push(Write { offset: self.offset, key, other: None, action, arguments });
+    }
+}
+
+impl Write {
+    /// The members, or fields of a hash, that the write may change.
+    fn members(self) -> Vec<(Key, String)> {
+        let fields = |from: usize| self.arguments.iter().skip(from).step_by(2);
+        let members: Vec<&String> = match self.action {
+            "create_hash" => fields(0).collect(),
+            // After the condition.
+            "update_hash_while" => fields(2).collect(),
+            _ => self.arguments.last().into_iter().collect(),
+        };
+        members.into_iter().map(|member| (self.key.clone(), member.clone())).collect()
     }
 }
 
@@ -128,4 +149,43 @@ impl Part {
 
 fn flatten(fields: &[(&str, String)]) -> Vec<String> {
     fields.iter().flat_map(|(field, value)| [(*field).to_owned(), value.clone()]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use vidlog_schemas::Keys;
+
+    use super::*;
+
+    #[test]
+    fn members_of_every_write_are_listed() {
+        let keys = Keys::new("n", 16);
+        let mut writes = RedisWrites::default();
+        writes.create_hash(keys.user_card(1), &[("name", "a".to_owned()), ("registered_ms", "7".to_owned())]);
+        writes.update_hash_while(
+            keys.video_card(1),
+            ("state", "1".to_owned()),
+            &[("state", "2".to_owned()), ("reason", "r".to_owned())],
+        );
+        writes.add_scored(keys.favorites(1), 2, 70);
+        writes.remove_scored(keys.favorites(1), 3);
+        writes.add_member(keys.likers(1), 4);
+        writes.remove_member(keys.likers(1), 5);
+        writes.add_member_unless_in(keys.comments(1), 6, keys.deleted_comments(1));
+        writes.set_part(keys.favorited(1), 8, keys.likers(8));
+        let expected = [
+            (keys.user_card(1), "name"),
+            (keys.user_card(1), "registered_ms"),
+            (keys.video_card(1), "state"),
+            (keys.video_card(1), "reason"),
+            (keys.favorites(1), "2"),
+            (keys.favorites(1), "3"),
+            (keys.likers(1), "4"),
+            (keys.likers(1), "5"),
+            (keys.comments(1), "6"),
+            (keys.favorited(1), "8"),
+            (keys.favorited(1), "total"),
+        ];
+        assert_eq!(writes.members(), expected.map(|(key, member)| (key, member.to_owned())).into());
+    }
 }

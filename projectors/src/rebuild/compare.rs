@@ -106,7 +106,7 @@ impl Comparison {
             .as_ref()
             .map(|touched| std::mem::take(&mut *touched.lock().unwrap_or_else(PoisonError::into_inner)));
         let names = touched.unwrap_or_default();
-        names.iter().filter_map(|key| ViewKey::read(&key.name)).map(|key| key.name).collect()
+        names.iter().filter_map(|(key, _)| ViewKey::read(&key.name)).map(|key| key.name).collect()
     }
 }
 

@@ -224,7 +224,7 @@ async fn compare(outcome: &mut Outcome, system: &System) -> anyhow::Result<()> {
     let report = audit::audit(&system.log, &system.stores).await.context("the audit failed")?;
     outcome.records = report.records;
     outcome.lines += report.lines;
-    outcome.differences += report.differences.len();
+    outcome.differences += report.difference_count;
     outcome.violations.extend(report.differences.iter().map(ToString::to_string));
     Ok(())
 }

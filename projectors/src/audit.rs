@@ -1,90 +1,78 @@
-//! The audit: folds the log on a simple path of its own, not the projections', and compares every key and row with
-//! the live views.
+//! Compares the live views with the log, which it folds without the projections' code.
 //!
-//! A view is a list of lines, a name and a content each, so that comparing two is comparing two maps. Text that people
-//! wrote is in a line only as a digest. Each view is compared at one position of its own (`moment`), up to which the log is
-//! folded for it: so the log may grow meanwhile.
+//! Every member of every Redis key and every row is compared, in bounded memory: whatever exceeds it is sorted in temporary
+//! files. Each view is compared at one position of its own, to which the log is folded, so events may arrive meanwhile.
 
 mod excluded;
-mod live;
-mod log;
+mod fold;
 mod model;
-mod moment;
 mod rounds;
+mod snapshot;
 mod touched;
+mod view;
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use futures::future::try_join_all;
+use futures::{TryStreamExt, future::try_join_all};
 use serde::Serialize;
 use tokio::time::{sleep, timeout};
 use vidlog_events::Stream;
-use vidlog_service_kit::config;
-
-use self::moment::{Moment, moments};
-use crate::projections;
 use vidlog_projection_engine::{
+    dead_letters::Post,
     desired_state::{self, AllWanted, Wanted, Wish},
     log::{Log, Offsets, Partition},
     store::{Position, Stores},
     view::Projection,
 };
+use vidlog_schemas::projections::View as StoreKind;
+use vidlog_service_kit::config;
 
-pub(crate) use self::live::{Table, open_snapshot};
-pub use self::{
-    live::{key_lines, lines as live_lines, snapshot},
-    model::Model,
-    touched::touched,
+use self::{
+    fold::{Folding, fold_on},
+    rounds::Rounds,
+    snapshot::{ComparedView, compare_tables},
+    view::View,
+};
+pub use self::{model::Model, touched::touched};
+pub use crate::comparison::Difference;
+use crate::{
+    comparison::{Lines, compare, read_views, rows, snapshot_connection},
+    projections,
 };
 
 /// How long the views may take to reach the end of the log.
 const CATCH_UP: Duration = Duration::from_mins(1);
-/// Between two looks at how far they are.
+/// Between two readings of their positions.
 const LOOK: Duration = Duration::from_millis(50);
+/// Bytes of changes that the folds of all projections hold in memory together.
+const FOLD_MEMORY: usize = 64 << 20;
+/// Bytes of lines that were read of all views in Redis, held in memory together.
+const FOUND_MEMORY: usize = 48 << 20;
 
-/// The lines of a view: Redis keys and MySQL rows.
-pub type Lines = BTreeMap<String, String>;
-
-/// A line that is not what the log says.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub struct Difference {
-    /// The Redis key, or the MySQL table and row.
-    pub name: String,
-    /// What the log says; nothing if it should not be there.
-    pub expected: Option<String>,
-    /// What the view has; nothing if it is missing.
-    pub found: Option<String>,
-}
-
-impl fmt::Display for Difference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let show = |side: &Option<String>| side.clone().unwrap_or_else(|| "nothing".to_owned());
-        write!(f, "{}: expected {}, found {}", self.name, show(&self.expected), show(&self.found))
-    }
-}
-
-/// What an audit found.
-#[derive(Debug, Serialize)]
+/// The result of an audit.
+#[derive(Debug, Default, Serialize)]
 pub struct Report {
     /// Records that were folded.
     pub records: usize,
-    /// Lines that were compared.
+    /// Redis keys and MySQL rows that were expected.
     pub lines: usize,
-    /// Lines that differ.
+    /// The first differences of each projection.
     pub differences: Vec<Difference>,
-    /// The same of each projection.
+    /// All differences, those that are not listed included.
+    pub difference_count: usize,
+    /// The same by projection.
     pub projections: Vec<Audited>,
 }
 
-/// What an audit found of a projection.
+/// The result of the audit of one projection.
 #[derive(Debug, Serialize)]
 pub struct Audited {
     /// Its name.
     pub name: &'static str,
-    /// Lines that were compared.
+    /// Redis keys or MySQL rows that were expected.
     pub lines: usize,
-    /// How many of them differ.
+    /// Redis keys or MySQL rows that differ.
     pub differences: usize,
 }
 
@@ -95,8 +83,8 @@ pub async fn audit(log: &config::Log, stores: &config::Stores) -> anyhow::Result
     audit_some(&log, &target, &projections::ALL).await
 }
 
-/// Audits the views of some projections. Those that run have to reach first what the log has now; each is compared at
-/// the position that it has then.
+/// Audits the views of some projections. Those that run first have to reach the present end of the log; each is compared
+/// at the position that it has then.
 pub async fn audit_some(log: &Log, target: &Stores, projections: &[Projection]) -> anyhow::Result<Report> {
     let all_wanted = wanted(target).await?;
     let mut target = target.clone();
@@ -114,34 +102,114 @@ pub async fn audit_some(log: &Log, target: &Stores, projections: &[Projection]) 
     try_join_all(running.map(|projection| reach(&target, *projection, &ends))).await?;
 
     let partitions: Vec<Partition> = ends.into_keys().collect();
-    let moments = moments(log, &target, projections, &partitions).await?;
+    let views = compare_views(log, &target, projections, &partitions).await?;
     let now = wanted(&target).await?;
     ensure!(
         projections
             .iter()
             .all(|projection| of(&now, projection).generation == of(&all_wanted, projection).generation),
-        "another generation took over meanwhile; run it again"
+        "another generation took over during the audit; run it again"
     );
-    let mut report =
-        Report { records: records(&moments), lines: 0, differences: Vec::new(), projections: Vec::new() };
-    for (projection, moment) in projections.iter().zip(moments) {
-        report.add(projection, moment)?;
+    let mut report = Report { records: records(&views), ..Report::default() };
+    for (projection, view) in projections.iter().zip(views) {
+        report.add(projection, view)?;
     }
     Ok(report)
 }
 
-/// How many records the models have come by.
-fn records(moments: &[Moment]) -> usize {
-    let mut places = Offsets::new();
-    for (partition, at) in moments.iter().flat_map(|moment| &moment.folding.at) {
-        let place = places.entry(*partition).or_default();
-        *place = (*place).max(*at);
+/// Compares the views of some projections, while nothing writes to them, with a model.
+pub async fn compare_with_model(
+    target: &Stores,
+    projections: &[Projection],
+    model: Model,
+) -> anyhow::Result<Vec<Difference>> {
+    let expected = model.into_lines(projections, &target.keys, FOLD_MEMORY)?;
+    let mut found = Lines::new(FOUND_MEMORY);
+    for (_, view) in read_views(target, projections, FOUND_MEMORY).await? {
+        let mut lines = std::pin::pin!(view.into_stream());
+        while let Some((key, content)) = lines.try_next().await? {
+            found.set(&key, &content);
+        }
     }
-    usize::try_from(places.values().sum::<i64>()).unwrap_or_default()
+    let mut connection = snapshot_connection(&target.mysql).await?;
+    for projection in projections {
+        let mut lines = std::pin::pin!(rows(projection, &mut connection));
+        while let Some((key, content)) = lines.try_next().await? {
+            found.set(&key, &content);
+        }
+    }
+    Ok(compare(expected.into_stream(), found.into_stream()).await?.differences)
+}
+
+/// Folds the log to the positions of some views, and compares each of them.
+async fn compare_views(
+    log: &Log,
+    target: &Stores,
+    projections: &[Projection],
+    partitions: &[Partition],
+) -> anyhow::Result<Vec<ComparedView>> {
+    let post = Post::new(log.clone());
+    let (mut views, mut foldings) = (Vec::new(), Vec::new());
+    for projection in projections {
+        let partitions: Vec<Partition> = projection.partitions(partitions).collect();
+        let memory = FOLD_MEMORY / projections.len().max(1);
+        foldings.push(Folding::new(*projection, &partitions, &target.keys, memory));
+        let sink = target.view(*projection);
+        views.push(View { sink, post: post.clone(), partitions });
+    }
+    // The first pass may take long. The second folds what arrived meanwhile, so few lines are left to the rounds.
+    for _ in 0..2 {
+        let mut steps = Vec::new();
+        for (view, folding) in views.iter().zip(foldings) {
+            steps.push(view.step(folding).await?);
+        }
+        ensure_log_has(log, &steps).await?;
+        foldings = fold_on(log, steps).await?;
+    }
+
+    let mut found = read_views(target, projections, FOUND_MEMORY / projections.len().max(1)).await?;
+    let mut compared = Vec::new();
+    for (view, folding) in views.into_iter().zip(foldings) {
+        compared.push(match view.projection().catalogued.view {
+            StoreKind::MySql(_) => compare_tables(&view, log, folding).await?,
+            StoreKind::Redis(_) => {
+                let found = found.remove(view.projection().name()).context("a view was not read")?;
+                Rounds::new(view, folding, found).converge(log).await?.compare().await?
+            }
+        });
+    }
+    Ok(compared)
+}
+
+/// Makes sure that the log has the records that the views have folded.
+async fn ensure_log_has(log: &Log, steps: &[fold::Step]) -> anyhow::Result<()> {
+    let is_folded = |stream: &Stream| {
+        steps.iter().flat_map(|(_, until)| until.keys()).any(|partition| partition.stream == *stream)
+    };
+    let ends = log.ends(Stream::ALL.into_iter().filter(is_folded).collect()).await?;
+    for (partition, offset) in steps.iter().flat_map(|(_, until)| until) {
+        let end = ends.get(partition).copied().unwrap_or_default();
+        ensure!(
+            *offset <= end,
+            "a view is at offset {offset} of {}, but the log ends at {end}",
+            partition.id()
+        );
+    }
+    Ok(())
+}
+
+/// How many records were folded of the partitions, by any of the folds.
+fn records(views: &[ComparedView]) -> usize {
+    let mut furthest = Offsets::new();
+    for (partition, at) in views.iter().flat_map(|view| &view.offsets) {
+        let offset = furthest.entry(*partition).or_default();
+        *offset = (*offset).max(*at);
+    }
+    usize::try_from(furthest.values().sum::<i64>()).unwrap_or_default()
 }
 
 async fn wanted(target: &Stores) -> anyhow::Result<AllWanted> {
-    desired_state::read(&target.mysql).await.context("MySQL does not say which generations are live")
+    desired_state::read(&target.mysql).await.context("failed to read the live generations from MySQL")
 }
 
 fn of(all: &AllWanted, projection: &Projection) -> Wanted {
@@ -149,19 +217,19 @@ fn of(all: &AllWanted, projection: &Projection) -> Wanted {
 }
 
 impl Report {
-    fn add(&mut self, projection: &Projection, moment: Moment) -> anyhow::Result<()> {
-        let expected = moment.folding.lines();
-        let lines = expected.len();
-        let differences = compare(expected, moment.found);
+    fn add(&mut self, projection: &Projection, view: ComparedView) -> anyhow::Result<()> {
+        let compared = view.compared;
         ensure!(
-            differences.is_empty() || !moment.is_in_doubt,
-            "{0} was being rebuilt, or its dead letters retried, so that it is not known what is wrong; run it again \
-             after that",
+            compared.count == 0 || !view.is_unconfirmed,
+            "{0} differs, but it was being rebuilt, or its dead letters retried, at the same time, so the differences \
+             are not certain; run it again after that",
             projection.name()
         );
-        self.projections.push(Audited { name: projection.name(), lines, differences: differences.len() });
+        let (lines, differences) = (compared.lines, compared.count);
+        self.projections.push(Audited { name: projection.name(), lines, differences });
         self.lines += lines;
-        self.differences.extend(differences);
+        self.difference_count += differences;
+        self.differences.extend(compared.differences);
         Ok(())
     }
 }
@@ -185,54 +253,4 @@ async fn reach(target: &Stores, projection: Projection, ends: &Offsets) -> anyho
     timeout(CATCH_UP, reached)
         .await
         .with_context(|| format!("projection {} did not reach the end of the log", projection.name()))?
-}
-
-/// The lines that differ between what should be and what is.
-pub fn compare(mut expected: Lines, found: Lines) -> Vec<Difference> {
-    let mut differences = Vec::new();
-    for (name, found) in found {
-        let expected = expected.remove(&name);
-        if expected.as_ref() != Some(&found) {
-            differences.push(Difference { name, expected, found: Some(found) });
-        }
-    }
-    differences.extend(expected.into_iter().map(|(name, expected)| Difference {
-        name,
-        expected: Some(expected),
-        found: None,
-    }));
-    differences
-}
-
-/// Text as it stands in a line: its length in bytes and a digest (FNV-1a, 64 bits), enough to tell it from another.
-fn digest(text: &str) -> String {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("#{}:{hash:016x}", text.len())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_missing_a_wrong_and_a_superfluous_line_are_told() {
-        let lines = |lines: &[(&str, &str)]| -> Lines {
-            lines.iter().map(|(name, content)| ((*name).to_owned(), (*content).to_owned())).collect()
-        };
-        let differences = compare(
-            lines(&[("same", "1"), ("wrong", "1"), ("missing", "1")]),
-            lines(&[("same", "1"), ("wrong", "2"), ("superfluous", "1")]),
-        );
-        let told: Vec<_> = differences.iter().map(ToString::to_string).collect();
-        assert_eq!(
-            told,
-            [
-                "superfluous: expected nothing, found 1",
-                "wrong: expected 1, found 2",
-                "missing: expected 1, found nothing",
-            ]
-        );
-    }
 }

@@ -6,6 +6,7 @@
 pub mod as_of;
 pub mod audit;
 pub mod cli;
+pub mod comparison;
 mod metrics;
 pub mod operator;
 pub mod operator_api;

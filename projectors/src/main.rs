@@ -10,7 +10,7 @@ use vidlog_projectors::{
     cli::{self, AsOf, Cli, Command, Look, Run},
     operator::Operator,
     operator_api, projections,
-    rebuild::{ENOUGH, IfDifferent, Rebuild},
+    rebuild::{IfDifferent, Rebuild},
     view::Projection,
 };
 use vidlog_service_kit::{
@@ -103,14 +103,16 @@ async fn audit(config: Look) -> anyhow::Result<ExitCode> {
         for difference in &report.differences {
             println!("{difference}");
         }
+        let unlisted = report.difference_count - report.differences.len();
+        if unlisted > 0 {
+            println!("{unlisted} more differences");
+        }
         println!(
             "{} records, {} lines, {} differences",
-            report.records,
-            report.lines,
-            report.differences.len()
+            report.records, report.lines, report.difference_count
         );
     }
-    Ok(if report.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.difference_count == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn as_of(config: AsOf) -> anyhow::Result<ExitCode> {
@@ -144,7 +146,7 @@ async fn rebuild(config: cli::Rebuild) -> anyhow::Result<ExitCode> {
     }
     let (before, after) = outcome.generation;
     let differences = outcome.differences.len();
-    let at_least = if differences < ENOUGH { "" } else { "at least " };
+    let at_least = if outcome.is_complete { "" } else { "at least " };
     println!("{name}: {} lines, {at_least}{differences} differences", outcome.lines);
     if before == after {
         println!(

@@ -29,7 +29,7 @@ use self::{
     compare::{Comparison, Pair},
     generation::{GRACE, Generations},
 };
-use crate::audit::Difference;
+use crate::comparison::Difference;
 use vidlog_projection_engine::{
     desired_state::hold::{BETWEEN_HOLDS, HOLDS, Hold, LOOK},
     log::{Extent, Log, Offsets, Partition, identity::FirstRecords},
@@ -61,9 +61,10 @@ pub enum IfDifferent {
 pub struct Outcome {
     /// Keys or rows that were compared.
     pub lines: usize,
-    /// Those that differ: expected is what the next generation has, found what the live one has. Never more than
-    /// [`ENOUGH`], with which the comparison ends; of long contents a part, where they begin to differ.
+    /// Those that differ: expected is what the next generation has, found what the live one has.
     pub differences: Vec<Difference>,
+    /// Whether the whole view was compared; the comparison stops at [`ENOUGH`] differing members and rows.
+    pub is_complete: bool,
     /// The live generation, before and after.
     pub generation: (u32, u32),
 }
@@ -112,8 +113,9 @@ impl Rebuild {
         let mut comparison = pair.compare_all(&self.log, &self.progress).await?;
         for _ in 0..HOLDS {
             pair.compare_again(&self.log, &mut comparison).await?;
-            if !comparison.differences.is_empty() && if_different == IfDifferent::Keep {
-                return Ok(self.outcome(comparison, self.generations.live));
+            if comparison.has_differences() && if_different == IfDifferent::Keep {
+                pair.read_sizes(&mut comparison).await?;
+                return Ok(self.outcome(&comparison, self.generations.live));
             }
             ensure!(
                 self.partitions().await? == pair.partitions,
@@ -129,9 +131,9 @@ impl Rebuild {
                         let live = self.generations.next_number();
                         format!("generation {live} is live, but the one before is not dropped yet; --drop does that")
                     })?;
-                    return Ok(self.outcome(comparison, self.generations.next_number()));
+                    return Ok(self.outcome(&comparison, self.generations.next_number()));
                 }
-                Held::Different => return Ok(self.outcome(comparison, self.generations.live)),
+                Held::Different => return Ok(self.outcome(&comparison, self.generations.live)),
                 Held::Restless => sleep(BETWEEN_HOLDS).await,
             }
         }
@@ -208,10 +210,14 @@ impl Rebuild {
         }
     }
 
-    fn outcome(&self, comparison: Comparison, after: u32) -> Outcome {
-        let Comparison { lines, differences, .. } = comparison;
+    fn outcome(&self, comparison: &Comparison, after: u32) -> Outcome {
         self.tell(Progress::Done);
-        Outcome { lines, differences, generation: (self.generations.live, after) }
+        Outcome {
+            lines: comparison.lines,
+            differences: comparison.differences(),
+            is_complete: comparison.is_complete(),
+            generation: (self.generations.live, after),
+        }
     }
 
     fn tell(&self, progress: Progress) {
@@ -272,9 +278,12 @@ impl Rebuild {
             }
             replay(&self.log, &pair.next_sink(), &lowest(&rest), &comparison.since).await?;
             pair.compare_rest(comparison).await?;
+            if comparison.has_differences() {
+                pair.read_sizes(comparison).await?;
+            }
             // Someone who does not know of the hold may still have written: then all of this is of no account, and what
             // differs is looked at again with what was written.
-            if !comparison.differences.is_empty() && if_different == IfDifferent::Keep {
+            if comparison.has_differences() && if_different == IfDifferent::Keep {
                 if pair.live_positions().await? == rest {
                     return Ok(Held::Different);
                 }

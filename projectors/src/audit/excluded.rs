@@ -1,4 +1,4 @@
-//! What a view is not to have: records that wait in the dead letters, or that an operator decided to pass over.
+//! The records that a view does not have: parked and discarded ones.
 
 use std::collections::BTreeMap;
 
@@ -9,27 +9,27 @@ use vidlog_projection_engine::{
     store::SharedStore,
 };
 
-/// What a view is not to have, by partition.
+/// The records that a view does not have, by partition.
 ///
-/// The keys that are parked are known with the view's position: the write that moves it past a record also parks its key. So
-/// what is parked after a position was seen is all that is parked before it; what came since is beyond. A record is only
-/// ever discarded while it waits: so what is discarded, whenever it is looked up, is not in the view.
+/// The write that moves a view's position past a record also parks its key. So what is parked when a position is read, or
+/// later, includes all that is parked before that position. Only a parked record can be discarded, so a discarded record
+/// is not in the view, whenever the discards are read.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Excluded {
-    /// The keys that are parked, each from an offset on.
+    /// The parked keys, each with the offset of its first parked record.
     parked: BTreeMap<Partition, BTreeMap<RecordKey, i64>>,
-    /// Single records.
+    /// The discarded records.
     discards: BTreeMap<Partition, Discards>,
 }
 
 impl Excluded {
-    /// What a view is not to have by now.
+    /// Reads what is parked and discarded now.
     pub(super) async fn read(
         sink: &SharedStore,
         post: &Post,
         partitions: &[Partition],
     ) -> anyhow::Result<Self> {
-        // In this order: what is discarded is unparked after that.
+        // In this order: a record is marked as discarded before it is unparked.
         let Self { parked, .. } = Self::default().with_parked(sink).await?;
         let mut discards = BTreeMap::new();
         for partition in partitions {
@@ -38,12 +38,12 @@ impl Excluded {
         Ok(Self { parked, discards })
     }
 
-    /// The same with what is parked by now.
+    /// The same discards, with what is parked now.
     pub(super) async fn with_parked(&self, sink: &SharedStore) -> anyhow::Result<Self> {
         let parked = sink
             .parked()
             .await
-            .with_context(|| format!("failed to ask what waits of {}", sink.projection().name()))?;
+            .with_context(|| format!("failed to read the parked keys of {}", sink.projection().name()))?;
         let firsts = |keys: vidlog_projection_engine::store::Parked| {
             keys.into_iter().map(|(key, parked)| (key, parked.first))
         };
@@ -51,7 +51,7 @@ impl Excluded {
         Ok(Self { parked: parked.collect(), discards: self.discards.clone() })
     }
 
-    /// Whether a record is not to be in the view.
+    /// Whether the view does not have a record.
     pub(super) fn has(&self, partition: Partition, offset: i64, key: impl FnOnce() -> RecordKey) -> bool {
         if self.discards.get(&partition).is_some_and(|discards| discards.contains(&offset)) {
             return true;
@@ -65,12 +65,12 @@ impl Excluded {
         self.parked.values().any(|parked| !parked.is_empty())
     }
 
-    /// Whether the keys that are parked from before some places on still are in a later look.
-    pub(super) fn still_hold_in(&self, later: &Self, places: &Offsets) -> bool {
+    /// Whether the keys that are parked from before some offsets are still parked in a later reading.
+    pub(super) fn still_hold_in(&self, later: &Self, offsets: &Offsets) -> bool {
         self.parked.iter().all(|(partition, parked)| {
-            let place = places.get(partition).copied().unwrap_or(0);
+            let end = offsets.get(partition).copied().unwrap_or(0);
             let still = later.parked.get(partition);
-            let mut before = parked.iter().filter(|(_, first)| **first < place);
+            let mut before = parked.iter().filter(|(_, first)| **first < end);
             before.all(|(key, first)| still.and_then(|still| still.get(key)) == Some(first))
         })
     }

@@ -1,4 +1,4 @@
-//! Folds the log into the audit's models: from its start, and on from where that ended.
+//! Folds the log into the audit's models: from its start, and later on from where a fold ended.
 
 use std::{collections::BTreeSet, ops::ControlFlow};
 
@@ -7,61 +7,66 @@ use rdkafka::{Message, message::BorrowedMessage};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use vidlog_events::{DecodeError, Envelope, Stream};
-use vidlog_schemas::{
-    Keys,
-    keys::{FIRST_GENERATION, ViewKey},
-    projections::View,
-};
-
-use super::{Lines, Model, excluded::Excluded, touched};
 use vidlog_projection_engine::{
     log::{Item, Log, Offsets, Partition, Ranges, RecordKey, Source, decode_message},
     view::Projection,
 };
+use vidlog_schemas::{
+    Keys,
+    keys::{FIRST_GENERATION, ViewKey},
+};
 
-/// What the log says about one projection.
+use super::{Model, excluded::Excluded, touched};
+use crate::comparison::{LineKey, Lines};
+
+/// Bytes of touched lines that are held in memory.
+const TOUCHED_MEMORY: usize = 4 << 20;
+
+/// The fold of the log for one projection, up to some offsets.
 pub(super) struct Folding {
     projection: Projection,
-    /// How far it is: the next offset of each of the projection's partitions.
+    /// The next offset of each of the projection's partitions.
     pub(super) at: Offsets,
-    /// What was passed over, and is to be.
+    /// The records that were left out, and are to be.
     pub(super) excluded: Excluded,
-    pub(super) model: Model,
-    /// The names, as in the first generation, of the Redis keys that may have been written to since someone wished to know.
-    pub(super) touched: Option<BTreeSet<String>>,
+    model: Model,
+    /// The lines in Redis that the records since the last call of [`Folding::take_touched`] may have changed.
+    touched: Option<Lines>,
     /// Of the first generation.
     keys: Keys,
 }
 
 impl Folding {
-    /// Nothing of a projection's partitions.
-    pub(super) fn new(projection: Projection, partitions: &[Partition], keys: &Keys) -> Self {
+    /// Begins at the start of a projection's partitions.
+    pub(super) fn new(projection: Projection, partitions: &[Partition], keys: &Keys, memory: usize) -> Self {
         Self {
             projection,
             at: partitions.iter().map(|partition| (*partition, 0)).collect(),
             excluded: Excluded::default(),
-            model: Model::default(),
+            model: Model::new(memory),
             touched: None,
             keys: keys.of_generation(&projection.catalogued, FIRST_GENERATION),
         }
     }
 
-    /// The lines that the view should have, named as in the first generation.
-    pub(super) fn lines(&self) -> Lines {
-        let mut lines = self.model.lines(&self.keys);
-        lines.retain(|name, _| match self.projection.catalogued.view {
-            View::Redis(_) => self.is_own(name),
-            View::MySql(tables) => name.split_once('/').is_some_and(|(table, _)| tables.contains(&table)),
-        });
-        lines
+    /// The lines that records may have changed since the last call; the first call begins to collect them.
+    pub(super) fn take_touched(&mut self) -> Lines {
+        let touched = self.touched.replace(Lines::new(TOUCHED_MEMORY));
+        touched.unwrap_or_else(|| Lines::new(TOUCHED_MEMORY))
     }
 
-    fn is_own(&self, name: &str) -> bool {
-        ViewKey::read(name).is_some_and(|key| key.projection == self.projection.catalogued)
+    /// The lines that the view should have, named as in the first generation. It blocks.
+    pub(super) fn into_lines(self, memory: usize) -> anyhow::Result<Lines> {
+        self.model.into_lines(&[self.projection], &self.keys, memory)
     }
 
-    /// Takes the next record of a partition.
-    fn take(
+    fn is_own(&self, line: &LineKey) -> bool {
+        let key = line.redis().and_then(|(name, _)| ViewKey::read(&name));
+        key.is_some_and(|key| key.projection == self.projection.catalogued)
+    }
+
+    /// Folds the next record of a partition.
+    fn fold(
         &mut self,
         partition: Partition,
         message: &BorrowedMessage<'_>,
@@ -71,40 +76,48 @@ impl Folding {
         if self.excluded.has(partition, offset, || RecordKey::of(message.key())) {
             return Ok(());
         }
-        match decoded {
-            Ok(envelope) => {
-                self.model.fold(envelope);
-                if self.touched.is_some() {
-                    let names = touched(&self.keys, &envelope.event).into_iter().map(|key| key.name);
-                    let own: Vec<_> = names.filter(|name| self.is_own(name)).collect();
-                    self.touched.get_or_insert_default().extend(own);
-                }
-            }
+        let envelope = match decoded {
+            Ok(envelope) => envelope,
             Err(error) => bail!(
-                "{} has passed the record at offset {offset} of {}, which can't be decoded and does not wait: {error}",
+                "{} has passed the record at offset {offset} of {}, which can't be decoded and is not parked: {error}",
                 self.projection.name(),
                 partition.id()
             ),
+        };
+        self.model.fold(envelope)?;
+        if let Some(mut lines) = self.touched.take() {
+            for line in touched(&self.keys, &envelope.event) {
+                if self.is_own(&line) {
+                    lines.set(&line, "");
+                }
+            }
+            lines.spill_if_full()?;
+            self.touched = Some(lines);
         }
         Ok(())
     }
 }
 
-/// Where a folding is to get to.
+/// A fold, and the offsets to which it is to go on.
 pub(super) type Step = (Folding, Offsets);
 
-/// Folds on for some projections, each to its own places, in one reading of the log.
+/// Continues the folds of some projections, each to its own offsets, in one pass over the log.
 pub(super) async fn fold_on(log: &Log, steps: Vec<Step>) -> anyhow::Result<Vec<Folding>> {
     for (folding, until) in &steps {
         let is_back = folding.at.iter().any(|(partition, at)| until.get(partition) < Some(at));
-        ensure!(!is_back, "{} lost what it had, or was replaced; run it again", folding.projection.name());
+        ensure!(
+            !is_back,
+            "{} went back to an earlier position: its store lost writes, or the view was replaced; run it again",
+            folding.projection.name()
+        );
     }
     let (log, ranges) = (log.clone(), ranges(log, &steps).await?);
-    // Dropped when this future is, which ends the reading.
-    let wanted = CancellationToken::new();
-    let ended = wanted.child_token();
-    let _guard = wanted.drop_guard();
-    spawn_blocking(move || read_on(&log, steps, &ranges, &ended)).await.context("reading the log panicked")?
+    // Dropping this future drops the guard, which stops the thread.
+    let cancelled = CancellationToken::new();
+    let _guard = cancelled.clone().drop_guard();
+    spawn_blocking(move || read_on(&log, steps, &ranges, &cancelled))
+        .await
+        .context("reading the log panicked")?
 }
 
 /// It blocks.
@@ -112,12 +125,12 @@ fn read_on(
     log: &Log,
     mut steps: Vec<Step>,
     ranges: &Ranges,
-    ended: &CancellationToken,
+    cancelled: &CancellationToken,
 ) -> anyhow::Result<Vec<Folding>> {
     log.read(
         Source::Events,
         ranges,
-        || ended.is_cancelled(),
+        || cancelled.is_cancelled(),
         |partition, item| {
             if let Item::Record(message) = item {
                 let offset = message.offset();
@@ -125,18 +138,18 @@ fn read_on(
                 for (folding, until) in &mut steps {
                     let is_next = folding.at.get(&partition).is_some_and(|at| *at <= offset);
                     if is_next && until.get(&partition).is_some_and(|until| offset < *until) {
-                        folding.take(partition, message, &decoded)?;
+                        folding.fold(partition, message, &decoded)?;
                     }
                 }
             }
             Ok(ControlFlow::Continue(()))
         },
     )?;
-    ensure!(!ended.is_cancelled(), "the audit was ended");
+    ensure!(!cancelled.is_cancelled(), "the audit was cancelled");
     Ok(steps.into_iter().map(|(folding, at)| Folding { at, ..folding }).collect())
 }
 
-/// What is to be read of each partition: all that any of the foldings lacks and the log has.
+/// The ranges that any of the folds lacks and the log has.
 async fn ranges(log: &Log, steps: &[Step]) -> anyhow::Result<Ranges> {
     let mut ranges = Ranges::new();
     for (folding, until) in steps {

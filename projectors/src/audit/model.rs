@@ -1,307 +1,482 @@
-//! What the log says: plain maps, folded one event at a time, and the lines that the views should have of them.
+//! The expected lines of the views, derived from the log without the projections' code.
+//!
+//! Each event is one change of one entity: a user, a video, a like, a follow, a comment or a message. The changes are
+//! sorted by entity, each entity is folded by itself, and what it comes to is written as lines. So only one entity is in
+//! memory at a time, whatever the size of the log.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
 use vidlog_events::{
     CommentEvent, Envelope, Event, FollowEvent, LikeEvent, MessageEvent, UserEvent, VideoEvent,
 };
+use vidlog_projection_engine::view::Projection;
 use vidlog_schemas::{
     Keys,
     keys::{Key, feed_week_of},
+    projections::{self, Projection as Catalogued},
     rows::VideoState,
 };
 
-use super::{Lines, digest};
+use crate::comparison::{LineKey, Lines, Sorter, digest};
 
-/// The state that the events so far come to. Events of one key have to come in their order.
-#[derive(Debug, Default)]
+/// The changes that the events so far come to. Events of one entity have to be added in their order.
+#[derive(Debug)]
 pub struct Model {
-    users: BTreeMap<i64, (String, i64)>,
-    videos: BTreeMap<i64, Video>,
-    /// Video and user → author and time.
-    likes: BTreeMap<(i64, i64), (i64, i64)>,
-    /// Authors whose videos were ever liked: their totals stay when they are zero again.
-    liked_authors: BTreeSet<i64>,
-    /// Follower and followee → time.
-    follows: BTreeMap<(i64, i64), i64>,
-    /// Video and comment → writer, text, time, or nothing more once it is deleted.
-    comments: BTreeMap<(i64, i64), Comment>,
-    /// Conversation → messages in order.
-    conversations: BTreeMap<(i64, i64), Vec<Message>>,
-    messages: BTreeSet<i64>,
+    changes: Sorter,
+    /// Changes so far.
+    count: i64,
 }
 
-#[derive(Debug)]
-struct Video {
-    author: i64,
-    title: String,
-    uploaded_ms: i64,
-    outcome: Outcome,
+/// What a change is about. Likes are ordered by author, then by video, so that they can be counted in one pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entity {
+    User(i64),
+    Video(i64),
+    Like { author: i64, video: i64, user: i64 },
+    Follow { follower: i64, followee: i64 },
+    Comment { video: i64, comment: i64 },
+    Message { low: i64, high: i64, message: i64 },
 }
 
-#[derive(Debug)]
+/// A change of an entity. Text that people wrote is in it as a digest.
+#[derive(Serialize, Deserialize)]
+enum Change {
+    Registered {
+        name: String,
+        time_ms: i64,
+    },
+    Uploaded {
+        author: i64,
+        title: String,
+        time_ms: i64,
+    },
+    Decided(Outcome),
+    /// A like or a follow.
+    Linked {
+        time_ms: i64,
+    },
+    Unlinked,
+    Posted {
+        user: i64,
+        text: String,
+        time_ms: i64,
+    },
+    Deleted,
+    /// The count orders the messages of a conversation.
+    Sent(Message, i64),
+}
+
+/// What an entity's changes come to.
+enum State {
+    User { name: String, registered_ms: i64 },
+    Video { author: i64, title: String, uploaded_ms: i64, outcome: Option<Outcome> },
+    Link { since_ms: i64 },
+    Comment { user: i64, text: String, posted_ms: i64, is_deleted: bool },
+    Message(Message, i64),
+}
+
+#[derive(Serialize, Deserialize)]
 enum Outcome {
-    Processing,
     Published { play_key: String, cover_key: String, published_ms: i64 },
     Rejected { reason: String },
 }
 
-#[derive(Debug)]
-struct Comment {
-    user: i64,
-    text: String,
-    posted_ms: i64,
-    deleted: bool,
-}
-
-#[derive(Debug)]
+#[derive(Serialize, Deserialize)]
 struct Message {
-    id: i64,
     from: i64,
     to: i64,
     content: String,
-    create_ms: i64,
+    time_ms: i64,
 }
 
 impl Model {
-    /// Takes an event in.
-    pub fn fold(&mut self, envelope: &Envelope) {
-        let time = envelope.time_ms;
-        match &envelope.event {
-            Event::User(UserEvent::UserRegistered(event)) => {
-                self.users.entry(event.user_id.get()).or_insert((event.name.reveal().clone(), time));
+    /// No changes; at most about so many bytes of them are held in memory, the others in a temporary file.
+    pub const fn new(memory: usize) -> Self {
+        Self { changes: Sorter::new(memory), count: 0 }
+    }
+
+    /// Adds the change that an event comes to. It blocks now and then.
+    pub fn fold(&mut self, envelope: &Envelope) -> anyhow::Result<()> {
+        let (entity, change) = change(&envelope.event, envelope.time_ms, self.count);
+        let change = serde_json::to_vec(&change).context("failed to write a change")?;
+        self.count += 1;
+        self.changes.push(&entity.to_bytes(), &change);
+        if self.changes.is_full() { self.changes.spill() } else { Ok(()) }
+    }
+
+    /// The lines that the views of some projections should have, named as in the generations of the keys. It blocks.
+    pub fn into_lines(self, projections: &[Projection], keys: &Keys, memory: usize) -> anyhow::Result<Lines> {
+        let own = projections.iter().map(Projection::name).collect();
+        let mut output = Output {
+            lines: LineWriter { own, keys: keys.clone(), lines: Lines::new(memory) },
+            likes: LikeCounts::default(),
+            messages: Sorter::new(memory / 2),
+        };
+        let mut last: Option<(Entity, Option<State>)> = None;
+        for entry in self.changes.sorted()? {
+            let (key, change) = entry?;
+            let entity = Entity::from_bytes(&key).context("failed to read an entity")?;
+            let change = serde_json::from_slice(&change).context("failed to read a change")?;
+            if let Some((done, state)) = last.take_if(|(last, _)| *last != entity) {
+                output.write(done, state)?;
             }
-            Event::Video(event) => self.fold_video(event, time),
-            Event::Like(event) => self.fold_like(event, time),
-            Event::Follow(FollowEvent::UserFollowed(event)) => {
-                self.follows.entry((event.follower_id.get(), event.followee_id.get())).or_insert(time);
-            }
-            Event::Follow(FollowEvent::UserUnfollowed(event)) => {
-                self.follows.remove(&(event.follower_id.get(), event.followee_id.get()));
-            }
-            Event::Comment(event) => self.fold_comment(event, time),
-            Event::Message(event) => self.fold_message(event, time),
+            apply(&mut last.get_or_insert((entity, None)).1, change);
         }
-    }
-
-    /// The lines that the views of a namespace should have.
-    pub fn lines(&self, keys: &Keys) -> Lines {
-        let mut lines = Lines::new();
-        self.user_lines(keys, &mut lines);
-        self.video_lines(keys, &mut lines);
-        self.like_lines(keys, &mut lines);
-        self.follow_lines(keys, &mut lines);
-        self.comment_lines(keys, &mut lines);
-        self.message_lines(&mut lines);
-        lines
-    }
-
-    fn fold_video(&mut self, event: &VideoEvent, time: i64) {
-        match event {
-            VideoEvent::VideoUploaded(event) => {
-                self.videos.entry(event.video_id.get()).or_insert_with(|| Video {
-                    author: event.author_id.get(),
-                    title: event.title.reveal().clone(),
-                    uploaded_ms: time,
-                    outcome: Outcome::Processing,
-                });
-            }
-            VideoEvent::VideoPublished(event) => self.decide(
-                event.video_id.get(),
-                Outcome::Published {
-                    play_key: event.play_key.clone(),
-                    cover_key: event.cover_key.clone(),
-                    published_ms: event.published_ms,
-                },
-            ),
-            VideoEvent::VideoRejected(event) => {
-                self.decide(event.video_id.get(), Outcome::Rejected { reason: event.reason.clone() });
-            }
+        if let Some((done, state)) = last {
+            output.write(done, state)?;
         }
+        output.finish()
     }
+}
 
-    fn decide(&mut self, video: i64, outcome: Outcome) {
-        if let Some(Video { outcome: current @ Outcome::Processing, .. }) = self.videos.get_mut(&video) {
-            *current = outcome;
+impl Entity {
+    fn to_bytes(self) -> [u8; 25] {
+        let (tag, numbers) = match self {
+            Self::User(user) => (0, [user, 0, 0]),
+            Self::Video(video) => (1, [video, 0, 0]),
+            Self::Like { author, video, user } => (2, [author, video, user]),
+            Self::Follow { follower, followee } => (3, [follower, followee, 0]),
+            Self::Comment { video, comment } => (4, [video, comment, 0]),
+            Self::Message { low, high, message } => (5, [low, high, message]),
+        };
+        let mut bytes = [tag; 25];
+        for (place, number) in bytes[1..].as_chunks_mut().0.iter_mut().zip(numbers) {
+            *place = number.to_be_bytes();
         }
+        bytes
     }
 
-    fn fold_like(&mut self, event: &LikeEvent, time: i64) {
-        match event {
-            LikeEvent::VideoLiked(event) => {
-                self.liked_authors.insert(event.author_id.get());
-                let pair = (event.video_id.get(), event.user_id.get());
-                self.likes.entry(pair).or_insert((event.author_id.get(), time));
-            }
-            LikeEvent::VideoUnliked(event) => {
-                self.liked_authors.insert(event.author_id.get());
-                self.likes.remove(&(event.video_id.get(), event.user_id.get()));
-            }
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (tag, numbers) = bytes.split_first()?;
+        let [a, b, c] = numbers.as_chunks().0.try_into().ok()?;
+        let [a, b, c] = [a, b, c].map(i64::from_be_bytes);
+        Some(match tag {
+            0 => Self::User(a),
+            1 => Self::Video(a),
+            2 => Self::Like { author: a, video: b, user: c },
+            3 => Self::Follow { follower: a, followee: b },
+            4 => Self::Comment { video: a, comment: b },
+            5 => Self::Message { low: a, high: b, message: c },
+            _ => return None,
+        })
+    }
+}
+
+/// What an event changes, and how. The count is that of the changes before it.
+fn change(event: &Event, time_ms: i64, count: i64) -> (Entity, Change) {
+    match event {
+        Event::User(UserEvent::UserRegistered(event)) => {
+            let name = digest(event.name.reveal());
+            (Entity::User(event.user_id.get()), Change::Registered { name, time_ms })
         }
-    }
-
-    fn fold_comment(&mut self, event: &CommentEvent, time: i64) {
-        match event {
-            CommentEvent::CommentPosted(event) => {
-                self.comments.entry((event.video_id.get(), event.comment_id.get())).or_insert_with(|| {
-                    Comment {
-                        user: event.user_id.get(),
-                        text: event.text.reveal().clone(),
-                        posted_ms: time,
-                        deleted: false,
-                    }
-                });
-            }
-            CommentEvent::CommentDeleted(event) => {
-                // A deletion is final, even of a comment that was not there yet.
-                let never_posted = Comment { user: 0, text: String::new(), posted_ms: 0, deleted: true };
-                let id = (event.video_id.get(), event.comment_id.get());
-                let comment = self.comments.entry(id).or_insert(never_posted);
-                comment.deleted = true;
-                comment.text.clear();
-            }
-        }
-    }
-
-    fn fold_message(&mut self, event: &MessageEvent, time: i64) {
-        let MessageEvent::MessageSent(event) = event;
-        if !self.messages.insert(event.message_id.get()) {
-            return;
-        }
-        let (from, to) = (event.from_user_id.get(), event.to_user_id.get());
-        let messages = self.conversations.entry((from.min(to), from.max(to))).or_default();
-        let create_ms = messages.last().map_or(time, |last| time.max(last.create_ms + 1));
-        let content = event.content.reveal().clone();
-        messages.push(Message { id: event.message_id.get(), from, to, content, create_ms });
-    }
-
-    fn user_lines(&self, keys: &Keys, lines: &mut Lines) {
-        for (user, (name, registered_ms)) in &self.users {
-            let name = digest(name);
-            set(
-                lines,
-                keys.user_card(*user),
-                &[format!("name={name}"), format!("registered_ms={registered_ms}")],
-            );
-            lines.insert(format!("users/{user}"), format!("{name} {registered_ms}"));
-        }
-    }
-
-    fn video_lines(&self, keys: &Keys, lines: &mut Lines) {
-        let mut sets: BTreeMap<Key, Vec<String>> = BTreeMap::new();
-        for (id, video) in &self.videos {
-            let (author, title) = (video.author, digest(&video.title));
-            let (mut state, mut play, mut cover, mut published, mut reason) =
-                (VideoState::Processing, "", "", 0, String::new());
-            let mut card = vec![format!("author={author}"), format!("title={title}")];
-            match &video.outcome {
-                Outcome::Processing => {}
-                Outcome::Published { play_key, cover_key, published_ms } => {
-                    (state, play, cover, published) =
-                        (VideoState::Published, play_key, cover_key, *published_ms);
-                    card.extend([
-                        format!("play_key={play_key}"),
-                        format!("cover_key={cover_key}"),
-                        format!("published_ms={published_ms}"),
-                    ]);
-                    let week = feed_week_of(published);
-                    sets.entry(keys.feed_week(week)).or_default().push(format!("{id}={published}"));
-                    sets.entry(keys.feed_weeks()).or_default().push(format!("{week}={week}"));
-                    sets.entry(keys.works(author)).or_default().push(format!("{id}={id}"));
+        Event::Video(event) => video_change(event, time_ms),
+        Event::Like(event) => {
+            let (author, video, user, change) = match event {
+                LikeEvent::VideoLiked(event) => {
+                    (event.author_id, event.video_id, event.user_id, Change::Linked { time_ms })
                 }
-                Outcome::Rejected { reason: why } => {
-                    (state, reason) = (VideoState::Rejected, digest(why));
-                    card.push(format!("reason={reason}"));
+                LikeEvent::VideoUnliked(event) => {
+                    (event.author_id, event.video_id, event.user_id, Change::Unlinked)
                 }
-            }
-            card.push(format!("state={}", state.number()));
-            set(lines, keys.video_card(*id), &card);
-            sets.entry(keys.uploads(author)).or_default().push(format!("{id}={id}"));
-            if reason.is_empty() {
-                reason = digest("");
-            }
-            lines.insert(
-                format!("videos/{id}"),
-                format!(
-                    "{author} {title} {} {} {published} {play} {cover} {reason}",
-                    state.number(),
-                    video.uploaded_ms
-                ),
-            );
+            };
+            (Entity::Like { author: author.get(), video: video.get(), user: user.get() }, change)
         }
-        set_all(lines, sets);
-    }
-
-    fn like_lines(&self, keys: &Keys, lines: &mut Lines) {
-        let mut sets: BTreeMap<Key, Vec<String>> = BTreeMap::new();
-        let mut totals: BTreeMap<i64, BTreeMap<i64, i64>> = BTreeMap::new();
-        for author in &self.liked_authors {
-            totals.entry(*author).or_default();
+        Event::Follow(event) => {
+            let (follower, followee, change) = match event {
+                FollowEvent::UserFollowed(event) => {
+                    (event.follower_id, event.followee_id, Change::Linked { time_ms })
+                }
+                FollowEvent::UserUnfollowed(event) => {
+                    (event.follower_id, event.followee_id, Change::Unlinked)
+                }
+            };
+            (Entity::Follow { follower: follower.get(), followee: followee.get() }, change)
         }
-        for ((video, user), (author, time)) in &self.likes {
-            sets.entry(keys.likers(*video)).or_default().push(user.to_string());
-            sets.entry(keys.favorites(*user)).or_default().push(format!("{video}={time}"));
-            *totals.entry(*author).or_default().entry(*video).or_default() += 1;
-            lines.insert(format!("likes/{video}/{user}"), format!("{author} {time}"));
+        Event::Comment(event) => {
+            let (video, comment, change) = match event {
+                CommentEvent::CommentPosted(event) => {
+                    let (user, text) = (event.user_id.get(), digest(event.text.reveal()));
+                    (event.video_id, event.comment_id, Change::Posted { user, text, time_ms })
+                }
+                CommentEvent::CommentDeleted(event) => (event.video_id, event.comment_id, Change::Deleted),
+            };
+            (Entity::Comment { video: video.get(), comment: comment.get() }, change)
         }
-        for (author, videos) in totals {
-            let total: i64 = videos.values().sum();
-            let mut parts: Vec<_> = videos.iter().map(|(video, count)| format!("{video}={count}")).collect();
-            parts.push(format!("total={total}"));
-            sets.insert(keys.favorited(author), parts);
-        }
-        set_all(lines, sets);
-    }
-
-    fn follow_lines(&self, keys: &Keys, lines: &mut Lines) {
-        let mut sets: BTreeMap<Key, Vec<String>> = BTreeMap::new();
-        for ((follower, followee), time) in &self.follows {
-            sets.entry(keys.following(*follower)).or_default().push(format!("{followee}={time}"));
-            sets.entry(keys.followers(*followee)).or_default().push(format!("{follower}={time}"));
-            lines.insert(format!("follows/{follower}/{followee}"), time.to_string());
-        }
-        set_all(lines, sets);
-    }
-
-    fn comment_lines(&self, keys: &Keys, lines: &mut Lines) {
-        let mut sets: BTreeMap<Key, Vec<String>> = BTreeMap::new();
-        for ((video, id), comment) in &self.comments {
-            let key = if comment.deleted { keys.deleted_comments(*video) } else { keys.comments(*video) };
-            sets.entry(key).or_default().push(id.to_string());
-            let Comment { user, text, posted_ms, deleted } = comment;
-            lines.insert(
-                format!("comments/{video}/{id}"),
-                format!("{user} {} {posted_ms} {deleted}", digest(text)),
-            );
-        }
-        set_all(lines, sets);
-    }
-
-    fn message_lines(&self, lines: &mut Lines) {
-        for ((low, high), messages) in &self.conversations {
-            for Message { id, from, to, content, create_ms } in messages {
-                let content = digest(content);
-                lines.insert(
-                    format!("messages/{low}/{high}/{create_ms}"),
-                    format!("{id} {from} {to} {content}"),
-                );
-                lines.insert(
-                    format!("conversations/{low}/{high}"),
-                    format!("{id} {from} {content} {create_ms}"),
-                );
-            }
+        Event::Message(MessageEvent::MessageSent(event)) => {
+            let (from, to) = (event.from_user_id.get(), event.to_user_id.get());
+            let message = Message { from, to, content: digest(event.content.reveal()), time_ms };
+            let (low, high) = (from.min(to), from.max(to));
+            (Entity::Message { low, high, message: event.message_id.get() }, Change::Sent(message, count))
         }
     }
 }
 
-fn set_all(lines: &mut Lines, sets: BTreeMap<Key, Vec<String>>) {
-    for (key, members) in sets {
-        set(lines, key, &members);
+fn video_change(event: &VideoEvent, time_ms: i64) -> (Entity, Change) {
+    let (video, change) = match event {
+        VideoEvent::VideoUploaded(event) => {
+            let (author, title) = (event.author_id.get(), digest(event.title.reveal()));
+            (event.video_id, Change::Uploaded { author, title, time_ms })
+        }
+        VideoEvent::VideoPublished(event) => {
+            let outcome = Outcome::Published {
+                play_key: event.play_key.clone(),
+                cover_key: event.cover_key.clone(),
+                published_ms: event.published_ms,
+            };
+            (event.video_id, Change::Decided(outcome))
+        }
+        VideoEvent::VideoRejected(event) => {
+            (event.video_id, Change::Decided(Outcome::Rejected { reason: digest(&event.reason) }))
+        }
+    };
+    (Entity::Video(video.get()), change)
+}
+
+/// Folds a change into an entity's state.
+fn apply(state: &mut Option<State>, change: Change) {
+    match change {
+        Change::Registered { name, time_ms } => {
+            state.get_or_insert(State::User { name, registered_ms: time_ms });
+        }
+        Change::Uploaded { author, title, time_ms } => {
+            state.get_or_insert(State::Video { author, title, uploaded_ms: time_ms, outcome: None });
+        }
+        Change::Decided(first) => {
+            if let Some(State::Video { outcome, .. }) = state {
+                outcome.get_or_insert(first);
+            }
+        }
+        Change::Linked { time_ms } => {
+            state.get_or_insert(State::Link { since_ms: time_ms });
+        }
+        Change::Unlinked => *state = None,
+        Change::Posted { user, text, time_ms } => {
+            state.get_or_insert(State::Comment { user, text, posted_ms: time_ms, is_deleted: false });
+        }
+        Change::Deleted => {
+            // A deletion is final, even of a comment that does not exist yet.
+            let (user, posted_ms) = match state {
+                Some(State::Comment { user, posted_ms, .. }) => (*user, *posted_ms),
+                _ => (0, 0),
+            };
+            *state = Some(State::Comment { user, text: digest(""), posted_ms, is_deleted: true });
+        }
+        Change::Sent(message, count) => {
+            state.get_or_insert(State::Message(message, count));
+        }
     }
 }
 
-/// A Redis key's line: its members, in order, each once.
-fn set(lines: &mut Lines, key: Key, members: &[String]) {
-    let members: BTreeSet<&String> = members.iter().collect();
-    lines.insert(key.name, members.into_iter().cloned().collect::<Vec<_>>().join(" "));
+/// Writes the lines of entities, which come in order.
+struct Output {
+    lines: LineWriter,
+    likes: LikeCounts,
+    /// The messages by conversation, in the order of the log.
+    messages: Sorter,
+}
+
+impl Output {
+    fn write(&mut self, entity: Entity, state: Option<State>) -> anyhow::Result<()> {
+        let lines = &mut self.lines;
+        match (entity, state) {
+            (Entity::User(user), Some(State::User { name, registered_ms })) => {
+                let fields = [("name", name.as_str()), ("registered_ms", &registered_ms.to_string())];
+                for (field, value) in fields {
+                    lines.member(&projections::USER_CARDS, |keys| keys.user_card(user), field, value)?;
+                }
+                lines.row(&projections::USERS_TABLE, "users", &[user], || format!("{name} {registered_ms}"))
+            }
+            (Entity::Video(video), Some(State::Video { author, title, uploaded_ms, outcome })) => {
+                lines.video(video, (author, &title, uploaded_ms), outcome.as_ref())
+            }
+            (Entity::Like { author, video, user }, link) => {
+                self.likes.add(lines, (author, video), link.is_some())?;
+                let Some(State::Link { since_ms }) = link else {
+                    return Ok(());
+                };
+                lines.member(&projections::LIKES, |keys| keys.likers(video), user, "")?;
+                lines.member(
+                    &projections::LIKES,
+                    |keys| keys.favorites(user),
+                    video,
+                    &since_ms.to_string(),
+                )?;
+                lines.row(&projections::LIKES_TABLE, "likes", &[video, user], || {
+                    format!("{author} {since_ms}")
+                })
+            }
+            (Entity::Follow { follower, followee }, Some(State::Link { since_ms })) => {
+                let since = since_ms.to_string();
+                lines.member(&projections::FOLLOWS, |keys| keys.following(follower), followee, &since)?;
+                lines.member(&projections::FOLLOWS, |keys| keys.followers(followee), follower, &since)?;
+                lines.row(&projections::FOLLOWS_TABLE, "follows", &[follower, followee], || since)
+            }
+            (
+                Entity::Comment { video, comment },
+                Some(State::Comment { user, text, posted_ms, is_deleted }),
+            ) => {
+                let key = |keys: &Keys| {
+                    if is_deleted { keys.deleted_comments(video) } else { keys.comments(video) }
+                };
+                lines.member(&projections::COMMENT_COUNTS, key, comment, "")?;
+                lines.row(&projections::COMMENTS_TABLE, "comments", &[video, comment], || {
+                    format!("{user} {text} {posted_ms} {is_deleted}")
+                })
+            }
+            (Entity::Message { low, high, message: id }, Some(State::Message(message, count))) => {
+                let key: Vec<u8> = [low, high, count].into_iter().flat_map(i64::to_be_bytes).collect();
+                self.messages.push(&key, &serde_json::to_vec(&(low, high, id, message))?);
+                if self.messages.is_full() { self.messages.spill() } else { Ok(()) }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn finish(mut self) -> anyhow::Result<Lines> {
+        self.likes.finish(&mut self.lines)?;
+        let lines = &mut self.lines;
+        let table = &projections::MESSAGES_TABLE;
+        let mut last: Option<((i64, i64), i64)> = None;
+        for entry in self.messages.sorted()? {
+            let (_, message) = entry?;
+            let (low, high, id, message): (i64, i64, i64, Message) = serde_json::from_slice(&message)?;
+            let Message { from, to, content, time_ms } = message;
+            let before = last.filter(|(conversation, _)| *conversation == (low, high));
+            let create_ms = before.map_or(time_ms, |(_, last_ms)| time_ms.max(last_ms + 1));
+            last = Some(((low, high), create_ms));
+            lines
+                .row(table, "messages", &[low, high, create_ms], || format!("{id} {from} {to} {content}"))?;
+            // The last one of a conversation stays.
+            lines
+                .row(table, "conversations", &[low, high], || format!("{id} {from} {content} {create_ms}"))?;
+        }
+        Ok(self.lines.lines)
+    }
+}
+
+/// Writes those lines that are of some projections' views.
+struct LineWriter {
+    /// The names of the projections.
+    own: Vec<&'static str>,
+    keys: Keys,
+    lines: Lines,
+}
+
+impl LineWriter {
+    /// A member of a Redis key.
+    fn member(
+        &mut self,
+        projection: &Catalogued,
+        key: impl FnOnce(&Keys) -> Key,
+        member: impl Display,
+        content: &str,
+    ) -> anyhow::Result<()> {
+        if self.own.contains(&projection.name) {
+            self.lines.set(&LineKey::member(&key(&self.keys).name, member.to_string()), content);
+        }
+        self.lines.spill_if_full()
+    }
+
+    /// A row of a table.
+    fn row(
+        &mut self,
+        projection: &Catalogued,
+        table: &str,
+        primary_key: &[i64],
+        content: impl FnOnce() -> String,
+    ) -> anyhow::Result<()> {
+        if self.own.contains(&projection.name) {
+            self.lines.set(&LineKey::row(table, primary_key), &content());
+        }
+        self.lines.spill_if_full()
+    }
+
+    fn video(
+        &mut self,
+        video: i64,
+        (author, title, uploaded_ms): (i64, &str, i64),
+        outcome: Option<&Outcome>,
+    ) -> anyhow::Result<()> {
+        let mut card = vec![("author", author.to_string()), ("title", title.to_owned())];
+        let (mut state, mut play, mut cover, mut published, mut why) =
+            (VideoState::Processing, "", "", 0, digest(""));
+        match outcome {
+            None => {}
+            Some(Outcome::Published { play_key, cover_key, published_ms }) => {
+                (state, play, cover, published) = (VideoState::Published, play_key, cover_key, *published_ms);
+                card.extend([
+                    ("play_key", play_key.clone()),
+                    ("cover_key", cover_key.clone()),
+                    ("published_ms", published_ms.to_string()),
+                ]);
+                let week = feed_week_of(published);
+                let (feed, works) = (&projections::FEED, &projections::WORKS);
+                self.member(feed, |keys| keys.feed_week(week), video, &published.to_string())?;
+                self.member(feed, Keys::feed_weeks, week, &week.to_string())?;
+                self.member(works, |keys| keys.works(author), video, &video.to_string())?;
+            }
+            Some(Outcome::Rejected { reason }) => {
+                (state, why) = (VideoState::Rejected, reason.clone());
+                card.push(("reason", reason.clone()));
+            }
+        }
+        card.push(("state", state.number().to_string()));
+        for (field, value) in card {
+            self.member(&projections::VIDEO_CARDS, |keys| keys.video_card(video), field, &value)?;
+        }
+        self.member(&projections::WORKS, |keys| keys.uploads(author), video, &video.to_string())?;
+        self.row(&projections::VIDEOS_TABLE, "videos", &[video], || {
+            let state = state.number();
+            format!("{author} {title} {state} {uploaded_ms} {published} {play} {cover} {why}")
+        })
+    }
+}
+
+/// Counts the likes of each video and each author. An author whose likes are all withdrawn keeps a total of zero.
+#[derive(Default)]
+struct LikeCounts {
+    /// Author and video.
+    current: Option<(i64, i64)>,
+    of_video: i64,
+    of_author: i64,
+}
+
+impl LikeCounts {
+    fn add(&mut self, lines: &mut LineWriter, next: (i64, i64), is_liked: bool) -> anyhow::Result<()> {
+        if let Some((author, video)) = self.current
+            && (author, video) != next
+        {
+            self.write_video(lines, author, video)?;
+            if author != next.0 {
+                self.write_author(lines, author)?;
+            }
+        }
+        self.current = Some(next);
+        self.of_video += i64::from(is_liked);
+        Ok(())
+    }
+
+    fn finish(&mut self, lines: &mut LineWriter) -> anyhow::Result<()> {
+        let Some((author, video)) = self.current else {
+            return Ok(());
+        };
+        self.write_video(lines, author, video)?;
+        self.write_author(lines, author)
+    }
+
+    fn write_video(&mut self, lines: &mut LineWriter, author: i64, video: i64) -> anyhow::Result<()> {
+        let count = std::mem::take(&mut self.of_video);
+        self.of_author += count;
+        if count == 0 {
+            return Ok(());
+        }
+        lines.member(&projections::LIKES, |keys| keys.favorited(author), video, &count.to_string())
+    }
+
+    fn write_author(&mut self, lines: &mut LineWriter, author: i64) -> anyhow::Result<()> {
+        let total = std::mem::take(&mut self.of_author);
+        lines.member(&projections::LIKES, |keys| keys.favorited(author), "total", &total.to_string())
+    }
 }

@@ -1,23 +1,15 @@
-//! A view in Redis at one position, though it goes on: read as it is found, and then, again and again, what may have been
-//! written to since.
+//! Rounds bring what was read of a view in Redis, and the fold of the log, to one position, while the view is written to.
 //!
-//! Redis shows no moment of a whole view. But a key that nothing wrote to is the same at every position, and the log says
-//! which keys may have been written to (`touched`). So each round folds the log on to where the view stands, and reads these
-//! alone. Once a round begins and ends with the view at rest at one position, all that is known of it is of that position. If
-//! it does not come to rest by itself, it is held for a moment.
+//! Redis has no snapshot of many keys. But a line that no record changes is the same at every position, and the log
+//! determines which lines may have changed (`touched`). So each round continues the fold to the view's position and reads
+//! only those lines again. A round that starts and ends with all parts of the view at the same position makes the snapshot
+//! complete. A view that does not stop by itself is held briefly.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, bail};
+use futures::{StreamExt, TryStreamExt};
 use tokio::time::sleep;
-
-use super::{
-    Lines,
-    excluded::Excluded,
-    live::key_lines,
-    log::{Folding, fold_on},
-    moment::{Moment, View},
-};
 use vidlog_projection_engine::{
     desired_state::{
         self, Wish,
@@ -27,43 +19,52 @@ use vidlog_projection_engine::{
     log::Log,
 };
 
-/// Rounds in which the view may come to rest by itself, or in which what is left for a hold gets less.
+use super::{
+    excluded::Excluded,
+    fold::{Folding, fold_on},
+    snapshot::ViewSnapshot,
+    view::View,
+};
+use crate::comparison::{LineKey, Lines, PAGE, read_lines};
+
+/// Rounds without a hold: the view may stop by itself, or the number of touched lines may shrink.
 const ROUNDS: u32 = 5;
-/// Between two of them: an idle partition settles within half a second.
+/// Between two rounds: an idle partition aligns its shards within half a second.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// What is known of a view in Redis.
+/// A view in Redis that is read while it is written to.
 ///
-/// What was found of a key is what it has at the folding's place, or was read at a later one: then the folding comes by what
-/// was written to it, and it is read again.
-pub(super) struct Known {
+/// Each line that was found has the content of the fold's position, or of a later one. In the latter case the fold still
+/// passes the record that changed it, and the line is read again.
+pub(super) struct Rounds {
     view: View,
     folding: Folding,
     found: Lines,
-    /// The view's lock, while it is held.
+    /// The view's lock, during a hold.
     lock: Option<ViewLock>,
 }
 
-/// What came of a round.
+/// The result of a round.
 enum Round {
-    /// All is known of one position.
-    AtRest { is_in_doubt: bool },
-    /// The view went on, or its parts are at different places.
-    Restless {
-        /// How many keys were read again.
+    /// The fold and all lines are at one position.
+    AtRest { is_unconfirmed: bool },
+    /// The view moved meanwhile, or its parts are at different positions.
+    Moving {
+        /// Lines that were read again.
         touched: usize,
     },
 }
 
-impl Known {
-    /// What was found of a view that stood at the folding's place, or beyond.
+impl Rounds {
+    /// Continues from lines that were read when the view was at the fold's position or later.
     pub(super) fn new(view: View, mut folding: Folding, found: Lines) -> Self {
-        folding.touched = Some(BTreeSet::new());
+        // Collects from now on.
+        folding.take_touched();
         Self { view, folding, found, lock: None }
     }
 
-    /// Finds a moment in which all is known.
-    pub(super) async fn come_to_rest(mut self, log: &Log) -> anyhow::Result<Moment> {
+    /// Makes rounds until all is at one position.
+    pub(super) async fn converge(mut self, log: &Log) -> anyhow::Result<ViewSnapshot> {
         let mut before = usize::MAX;
         for number in 0..ROUNDS {
             if number > 0 {
@@ -72,16 +73,16 @@ impl Known {
             let round;
             (self, round) = self.round(log).await?;
             match round {
-                Round::AtRest { is_in_doubt } => return Ok(self.moment(is_in_doubt)),
-                // It does not get less.
-                Round::Restless { touched } if touched > 0 && touched >= before => break,
-                Round::Restless { touched } => before = touched,
+                Round::AtRest { is_unconfirmed } => return Ok(self.snapshot(is_unconfirmed)),
+                // More rounds would not leave less to a hold.
+                Round::Moving { touched } if touched > 0 && touched >= before => break,
+                Round::Moving { touched } => before = touched,
             }
         }
-        self.come_to_rest_in_holds(log).await
+        self.converge_in_holds(log).await
     }
 
-    async fn come_to_rest_in_holds(mut self, log: &Log) -> anyhow::Result<Moment> {
+    async fn converge_in_holds(mut self, log: &Log) -> anyhow::Result<ViewSnapshot> {
         let (pool, projection) = (self.view.sink.stores().mysql.clone(), self.view.projection());
         let mut is_free = true;
         for number in 0..HOLDS {
@@ -99,39 +100,39 @@ impl Known {
             } else {
                 self.round(log).await?
             };
-            if let Round::AtRest { is_in_doubt } = round {
-                return Ok(self.moment(is_in_doubt));
+            if let Round::AtRest { is_unconfirmed } = round {
+                return Ok(self.snapshot(is_unconfirmed));
             }
         }
         let name = projection.name();
         if !is_free {
             bail!(
-                "{name} goes on, and can't be held for a moment, as it is being rebuilt, or its dead letters retried, \
-                 by another process; run this again after that"
+                "{name} is being written to, and can't be held for a moment, as it is being rebuilt, or its dead letters \
+                 retried, by another process; run it again after that"
             );
         }
         bail!(
-            "{name} did not come to rest, so that there is no one position to compare at; if its process was killed, \
-             start one, then run this again"
+            "{name} did not stop at one position, not even when it was held; if its process was killed, start one, then \
+             run it again"
         )
     }
 
-    /// Whether it goes on unless it is held. One that is paused, or has stopped, is left alone.
+    /// Whether the projection is to run. A paused or stopped one is not held.
     async fn is_to_run(&self) -> anyhow::Result<bool> {
         let all = desired_state::read(&self.view.sink.stores().mysql).await;
-        let mut all = all.context("MySQL does not say whether the projection is to run")?;
+        let mut all = all.context("failed to read from MySQL whether the projection is to run")?;
         let wish = all.remove(self.view.projection().name()).unwrap_or_default().wish;
         Ok(matches!(wish, Wish::Run | Wish::Hold))
     }
 
-    /// Holds the projection while rounds are made, and lets go of it whatever happens.
+    /// Holds the projection for some rounds. The hold ends whatever happens in them.
     async fn held(mut self, log: &Log, lock: ViewLock) -> anyhow::Result<(Self, Round)> {
-        // Nobody else discards anything while the lock is ours, so that it need not be asked for in the hold.
+        // Nothing is discarded while we have the lock, so discards are not read again during the hold.
         self.folding.excluded = self.view.excluded(&self.folding).await?;
         self.lock = Some(lock);
         let mut round;
         (self, round) = self.round(log).await?;
-        if let Round::Restless { .. } = round {
+        if let Round::Moving { .. } = round {
             let pool = self.view.sink.stores().mysql.clone();
             let hold = Hold::begin(&pool, self.view.projection()).await?;
             let ended = self.rounds_in(log, &hold).await;
@@ -155,44 +156,59 @@ impl Known {
         }
     }
 
-    /// Folds on to where the view stands, and reads again what may have been written to since.
+    /// Continues the fold to the view's position, and reads the touched lines again.
     async fn round(mut self, log: &Log) -> anyhow::Result<(Self, Round)> {
         let before = self.view.positions().await?;
         let until = self.view.lowest(&before);
-        // In this order: what is parked before that position is known, and is not in what is read.
+        // In this order, so that every key that is parked before the position is excluded.
         self.folding.excluded = self.excluded().await?;
         let mut folded = fold_on(log, vec![(self.folding, until)]).await?;
-        self.folding = folded.pop().context("a folding was lost")?;
-        let touched = self.folding.touched.replace(BTreeSet::new()).unwrap_or_default();
-        let again = key_lines(self.view.sink.stores(), &touched).await?;
-        for name in &touched {
-            self.found.remove(name);
-        }
-        self.found.extend(again);
+        self.folding = folded.pop().context("a fold was lost")?;
+        let touched = self.read_touched().await?;
 
-        // A shard that is behind has all that is its own up to the others, or a crash left it behind: who knows.
-        let is_settled = before.iter().all(|position| position.lowest() == position.highest());
-        if !is_settled || self.view.positions().await? != before {
-            return Ok((self, Round::Restless { touched: touched.len() }));
+        // Parts at different positions: a shard without writes is behind until it is aligned, or a crash left it behind.
+        let is_aligned = before.iter().all(|position| position.lowest() == position.highest());
+        if !is_aligned || self.view.positions().await? != before {
+            return Ok((self, Round::Moving { touched }));
         }
-        // In this order: who has folded by then what waited has said so.
+        // In this order: a process that folds parked records unparks them before it releases the lock.
         let is_locked = self.lock.is_none() && self.view.is_locked().await?;
         self.folding.excluded = self.excluded().await?;
-        let is_in_doubt = is_locked && self.folding.excluded.has_parked();
-        Ok((self, Round::AtRest { is_in_doubt }))
+        let is_unconfirmed = is_locked && self.folding.excluded.has_parked();
+        Ok((self, Round::AtRest { is_unconfirmed }))
     }
 
-    /// What the view is not to have by now.
+    /// Reads the lines again that the fold touched. Returns how many they are.
+    async fn read_touched(&mut self) -> anyhow::Result<usize> {
+        let mut touched = std::pin::pin!(self.folding.take_touched().into_stream().try_chunks(PAGE));
+        let mut count = 0;
+        while let Some(page) = touched.next().await {
+            let page: BTreeSet<LineKey> =
+                page.map_err(|error| error.1)?.into_iter().map(|(key, _)| key).collect();
+            let found = read_lines(self.view.sink.stores(), &page).await?;
+            count += page.len();
+            for key in &page {
+                match found.get(key) {
+                    Some(content) => self.found.set(key, content),
+                    None => self.found.remove(key),
+                }
+            }
+            self.found.spill_if_full_on_blocking_thread().await?;
+        }
+        Ok(count)
+    }
+
+    /// The records that the view does not have by now.
     async fn excluded(&self) -> anyhow::Result<Excluded> {
         if self.lock.is_none() {
             return self.view.excluded(&self.folding).await;
         }
         let excluded = self.folding.excluded.with_parked(&self.view.sink).await?;
-        self.view.ensure_hold(&self.folding.excluded, &excluded, &self.folding.at)?;
+        self.view.ensure_still_parked(&self.folding.excluded, &excluded, &self.folding.at)?;
         Ok(excluded)
     }
 
-    fn moment(self, is_in_doubt: bool) -> Moment {
-        Moment { folding: self.folding, found: self.found, is_in_doubt }
+    fn snapshot(self, is_unconfirmed: bool) -> ViewSnapshot {
+        ViewSnapshot { folding: self.folding, found: self.found, is_unconfirmed }
     }
 }

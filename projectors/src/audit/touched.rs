@@ -1,4 +1,4 @@
-//! Which Redis keys an event may have written to: the audit's own word on it, not the projections'.
+//! The lines in Redis that an event may change, listed without the projections' code.
 
 use vidlog_events::{CommentEvent, Event, FollowEvent, LikeEvent, UserEvent, VideoEvent};
 use vidlog_schemas::{
@@ -6,21 +6,30 @@ use vidlog_schemas::{
     keys::{Key, feed_week_of},
 };
 
-/// The keys, of all views, that folding an event may write to. One too many costs a reading, one too few makes a
-/// difference of what is none.
-pub fn touched(keys: &Keys, event: &Event) -> Vec<Key> {
+use crate::comparison::LineKey;
+
+const USER_FIELDS: [&str; 2] = ["name", "registered_ms"];
+const VIDEO_FIELDS: [&str; 7] =
+    ["author", "title", "state", "play_key", "cover_key", "published_ms", "reason"];
+
+/// The lines, of all views in Redis, that folding an event may change. A line too many costs a lookup; a missing one makes
+/// the audit report a difference that is none.
+pub fn touched(keys: &Keys, event: &Event) -> Vec<LineKey> {
     match event {
-        Event::User(UserEvent::UserRegistered(event)) => vec![keys.user_card(event.user_id.get())],
+        Event::User(UserEvent::UserRegistered(event)) => {
+            fields(&keys.user_card(event.user_id.get()), &USER_FIELDS)
+        }
         Event::Video(event) => {
             let (video, author) = match event {
-                VideoEvent::VideoUploaded(event) => (event.video_id, event.author_id),
-                VideoEvent::VideoPublished(event) => (event.video_id, event.author_id),
-                VideoEvent::VideoRejected(event) => (event.video_id, event.author_id),
+                VideoEvent::VideoUploaded(event) => (event.video_id.get(), event.author_id.get()),
+                VideoEvent::VideoPublished(event) => (event.video_id.get(), event.author_id.get()),
+                VideoEvent::VideoRejected(event) => (event.video_id.get(), event.author_id.get()),
             };
-            let mut touched =
-                vec![keys.video_card(video.get()), keys.uploads(author.get()), keys.works(author.get())];
+            let mut touched = fields(&keys.video_card(video), &VIDEO_FIELDS);
+            touched.extend([member(&keys.uploads(author), video), member(&keys.works(author), video)]);
             if let VideoEvent::VideoPublished(event) = event {
-                touched.extend([keys.feed_week(feed_week_of(event.published_ms)), keys.feed_weeks()]);
+                let week = feed_week_of(event.published_ms);
+                touched.extend([member(&keys.feed_week(week), video), member(&keys.feed_weeks(), week)]);
             }
             touched
         }
@@ -29,22 +38,36 @@ pub fn touched(keys: &Keys, event: &Event) -> Vec<Key> {
                 LikeEvent::VideoLiked(event) => (event.video_id, event.user_id, event.author_id),
                 LikeEvent::VideoUnliked(event) => (event.video_id, event.user_id, event.author_id),
             };
-            vec![keys.likers(video.get()), keys.favorites(user.get()), keys.favorited(author.get())]
+            let (video, user, favorited) = (video.get(), user.get(), keys.favorited(author.get()));
+            vec![
+                member(&keys.likers(video), user),
+                member(&keys.favorites(user), video),
+                member(&favorited, video),
+                LineKey::member(&favorited.name, "total"),
+            ]
         }
         Event::Follow(event) => {
             let (follower, followee) = match event {
-                FollowEvent::UserFollowed(event) => (event.follower_id, event.followee_id),
-                FollowEvent::UserUnfollowed(event) => (event.follower_id, event.followee_id),
+                FollowEvent::UserFollowed(event) => (event.follower_id.get(), event.followee_id.get()),
+                FollowEvent::UserUnfollowed(event) => (event.follower_id.get(), event.followee_id.get()),
             };
-            vec![keys.following(follower.get()), keys.followers(followee.get())]
+            vec![member(&keys.following(follower), followee), member(&keys.followers(followee), follower)]
         }
         Event::Comment(event) => {
-            let video = match event {
-                CommentEvent::CommentPosted(event) => event.video_id,
-                CommentEvent::CommentDeleted(event) => event.video_id,
+            let (video, comment) = match event {
+                CommentEvent::CommentPosted(event) => (event.video_id.get(), event.comment_id.get()),
+                CommentEvent::CommentDeleted(event) => (event.video_id.get(), event.comment_id.get()),
             };
-            vec![keys.comments(video.get()), keys.deleted_comments(video.get())]
+            vec![member(&keys.comments(video), comment), member(&keys.deleted_comments(video), comment)]
         }
         Event::Message(_) => Vec::new(),
     }
+}
+
+fn member(key: &Key, member: i64) -> LineKey {
+    LineKey::member(&key.name, member.to_string())
+}
+
+fn fields(key: &Key, fields: &[&str]) -> Vec<LineKey> {
+    fields.iter().map(|field| LineKey::member(&key.name, field)).collect()
 }

@@ -1,106 +1,121 @@
-//! Two sides that are in the same order, walked over together.
+//! Merges two ordered sides.
 
-use std::{cmp::Ordering, ops::ControlFlow};
+use std::cmp::Ordering;
 
 use futures::{Stream, TryStreamExt, try_join};
 
-/// Hands over each key that either side has, in order, with what they have under it; until it is told to break off. Of
-/// each side it holds one item.
-pub(super) async fn merge<K: Ord, E>(
-    next: impl Stream<Item = Result<(K, String), E>>,
-    live: impl Stream<Item = Result<(K, String), E>>,
-    mut each: impl FnMut(K, Option<String>, Option<String>) -> ControlFlow<()>,
-) -> Result<(), E> {
-    let (mut next, mut live) = (std::pin::pin!(next), std::pin::pin!(live));
-    let (mut expected, mut found) = (next.try_next().await?, live.try_next().await?);
-    loop {
+/// Two ordered sides, read together. Holds one item of each.
+pub(crate) struct Merge<E, F, K> {
+    expected: E,
+    found: F,
+    next_expected: Next<K>,
+    next_found: Next<K>,
+}
+
+/// The next item of a side.
+enum Next<K> {
+    Unread,
+    Read(Option<(K, String)>),
+}
+
+/// A key, and the contents that the two sides have under it: at least one has.
+pub(crate) type Pair<K> = (K, Option<String>, Option<String>);
+
+impl<K, E, F, Error> Merge<E, F, K>
+where
+    K: Ord,
+    E: Stream<Item = Result<(K, String), Error>> + Unpin,
+    F: Stream<Item = Result<(K, String), Error>> + Unpin,
+{
+    /// Merges two sides that are in order and have each key once.
+    pub(crate) const fn new(expected: E, found: F) -> Self {
+        Self { expected, found, next_expected: Next::Unread, next_found: Next::Unread }
+    }
+
+    /// The next key that either side has; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Pair<K>>, Error> {
+        // At the same time, as both sides may need a round trip.
+        let (expected, found) =
+            try_join!(self.next_expected.read(&mut self.expected), self.next_found.read(&mut self.found))?;
         let order = match (&expected, &found) {
-            (None, None) => return Ok(()),
+            (None, None) => return Ok(None),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (Some((expected, _)), Some((found, _))) => expected.cmp(found),
         };
-        let of_next = if order.is_le() { expected.take() } else { None };
-        let of_live = if order.is_ge() { found.take() } else { None };
-        match order {
-            Ordering::Less => expected = next.try_next().await?,
-            Ordering::Greater => found = live.try_next().await?,
-            // At once: the pages of two sides that are equal end together.
-            Ordering::Equal => (expected, found) = try_join!(next.try_next(), live.try_next())?,
-        }
-        let flow = match (of_next, of_live) {
-            (Some((key, next)), live) => each(key, Some(next), live.map(|(_, live)| live)),
-            (None, Some((key, live))) => each(key, None, Some(live)),
-            (None, None) => return Ok(()),
-        };
-        if flow.is_break() {
-            return Ok(());
+        Ok(match (expected, found) {
+            (Some((key, expected)), found) if order.is_lt() => {
+                self.next_found = Next::Read(found);
+                Some((key, Some(expected), None))
+            }
+            (expected, Some((key, found))) if order.is_gt() => {
+                self.next_expected = Next::Read(expected);
+                Some((key, None, Some(found)))
+            }
+            (expected, found) => {
+                let found = found.map(|(_, found)| found);
+                expected.map(|(key, expected)| (key, Some(expected), found))
+            }
+        })
+    }
+}
+
+impl<K> Next<K> {
+    /// Takes the item that was read, or reads one.
+    async fn read<Error>(
+        &mut self,
+        side: &mut (impl Stream<Item = Result<(K, String), Error>> + Unpin),
+    ) -> Result<Option<(K, String)>, Error> {
+        match std::mem::replace(self, Self::Unread) {
+            Self::Unread => side.try_next().await,
+            Self::Read(item) => Ok(item),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, convert::Infallible};
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        convert::Infallible,
+    };
 
     use futures::{FutureExt, stream};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::audit::{Difference, Lines, compare};
 
-    type Side = BTreeMap<(i64, i64), String>;
-    type Merged = ((i64, i64), Option<String>, Option<String>);
+    type Key = (i64, i64);
+    type Side = BTreeMap<Key, String>;
 
     /// Few keys and contents, so that all collides.
     fn side() -> impl Strategy<Value = Side> {
         prop::collection::btree_map((-3..3_i64, -3..3_i64), "[ab]", 0..30)
     }
 
-    fn named(side: &Side) -> Lines {
-        side.iter().map(|((a, b), content)| (format!("{a}/{b}"), content.clone())).collect()
-    }
-
-    fn rows(side: &Side) -> impl Stream<Item = Result<((i64, i64), String), Infallible>> {
+    fn rows(side: &Side) -> impl Stream<Item = Result<(Key, String), Infallible>> + Unpin {
         stream::iter(side.clone().into_iter().map(Ok))
     }
 
-    fn merged(next: &Side, live: &Side, most: usize) -> Vec<Merged> {
+    fn merged(expected: &Side, found: &Side) -> Vec<Pair<Key>> {
         let mut all = Vec::new();
-        let merging = merge(rows(next), rows(live), |key, next, live| {
-            all.push((key, next, live));
-            if all.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        });
-        let Ok(()) = merging.now_or_never().expect("it waits for nothing");
+        let merging = async {
+            let mut merge = Merge::new(rows(expected), rows(found));
+            while let Ok(Some(pair)) = merge.next().await {
+                all.push(pair);
+            }
+        };
+        merging.now_or_never().expect("it waits for nothing");
         all
     }
 
     proptest! {
         #[test]
-        fn it_finds_what_comparing_maps_finds(next in side(), live in side()) {
-            let all = merged(&next, &live, usize::MAX);
-            prop_assert!(all.is_sorted_by(|(a, ..), (b, ..)| a < b), "each key once, in order");
-            let lines = all.iter().filter(|(_, next, _)| next.is_some()).count();
-            prop_assert_eq!(lines, next.len());
-            let differing = all.iter().filter(|(_, next, live)| next != live);
-            let mut found: Vec<Difference> = differing
-                .map(|((a, b), expected, found)| Difference {
-                    name: format!("{a}/{b}"),
-                    expected: expected.clone(),
-                    found: found.clone(),
-                })
-                .collect();
-            let mut expected = compare(named(&next), named(&live));
-            found.sort_by(|a, b| a.name.cmp(&b.name));
-            expected.sort_by(|a, b| a.name.cmp(&b.name));
-            prop_assert_eq!(found, expected);
-        }
-
-        #[test]
-        fn it_ends_when_it_is_told_to(next in side(), live in side(), most in 1..10_usize) {
-            let mut all = merged(&next, &live, usize::MAX);
-            all.truncate(most);
-            prop_assert_eq!(merged(&next, &live, most), all);
+        fn merge_equals_lookup_of_every_key(expected in side(), found in side()) {
+            let keys: BTreeSet<Key> = expected.keys().chain(found.keys()).copied().collect();
+            let looked_up: Vec<_> =
+                keys.into_iter().map(|key| (key, expected.get(&key).cloned(), found.get(&key).cloned())).collect();
+            prop_assert_eq!(merged(&expected, &found), looked_up);
         }
     }
 }

@@ -1,26 +1,33 @@
-//! The tables of the views in MySQL, read a page at a time in the order of their primary keys.
+//! Reads the tables of views in MySQL, page by page in the order of their primary keys.
 
 use anyhow::Context;
 use futures::{Stream, TryStreamExt, stream};
-use sqlx::{AssertSqlSafe, FromRow, MySqlConnection, Row as _, mysql::MySqlRow};
+use sqlx::{
+    AssertSqlSafe, Connection, FromRow, MySql, MySqlConnection, MySqlPool, Row as _, Transaction,
+    mysql::MySqlRow,
+};
+use vidlog_events::Stream as EventStream;
+use vidlog_projection_engine::{
+    log::{Offsets, Partition},
+    view::Projection,
+};
 use vidlog_schemas::{
     projections::View,
     rows::{CommentRow, MessageRow, UserRow, VideoRow},
 };
 
-use super::digest;
-use vidlog_projection_engine::view::Projection;
+use super::line::{Line, LineKey, digest};
 
 /// Rows that are read at once.
 const PAGE: usize = 1000;
 
-/// A row: its primary key, and what its line says of the rest.
-pub(crate) type Row = (Vec<i64>, String);
+/// A row: its primary key, and the content of its line.
+type Row = (Vec<i64>, String);
 
 /// A table of a view.
-pub(crate) struct Table {
+struct Table {
     name: &'static str,
-    /// The columns of its primary key. All are signed integers: their order is the same here as there.
+    /// The columns of its primary key. All are signed integers, so the server orders rows as [`LineKey`] does.
     key: &'static [&'static str],
     content: fn(&MySqlRow) -> sqlx::Result<String>,
 }
@@ -35,34 +42,65 @@ static ALL: [Table; 7] = [
     Table { name: "follows", key: &["follower_id", "followee_id"], content: follow },
 ];
 
+/// The rows of a view, in order. The server is idle between two pages, so a slow reader does not matter.
+pub(crate) fn rows<'a>(
+    projection: &Projection,
+    connection: &'a mut MySqlConnection,
+) -> impl Stream<Item = anyhow::Result<Line>> + Send + use<'a> {
+    let tables = Table::of(projection).into_iter();
+    let pages = stream::try_unfold((connection, tables, None), |(connection, mut tables, at)| async move {
+        let Some((table, last)) = at.or_else(|| Some((tables.next()?, None))) else {
+            return anyhow::Ok(None);
+        };
+        let page = table.page(&mut *connection, last.as_deref()).await;
+        let page = page.with_context(|| format!("failed to read the table {} in MySQL", table.name))?;
+        let next = page.last().map(|(key, _)| (table, Some(key.clone())));
+        let lines = page.into_iter().map(|(key, content)| Ok((LineKey::row(table.name, &key), content)));
+        Ok(Some((stream::iter(lines), (connection, tables, next))))
+    });
+    pages.try_flatten()
+}
+
+/// Opens a transaction that shows a view in MySQL as it is now, however long it is read. Returns the offsets that the view
+/// has folded, too.
+pub(crate) async fn open_snapshot<'a>(
+    connection: &'a mut MySqlConnection,
+    projection: &Projection,
+) -> anyhow::Result<(Offsets, Transaction<'a, MySql>)> {
+    // Applies to the next transaction only.
+    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *connection).await?;
+    let mut transaction = connection.begin_with("START TRANSACTION WITH CONSISTENT SNAPSHOT").await?;
+    let table = projection.catalogued.checkpoint_table();
+    let select = format!("SELECT stream, partition_no, next_offset FROM {table} WHERE record_key = ''");
+    let stored: Vec<(String, i32, i64)> =
+        sqlx::query_as(AssertSqlSafe(select)).fetch_all(&mut *transaction).await?;
+    let streams: Vec<EventStream> = projection.streams().collect();
+    let offset = |(stream, number, next): (String, i32, i64)| {
+        let stream = *streams.iter().find(|known| known.name() == stream)?;
+        Some((Partition { stream, number }, next))
+    };
+    Ok((stored.into_iter().filter_map(offset).collect(), transaction))
+}
+
+/// A connection of its own for a snapshot. It stays open while the log is folded, which may take longer than the time
+/// after which the server closes an idle connection of the pool.
+pub(crate) async fn snapshot_connection(pool: &MySqlPool) -> anyhow::Result<MySqlConnection> {
+    let mut connection = pool.acquire().await.context("failed to reach MySQL")?.detach();
+    sqlx::query("SET SESSION wait_timeout = DEFAULT").execute(&mut connection).await?;
+    Ok(connection)
+}
+
 impl Table {
-    /// The tables of a projection's view; none of a view in Redis.
-    pub(crate) fn of(projection: &Projection) -> impl Iterator<Item = &'static Self> + use<> {
+    /// The tables of a projection's view, in the order of their names; none of a view in Redis.
+    fn of(projection: &Projection) -> Vec<&'static Self> {
         let names = match projection.catalogued.view {
             View::MySql(tables) => tables,
             View::Redis(_) => &[],
         };
-        names.iter().filter_map(|name| ALL.iter().find(|table| table.name == *name))
-    }
-
-    /// The name of a row's line.
-    pub(crate) fn line(&self, key: &[i64]) -> String {
-        key.iter().fold(self.name.to_owned(), |name, part| format!("{name}/{part}"))
-    }
-
-    /// All rows, in the order of the primary key. Between two pages nothing is asked of the server, so that it does not
-    /// matter how long who reads them takes.
-    pub(crate) fn rows<'a>(
-        &'a self,
-        connection: &'a mut MySqlConnection,
-    ) -> impl Stream<Item = anyhow::Result<Row>> + Send + 'a {
-        let pages = stream::try_unfold((connection, None), move |(connection, last)| async move {
-            let page = self.page(&mut *connection, last.as_deref()).await;
-            let page = page.with_context(|| format!("failed to read the table {} in MySQL", self.name))?;
-            let last = page.last().map(|(key, _)| key.clone());
-            anyhow::Ok(last.map(|last| (stream::iter(page.into_iter().map(Ok)), (connection, Some(last)))))
-        });
-        pages.try_flatten()
+        let mut tables: Vec<_> =
+            names.iter().filter_map(|name| ALL.iter().find(|table| table.name == *name)).collect();
+        tables.sort_unstable_by_key(|table| table.name);
+        tables
     }
 
     /// The first rows, or those that come after a key.
@@ -78,8 +116,8 @@ impl Table {
         query.fetch_all(connection).await?.iter().map(|row| self.read(row)).collect()
     }
 
-    /// The condition that a row comes after a key, and its values. Not `(a, b) > (?, ?)`: for that the server walks over
-    /// the whole index, up to the key, for every page.
+    /// The condition that a row comes after a key, and its values. Not `(a, b) > (?, ?)`: for that the server scans the
+    /// index from its start for every page.
     fn after(&self, after: &[i64]) -> (String, Vec<i64>) {
         let mut alternatives = Vec::new();
         let mut values = Vec::new();
@@ -145,18 +183,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_table_of_a_view_is_known() {
+    fn tables_of_every_view_are_ordered_by_name() {
         for projection in projections::ALL {
             let View::MySql(names) = projection.catalogued.view else {
                 continue;
             };
-            let known: Vec<_> = Table::of(&projection).map(|table| table.name).collect();
+            let known: Vec<_> = Table::of(&projection).into_iter().map(|table| table.name).collect();
+            let mut names = names.to_vec();
+            names.sort_unstable();
             assert_eq!(known, names, "{}", projection.name());
         }
     }
 
     #[test]
-    fn the_rows_after_a_key_are_those_with_a_later_part_after_equal_ones() {
+    fn page_starts_after_the_last_primary_key() {
         let messages = ALL.iter().find(|table| table.name == "messages").unwrap();
         let (condition, values) = messages.after(&[1, 2, 3]);
         assert_eq!(
@@ -164,6 +204,5 @@ mod tests {
             "WHERE low_id > ? OR low_id = ? AND high_id > ? OR low_id = ? AND high_id = ? AND create_ms > ?"
         );
         assert_eq!(values, [1, 1, 2, 1, 2, 3]);
-        assert_eq!(messages.line(&[1, 2, 3]), "messages/1/2/3");
     }
 }

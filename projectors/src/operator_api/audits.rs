@@ -114,7 +114,7 @@ impl Audits {
         let ended_ms = Clock::system().now_ms();
         let audit = match audited.map_err(anyhow::Error::from).flatten() {
             Ok(report) => {
-                let count = report.differences.len();
+                let count = report.difference_count;
                 let first: Vec<_> = report.differences.iter().take(KEPT).map(ToString::to_string).collect();
                 if count == 0 {
                     info!(projection = name, records = report.records, lines = report.lines, "audited");

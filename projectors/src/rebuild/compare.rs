@@ -1,11 +1,9 @@
-//! Compares two generations of a view at one position.
+//! Compares two generations of a view at one position, in bounded memory.
 //!
-//! What is held in memory is a page of each, the keys that were written to while a stretch was compared, and what differs:
-//! the comparison ends with [`ENOUGH`] differences.
+//! Both are read in chunks and merged in order. Held in memory are some pages of each, the members that were written to
+//! while a stretch was read, and the lines that differ: the comparison stops at [`ENOUGH`] of them.
 
-mod difference;
 mod keys;
-mod merge;
 mod rows;
 
 use std::{
@@ -19,23 +17,22 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep},
 };
-use vidlog_schemas::{keys::ViewKey, projections::View};
-
-use self::difference::shortened;
-use super::{NEARLY_THERE, Progress, TELL_EVERY};
-use crate::audit::Difference;
 use vidlog_projection_engine::{
     log::{Log, Offsets, Partition},
     replay::{Tally, replay},
     store::{Position, SharedStore, Stores},
     view::Projection,
 };
+use vidlog_schemas::{keys::ViewKey, projections::View};
 
-/// Differences with which a comparison ends: the two are not equal, and whoever looks into it has enough to look at.
+use super::{NEARLY_THERE, Progress, TELL_EVERY};
+use crate::comparison::{Difference, LineKey, combine};
+
+/// Differing lines at which a comparison stops: enough to see what is wrong.
 pub const ENOUGH: usize = 1000;
-/// How long the live generation may take to bring all its parts to where its furthest is.
-const SETTLES_IN: Duration = Duration::from_mins(1);
-/// Between two looks whether it has.
+/// How long the live generation may take to align its parts to the furthest of them.
+const ALIGN_TIMEOUT: Duration = Duration::from_mins(1);
+/// Between two readings of its position.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The live and the next generation of a view.
@@ -47,66 +44,85 @@ pub(super) struct Pair {
     pub(super) next: Stores,
 }
 
-/// What is known of the differences between two generations.
+/// Lines that differ: what the next generation has, and what the live one has.
+type Differing = BTreeMap<LineKey, (Option<String>, Option<String>)>;
+
+/// The state of a comparison of two generations.
 pub(super) struct Comparison {
-    /// Keys or rows of the next generation that were compared. A key that Redis names twice, which it may do when many
-    /// come or go meanwhile, is counted twice.
+    /// Keys or rows of the next generation that were compared.
     pub(super) lines: usize,
-    /// What differs at one position.
-    pub(super) differences: Vec<Difference>,
-    /// Keys that differed while the live generation went on, which may be all that it was.
-    doubtful: BTreeMap<String, Difference>,
-    /// What was folded since, with the keys that it wrote to.
+    /// Lines that differ at one position.
+    certain: Differing,
+    /// Lines that differed while the live generation moved, which may be the only reason.
+    unconfirmed: Differing,
+    /// The sizes of Redis keys that differ, in the next and in the live generation.
+    sizes: BTreeMap<String, (usize, usize)>,
+    /// What was folded since the comparison began, with the members that it wrote to.
     pub(super) since: Arc<Tally>,
     progress: watch::Sender<Progress>,
-    told: Instant,
+    published: Instant,
 }
 
 impl Comparison {
     fn new(progress: &watch::Sender<Progress>) -> Self {
         Self {
             lines: 0,
-            differences: Vec::new(),
-            doubtful: BTreeMap::new(),
+            certain: BTreeMap::new(),
+            unconfirmed: BTreeMap::new(),
+            sizes: BTreeMap::new(),
             since: Arc::new(Tally { touched: Some(Mutex::default()), ..Tally::default() }),
             progress: progress.clone(),
-            told: Instant::now(),
+            published: Instant::now(),
         }
     }
 
-    /// Whether so much differs that it is of no use to compare on. This stays so: what was compared by then is not all.
-    const fn is_enough(&self) -> bool {
-        self.differences.len() >= ENOUGH
+    /// Whether the generations differ.
+    pub(super) fn has_differences(&self) -> bool {
+        !self.certain.is_empty()
     }
 
-    /// Counts lines that are being compared.
+    /// Whether the whole view was compared.
+    pub(super) fn is_complete(&self) -> bool {
+        !self.is_enough()
+    }
+
+    /// The differences, those of one Redis key combined.
+    pub(super) fn differences(&self) -> Vec<Difference> {
+        combine(&self.certain, &self.sizes)
+    }
+
+    /// Whether enough lines differ. It stays so, as the rest of the view is not compared then.
+    fn is_enough(&self) -> bool {
+        self.certain.len() >= ENOUGH
+    }
+
+    /// Counts keys or rows that were compared.
     fn count(&mut self, lines: usize) {
         self.lines += lines;
-        if self.told.elapsed() >= TELL_EVERY {
-            self.told = Instant::now();
+        if self.published.elapsed() >= TELL_EVERY {
+            self.published = Instant::now();
             self.progress.send_replace(Progress::Comparing { lines: self.lines });
         }
     }
 
-    fn add(&mut self, difference: Difference) {
+    fn add(&mut self, key: LineKey, expected: Option<String>, found: Option<String>) {
         if !self.is_enough() {
-            self.differences.push(shortened(difference));
+            self.certain.insert(key, (expected, found));
         }
     }
 
-    fn doubt(&mut self, difference: Difference) {
-        self.doubtful.insert(difference.name.clone(), shortened(difference));
-    }
-
-    /// The keys that were written to since this was asked last.
-    fn take_touched(&self) -> BTreeSet<String> {
+    /// The lines that were written to since the last call.
+    fn take_touched(&self) -> BTreeSet<LineKey> {
         let touched = self
             .since
             .touched
             .as_ref()
             .map(|touched| std::mem::take(&mut *touched.lock().unwrap_or_else(PoisonError::into_inner)));
-        let names = touched.unwrap_or_default();
-        names.iter().filter_map(|(key, _)| ViewKey::read(&key.name)).map(|key| key.name).collect()
+        let members = touched.unwrap_or_default();
+        let line = |(key, member): (vidlog_schemas::keys::Key, String)| {
+            Some(LineKey::member(&ViewKey::read(&key.name)?.name, member))
+        };
+        members.into_iter().filter_map(line).collect()
     }
 }
 
@@ -141,11 +157,11 @@ impl Pair {
         Ok(())
     }
 
-    /// Compares all there is.
+    /// Compares the whole view.
     ///
-    /// MySQL shows the live view as it is at one position, to which the next one is brought. Redis does not: there the
-    /// live view goes on while it is read. A key that nothing was written to meanwhile is compared at one position all
-    /// the same; which those are is known once what came meanwhile is folded ([`Pair::compare_again`]).
+    /// MySQL shows the live view at one position, to which the next one is brought. Redis does not: there the live view
+    /// moves while it is read. A line that nothing writes to meanwhile is compared at one position all the same; which
+    /// lines were written to is determined by folding what arrived meanwhile ([`Pair::compare_again`]).
     pub(super) async fn compare_all(
         &self,
         log: &Log,
@@ -159,58 +175,65 @@ impl Pair {
         Ok(comparison)
     }
 
-    /// Folds what the live generation has by now, and looks again at what it has written to since the last look: that
-    /// alone is in doubt after it. What was in doubt before and was not written to is a difference. Of a view in MySQL
-    /// nothing is in doubt.
+    /// Folds what the live generation has by now, and compares again the lines that this wrote to: only they are
+    /// unconfirmed afterwards. A line that was unconfirmed before and was not written to is a difference. Lines of MySQL
+    /// are never unconfirmed.
     pub(super) async fn compare_again(&self, log: &Log, comparison: &mut Comparison) -> anyhow::Result<()> {
-        // All that the last look can have seen of the live generation.
-        let seen: Offsets =
+        // The furthest position of the live generation at which a line can have been read.
+        let read_at: Offsets =
             self.live_positions().await?.into_iter().map(|(at, position)| (at, position.highest())).collect();
-        let deadline = Instant::now() + SETTLES_IN;
+        let deadline = Instant::now() + ALIGN_TIMEOUT;
         loop {
-            let stands = super::lowest(&self.live_positions().await?);
-            if stands.iter().all(|(partition, next)| seen.get(partition).is_none_or(|seen| seen <= next)) {
+            let reached = super::lowest(&self.live_positions().await?);
+            if reached.iter().all(|(partition, next)| read_at.get(partition).is_none_or(|at| at <= next)) {
                 break;
             }
-            ensure!(Instant::now() < deadline, "the live view of {} does not go on", self.projection.name());
+            ensure!(
+                Instant::now() < deadline,
+                "the shards of the live view of {} were not aligned within a minute; if its process was killed, start \
+                 one, then run this again",
+                self.projection.name()
+            );
             sleep(LOOK).await;
         }
-        // A comparison of all rows takes its time, and what came meanwhile must not be left to the moment of the switch.
+        // Comparing rows takes long, and the records since then must not be left to the hold.
         loop {
-            let stands = super::lowest(&self.live_positions().await?);
-            let left = self.left(&stands).await?;
-            replay(log, &self.next_sink(), &stands, &comparison.since).await?;
+            let until = super::lowest(&self.live_positions().await?);
+            let left = self.left(&until).await?;
+            replay(log, &self.next_sink(), &until, &comparison.since).await?;
             if left < NEARLY_THERE {
                 break;
             }
         }
-        self.look_again(comparison).await
+        self.confirm(comparison).await
     }
 
-    /// Compares what is in doubt, of two generations that are at one position.
+    /// Compares the unconfirmed lines of two generations that are at one position.
     pub(super) async fn compare_rest(&self, comparison: &mut Comparison) -> anyhow::Result<()> {
-        self.look_again(comparison).await?;
-        for difference in std::mem::take(&mut comparison.doubtful).into_values() {
-            comparison.add(difference);
+        self.confirm(comparison).await?;
+        for (key, (expected, found)) in std::mem::take(&mut comparison.unconfirmed) {
+            comparison.add(key, expected, found);
         }
         Ok(())
     }
 
-    async fn look_again(&self, comparison: &mut Comparison) -> anyhow::Result<()> {
-        let mut names = comparison.take_touched();
+    /// Compares again the lines that were written to. Other unconfirmed lines become differences.
+    async fn confirm(&self, comparison: &mut Comparison) -> anyhow::Result<()> {
+        let mut touched = comparison.take_touched();
         if comparison.is_enough() {
             return Ok(());
         }
-        // A difference that was written to since has to be looked at anew.
-        let known = std::mem::take(&mut comparison.differences);
-        let (again, certain) = known.into_iter().partition(|difference| names.contains(&difference.name));
-        comparison.differences = certain;
-        names.extend(Vec::into_iter(again).map(|difference| difference.name));
-        for (name, difference) in std::mem::take(&mut comparison.doubtful) {
-            if !names.contains(&name) {
-                comparison.add(difference);
+        // A difference that was written to since is not certain any more.
+        let again: Vec<_> =
+            touched.iter().filter(|key| comparison.certain.contains_key(key)).cloned().collect();
+        for key in again {
+            comparison.certain.remove(&key);
+        }
+        for (key, (expected, found)) in std::mem::take(&mut comparison.unconfirmed) {
+            if !touched.contains(&key) {
+                comparison.add(key, expected, found);
             }
         }
-        self.doubt_again(names, comparison).await
+        self.look_up(std::mem::take(&mut touched), comparison).await
     }
 }

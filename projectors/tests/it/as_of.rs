@@ -27,13 +27,12 @@ fn scratch_of(world: &World, name: &str) -> Stores {
 
 /// Asserts that a scratch namespace is what some events come to.
 async fn assert_is(world: &World, name: &str, events: &[Envelope]) {
-    let mut model = Model::default();
+    let mut model = Model::new(1 << 20);
     for envelope in events {
-        model.fold(envelope);
+        model.fold(envelope).unwrap();
     }
     let target = scratch_of(world, name);
-    let found = audit::live_lines(&target, &projections::ALL).await.unwrap();
-    let differences = audit::compare(model.lines(&target.keys), found);
+    let differences = audit::compare_with_model(&target, &projections::ALL, model).await.unwrap();
     assert!(differences.is_empty(), "{differences:#?}");
 }
 

@@ -1,14 +1,15 @@
-//! The audit of views that go on while it reads them.
+//! Audits of views that are written to meanwhile.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use redis::cmd;
-use vidlog_events::Stream;
+use vidlog_events::{Envelope, Stream};
 use vidlog_projectors::{
-    audit::{Lines, Model, Report, touched},
+    audit::{Model, Report, touched},
+    comparison::LineKey,
     desired_state,
     log::{Partition, Record},
     operator::Operator,
@@ -16,6 +17,7 @@ use vidlog_projectors::{
     rebuild::Rebuild,
     view::Projection,
 };
+use vidlog_schemas::{Keys, keys::Key};
 
 use crate::{
     folding::cases,
@@ -29,10 +31,10 @@ fn projection(name: &str) -> Projection {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn views_are_audited_while_they_go_on() {
+async fn views_are_audited_under_load() {
     let world = World::new().await;
     let running = Running::start(&world);
-    // What is never written to again.
+    // Never written to again.
     world.append(&[envelope(liked(900, 901), T)]).await;
     let rounds = AtomicUsize::new(0);
     let operator = Operator::open(&world.log, &world.stores).unwrap();
@@ -48,7 +50,7 @@ async fn views_are_audited_while_they_go_on() {
             records.push(report.records);
         }
         assert!(records.is_sorted_by(|one, next| one < next), "it grew meanwhile: {records:?}");
-        // One that is never written to again, two that are all the time.
+        // The first is never written to again, the others all the time.
         let keys = &world.target.keys;
         let planted = [keys.favorites(901), keys.favorites(1), keys.works(100)];
         for key in &planted {
@@ -62,6 +64,51 @@ async fn views_are_audited_while_they_go_on() {
         for difference in &report.differences {
             assert!(difference.found.as_ref().is_some_and(|found| found.contains("777777=7")));
         }
+    };
+    tokio::select! {
+        () = auditing => {},
+        () = load(&world, &rounds) => unreachable!(),
+    }
+    running.stop().await;
+}
+
+/// Members that one key gets in addition; with two million of them this test was run by hand.
+pub(crate) const MANY_MEMBERS: i64 = 100_000;
+
+/// Adds members that no event accounts for, from a million on.
+pub(crate) async fn plant_members(world: &World, key: &Key, count: i64) {
+    let members: Vec<i64> = (1_000_000..1_000_000 + count).collect();
+    for members in members.chunks(10_000) {
+        let plants: Vec<_> = members.chunks(1000).map(|some| cmd("SADD").arg(key).arg(some).take()).collect();
+        world.target.redis.all(&plants).await.unwrap();
+    }
+}
+
+/// The size of a key in a difference: it is shown as "7 members", or as "7 members with" those that differ.
+pub(crate) fn size(side: Option<&String>) -> i64 {
+    side.unwrap().split(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn key_of_many_members_is_audited_under_load() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    let (likes, rounds) = (projection("likes"), AtomicUsize::new(0));
+    let operator = Operator::open(&world.log, &world.stores).unwrap();
+    // Its video is liked all the time.
+    let key = world.target.keys.likers(1);
+    let auditing = async {
+        until("something is appended", async || rounds.load(Ordering::Relaxed) > 5).await;
+        plant_members(&world, &key, MANY_MEMBERS).await;
+        let report = operator.audit(&[likes]).await.unwrap();
+        // The projection counts what it finds in the key, so the author's total differs too.
+        let author = world.target.keys.favorited(101);
+        let names: BTreeSet<_> = report.differences.iter().map(|difference| &difference.name).collect();
+        assert!(names.iter().all(|name| **name == key.name || **name == author.name), "{names:?}");
+        let difference = report.differences.iter().find(|difference| difference.name == key.name).unwrap();
+        let (expected, found) = (size(difference.expected.as_ref()), size(difference.found.as_ref()));
+        assert_eq!((&difference.name, found - expected), (&key.name, MANY_MEMBERS), "{difference}");
+        assert!(difference.to_string().len() < 1000, "{difference}");
     };
     tokio::select! {
         () = auditing => {},
@@ -85,7 +132,7 @@ async fn load(world: &World, rounds: &AtomicUsize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_folded_of_the_dead_letters_meanwhile_is_no_difference() {
+async fn discards_during_an_audit_are_no_difference() {
     let world = World::new().await;
     let running = Running::start(&world);
     let (likes, videos) = (projection("likes"), 1..=6);
@@ -126,7 +173,7 @@ async fn what_is_folded_of_the_dead_letters_meanwhile_is_no_difference() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_view_that_is_being_rebuilt_is_not_held_for_an_audit() {
+async fn view_that_is_rebuilt_is_not_held_for_an_audit() {
     let world = World::new().await;
     let running = Running::start(&world);
     let (likes, rounds) = (projection("likes"), AtomicUsize::new(0));
@@ -150,30 +197,41 @@ async fn a_view_that_is_being_rebuilt_is_not_held_for_an_audit() {
 }
 
 #[tokio::test]
-async fn what_an_event_may_write_to_is_named() {
+async fn touched_lines_include_all_that_an_event_changes() {
     let world = World::new().await;
     let keys = &world.target.keys;
     for (events, _) in cases() {
-        let (mut model, mut before) = (Model::default(), Lines::new());
-        for (envelope, offset) in events.iter().zip(0..) {
-            let named: BTreeSet<_> = touched(keys, &envelope.event).into_iter().collect();
+        let mut before = BTreeMap::new();
+        for (number, envelope) in events.iter().enumerate() {
+            let touched: BTreeSet<_> = touched(keys, &envelope.event).into_iter().collect();
             // By the projections.
+            let offset = i64::try_from(number).unwrap();
             let record = [Record { offset, envelope: envelope.clone() }];
             for projection in projections::ALL {
                 let written = world.target.view(projection).members_written(&record);
-                let written: BTreeSet<_> = written.into_iter().map(|(key, _)| key).collect();
-                assert!(written.is_subset(&named), "{projection:?}: {written:?} of {envelope:?}");
+                let written: BTreeSet<_> =
+                    written.into_iter().map(|(key, member)| LineKey::member(&key.name, member)).collect();
+                assert!(written.is_subset(&touched), "{projection:?}: {written:?} of {envelope:?}");
             }
             // By the model.
-            model.fold(envelope);
-            let after = model.lines(keys);
-            let changed = |(name, line): &(&String, &String)| before.get(*name) != Some(*line);
-            let new = after.iter().filter(changed).map(|(name, _)| name);
-            let gone = before.keys().filter(|name| !after.contains_key(*name));
-            for name in new.chain(gone).filter(|name| name.starts_with(&world.stores.namespace)) {
-                assert!(named.iter().any(|key| key.name == *name), "{name} of {envelope:?}");
+            let after = lines(keys, &events[..=number]);
+            let changed = |(key, content): &(&LineKey, &String)| before.get(*key) != Some(*content);
+            let new = after.iter().filter(changed).map(|(key, _)| key);
+            let gone = before.keys().filter(|key| !after.contains_key(*key));
+            for key in new.chain(gone).filter(|key| key.redis().is_some()) {
+                assert!(touched.contains(key), "{key:?} of {envelope:?}");
             }
             before = after;
         }
     }
+}
+
+fn lines(keys: &Keys, events: &[Envelope]) -> BTreeMap<LineKey, String> {
+    const MEMORY: usize = 1 << 20;
+    let mut model = Model::new(MEMORY);
+    for envelope in events {
+        model.fold(envelope).unwrap();
+    }
+    let lines = model.into_lines(&projections::ALL, keys, MEMORY).unwrap();
+    lines.sorted().unwrap().collect::<Result<_, _>>().unwrap()
 }

@@ -22,7 +22,10 @@ use vidlog_projectors::{
 };
 use vidlog_schemas::keys::ViewKey;
 
-use crate::support::{DEADLINE, Running, World, envelope, liked, made_up, partition_of, until};
+use crate::{
+    audit::{MANY_MEMBERS, plant_members},
+    support::{DEADLINE, Running, World, envelope, liked, made_up, partition_of, until},
+};
 
 /// One of each store, and the one with totals across shards.
 const REBUILT: [&str; 4] = ["likes", "feed", "likes-table", "messages-table"];
@@ -127,8 +130,8 @@ async fn a_view_that_is_wrong_is_found_and_replaced() {
     running.stop().await;
 }
 
-/// What is told to differ, by name, without the contents of either side.
-fn told(outcome: &Outcome) -> BTreeMap<String, &'static str> {
+/// The differences by name, without the contents of either side.
+fn kinds(outcome: &Outcome) -> BTreeMap<String, &'static str> {
     let differences = outcome.differences.iter();
     let what = differences.map(|difference| match (&difference.expected, &difference.found) {
         (Some(_), Some(_)) => (difference.name.clone(), "wrong"),
@@ -139,7 +142,7 @@ fn told(outcome: &Outcome) -> BTreeMap<String, &'static str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_differs_in_a_view_of_many_pages_is_found() {
+async fn every_difference_in_a_large_view_is_listed() {
     let world = World::new().await;
     let running = Running::start(&world);
     world.append(&likes(MANY)).await;
@@ -171,14 +174,14 @@ async fn whatever_differs_in_a_view_of_many_pages_is_found() {
         rows.insert(format!("likes/{video}/{user}"), "superfluous");
         keys.insert(favorites(&world, user + 10_000), "superfluous");
     }
-    // It has thousands of members.
+    // A key of thousands of members.
     spoil(&world, "DO 0", cmd("SREM").arg(world.target.keys.likers(1)).arg(1500)).await;
     keys.insert(world.target.keys.likers(1).name, "wrong");
 
     for (name, planted) in [("likes-table", rows), ("likes", keys)] {
         for (if_different, generation) in [(IfDifferent::Keep, 1), (IfDifferent::TakeOver, 2)] {
             let outcome = rebuild(&world, name, if_different).await;
-            assert_eq!(told(&outcome), planted, "{name}");
+            assert_eq!(kinds(&outcome), planted, "{name}");
             assert_eq!(outcome.generation, (1, generation), "{name}");
             // One of the video and one of its author. Redis may name a key twice.
             let (lines, is_table) = (i64::try_from(outcome.lines).unwrap(), name == "likes-table");
@@ -190,7 +193,7 @@ async fn whatever_differs_in_a_view_of_many_pages_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_comparison_ends_when_enough_differs() {
+async fn comparison_stops_at_the_difference_limit() {
     let world = World::new().await;
     let running = Running::start(&world);
     world.append(&likes(MANY)).await;
@@ -210,11 +213,37 @@ async fn a_comparison_ends_when_enough_differs() {
     running.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn key_of_many_members_is_compared_in_chunks() {
+    let world = World::new().await;
+    let running = Running::start(&world);
+    world.append(&likes(40)).await;
+    world.assert_views_equal_the_log().await;
+    cut_off_at(&world, "likes", COMPARING).await;
+    let keys = &world.target.keys;
+    let next = keys.of_generation(&projection("likes").catalogued, 2);
+    for key in [keys.likers(1), next.likers(1)] {
+        plant_members(&world, &key, MANY_MEMBERS).await;
+    }
+    let missing = 1_000_000 + MANY_MEMBERS / 2;
+    spoil(&world, "DO 0", cmd("SREM").arg(keys.likers(1)).arg(missing)).await;
+    let outcome = rebuild(&world, "likes", IfDifferent::Keep).await;
+    let [difference] = outcome.differences.as_slice() else { panic!("{:#?}", outcome.differences) };
+    let all = MANY_MEMBERS + 40;
+    let (expected, found) = (format!("{all} members with {missing}"), format!("{} members", all - 1));
+    assert_eq!((&difference.expected, &difference.found), (&Some(expected), &Some(found)));
+
+    spoil(&world, "DO 0", cmd("SADD").arg(keys.likers(1)).arg(missing)).await;
+    let outcome = rebuild(&world, "likes", IfDifferent::Keep).await;
+    assert_eq!((outcome.differences, outcome.generation), (Vec::new(), (1, 2)));
+    running.stop().await;
+}
+
 fn favorites(world: &World, user: i64) -> String {
     world.target.keys.favorites(user).name
 }
 
-/// Changes the views in both stores behind the projections' backs.
+/// Changes the views in both stores, as no event does.
 async fn spoil(world: &World, statement: &str, command: &redis::Cmd) {
     sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&world.target.mysql).await.unwrap();
     let _: redis::Value = world.target.redis.query(command).await.unwrap();
@@ -273,7 +302,7 @@ async fn what_was_discarded_after_a_rebuild_was_cut_off_is_so_in_it_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_writer_that_knows_nothing_of_the_hold_is_no_difference() {
+async fn writer_that_ignores_the_hold_is_no_difference() {
     let world = World::new().await;
     let events = likes(300);
     world.append(&events).await;

@@ -1,26 +1,27 @@
-//! A view in Redis: page after page of its keys, of both generations, while the live one goes on.
+//! Compares a view in Redis: reads the lines of both generations while the live one is written to, then merges them.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::pin,
+};
 
-use redis::{cmd, from_redis_value};
+use vidlog_projection_engine::log::Log;
 use vidlog_schemas::keys::ViewKey;
 
 use super::{Comparison, Pair};
-use crate::audit::{Difference, Lines, compare, key_lines};
-use vidlog_projection_engine::log::Log;
+use crate::comparison::{LineKey, Lines, Merge, PAGE, key_sizes, read_keys, read_lines};
 
-/// Keys looked for in one round trip.
-const PAGE: usize = 1000;
-/// Keys that are compared before the doubts about them are settled. What bounds the keys that are written to meanwhile,
-/// which are held in memory, and the records that are left to fold at the end.
+/// Lines that are read before what was written to meanwhile is compared again. Bounds the touched members, which are held
+/// in memory, and the records that are left to fold at the end.
 const STRETCH: usize = 100_000;
-/// Keys that are found to differ before the doubts about them are settled. Not what is in doubt in all: of a busy view
-/// some always is.
-const DOUBTS: usize = 2000;
+/// Lines that differ before they are confirmed.
+const MAX_UNCONFIRMED: usize = 2000;
+/// Bytes of the lines of each generation that are held in memory.
+const MEMORY: usize = 32 << 20;
 
-/// The names of some keys, without the generation.
+/// Names of keys, without the generation.
 #[derive(Default)]
-struct Found {
+struct Names {
     live: BTreeSet<String>,
     next: BTreeSet<String>,
 }
@@ -28,39 +29,49 @@ struct Found {
 impl Pair {
     /// Compares all keys.
     ///
-    /// One walk finds the keys of both generations. Under the name of a live key both are read and compared; of a name
-    /// in the next generation it is enough to see that the live one has that key too, because then the walk finds it
-    /// there. What differs is in doubt, as the live generation goes on.
-    ///
-    /// The walk may miss keys that come or go while it goes on. In either generation that is by a record beyond the place
-    /// at which the next one stood when the walk began. The next one folds every such record before this ends or, those of
-    /// the live one's last moments, right after ([`Pair::compare_again`]), and each key that it writes to is looked at
-    /// again, found or not.
+    /// The live generation is written to meanwhile, so a line that differs is unconfirmed. A scan may miss lines that come
+    /// or go during it. In either generation they do so by a record beyond the position of the next generation at the
+    /// start. The next one folds every such record before this ends or, those of the live one's last moments, right after
+    /// ([`Pair::compare_again`]), and each line that it writes to is looked up again, whether it was found or not.
     pub(super) async fn compare_keys(&self, log: &Log, comparison: &mut Comparison) -> anyhow::Result<()> {
+        let (mut next, mut live) = (Lines::new(MEMORY), Lines::new(MEMORY));
         let mut scan = self.live.redis.scan(&self.live.keys.pattern(), PAGE);
-        let (mut compared, mut doubts) = (0, 0);
+        let mut read = 0;
         while let Some(names) = scan.next().await? {
-            let found = self.of_view(&names);
-            comparison.count(found.next.len());
-            compared += found.live.len() + found.next.len();
-            for difference in self.differing(found).await? {
-                doubts += 1;
-                comparison.doubt(difference);
+            let names = self.of_view(&names);
+            read += read_keys(&self.next, names.next, &mut next).await?;
+            read += read_keys(&self.live, names.live, &mut live).await?;
+            if read >= STRETCH {
+                read = 0;
+                self.compare_again(log, comparison).await?;
             }
-            if compared >= STRETCH || doubts >= DOUBTS {
-                (compared, doubts) = (0, 0);
+        }
+
+        let (next, live) = (pin!(next.into_stream()), pin!(live.into_stream()));
+        let mut merge = Merge::new(next, live);
+        let (mut last, mut differing) = (None::<LineKey>, BTreeSet::new());
+        while let Some((key, expected, found)) = merge.next().await? {
+            if expected.is_some() && last.as_ref().is_none_or(|last| !last.is_of_same_name(&key)) {
+                comparison.count(1);
+                last = Some(key.clone());
+            }
+            if expected != found {
+                differing.insert(key);
+            }
+            if differing.len() >= MAX_UNCONFIRMED {
+                self.look_up(std::mem::take(&mut differing), comparison).await?;
                 self.compare_again(log, comparison).await?;
                 if comparison.is_enough() {
-                    return Ok(());
+                    break;
                 }
             }
         }
-        Ok(())
+        self.look_up(differing, comparison).await
     }
 
-    /// Those of some keys that are of the view's two generations.
-    fn of_view(&self, names: &[String]) -> Found {
-        let mut found = Found::default();
+    /// The keys that are of the view's two generations.
+    fn of_view(&self, names: &[String]) -> Names {
+        let mut found = Names::default();
         let catalogued = &self.projection.catalogued;
         let (live, next) = (self.live.keys.generation(catalogued), self.next.keys.generation(catalogued));
         for key in names.iter().filter_map(|name| ViewKey::read(name)) {
@@ -76,51 +87,38 @@ impl Pair {
         found
     }
 
-    async fn differing(&self, found: Found) -> anyhow::Result<Vec<Difference>> {
-        let Found { live, next } = found;
-        let mut differing = self.compare_page(&live).await?;
-        let others: Vec<String> = next.difference(&live).cloned().collect();
-        let lacking = self.lacking_in_live(others).await?;
-        differing.extend(compare(key_lines(&self.next, &lacking).await?, Lines::new()));
-        Ok(differing)
-    }
-
-    /// Compares some keys, all at once.
-    async fn compare_page(&self, names: &BTreeSet<String>) -> anyhow::Result<Vec<Difference>> {
-        let next = key_lines(&self.next, names).await?;
-        Ok(compare(next, key_lines(&self.live, names).await?))
-    }
-
-    async fn lacking_in_live(&self, names: Vec<String>) -> anyhow::Result<BTreeSet<String>> {
-        let asked: Vec<_> = names
-            .iter()
-            .map(|name| cmd("EXISTS").arg(self.live.keys.in_own_generation(name)).take())
-            .collect();
-        let answers = self.live.redis.all(&asked).await?;
-        let mut lacking = BTreeSet::new();
-        for (name, answer) in names.into_iter().zip(answers) {
-            if !from_redis_value::<bool>(answer)? {
-                lacking.insert(name);
-            }
-        }
-        Ok(lacking)
-    }
-
-    /// Compares some keys again. What differs is in doubt.
-    pub(super) async fn doubt_again(
+    /// Compares some lines by looking them up in both generations. Those that differ are unconfirmed.
+    pub(super) async fn look_up(
         &self,
-        names: BTreeSet<String>,
+        lines: BTreeSet<LineKey>,
         comparison: &mut Comparison,
     ) -> anyhow::Result<()> {
-        let mut names = names.into_iter();
+        let mut lines = lines.into_iter();
         loop {
-            let page: BTreeSet<String> = names.by_ref().take(PAGE).collect();
+            let page: BTreeSet<LineKey> = lines.by_ref().take(PAGE).collect();
             if page.is_empty() {
                 return Ok(());
             }
-            for difference in self.compare_page(&page).await? {
-                comparison.doubt(difference);
+            let mut expected = read_lines(&self.next, &page).await?;
+            let mut found = read_lines(&self.live, &page).await?;
+            for key in page {
+                let (expected, found) = (expected.remove(&key), found.remove(&key));
+                if expected != found {
+                    comparison.unconfirmed.insert(key, (expected, found));
+                }
             }
         }
+    }
+
+    /// Reads the sizes of the Redis keys that differ.
+    pub(in crate::rebuild) async fn read_sizes(&self, comparison: &mut Comparison) -> anyhow::Result<()> {
+        let names = comparison.certain.keys().filter_map(LineKey::redis).map(|(name, _)| name.into_owned());
+        let names: BTreeSet<String> = names.collect();
+        let next = key_sizes(&self.next, names.clone()).await?;
+        let live = key_sizes(&self.live, names.clone()).await?;
+        let size = |of: &BTreeMap<String, usize>, name: &String| of.get(name).copied().unwrap_or(0);
+        let sizes = |name: String| (name.clone(), (size(&next, &name), size(&live, &name)));
+        comparison.sizes = names.into_iter().map(sizes).collect();
+        Ok(())
     }
 }

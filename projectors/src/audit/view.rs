@@ -1,0 +1,73 @@
+//! A view that is audited: its position, its parked keys and its lock.
+
+use anyhow::{Context, ensure};
+use vidlog_projection_engine::{
+    dead_letters::Post,
+    desired_state::view_lock::ViewLock,
+    log::{Offsets, Partition},
+    store::{Position, SharedStore},
+    view::Projection,
+};
+
+use super::{
+    excluded::Excluded,
+    fold::{Folding, Step},
+};
+
+/// A view that is audited.
+pub(super) struct View {
+    pub(super) sink: SharedStore,
+    pub(super) post: Post,
+    /// The partitions of its streams.
+    pub(super) partitions: Vec<Partition>,
+}
+
+impl View {
+    pub(super) fn projection(&self) -> Projection {
+        *self.sink.projection()
+    }
+
+    pub(super) async fn positions(&self) -> anyhow::Result<Vec<Position>> {
+        self.sink.positions(&self.partitions).await.context("failed to read the view's position")
+    }
+
+    /// The offsets that all parts of the view have folded.
+    pub(super) fn lowest(&self, positions: &[Position]) -> Offsets {
+        self.partitions.iter().copied().zip(positions.iter().map(Position::lowest)).collect()
+    }
+
+    /// The records that the view does not have by now. Fails if a key that was parked in what is folded by now is not
+    /// parked any more.
+    pub(super) async fn excluded(&self, folding: &Folding) -> anyhow::Result<Excluded> {
+        let excluded = Excluded::read(&self.sink, &self.post, &self.partitions).await?;
+        self.ensure_still_parked(&folding.excluded, &excluded, &folding.at)?;
+        Ok(excluded)
+    }
+
+    pub(super) fn ensure_still_parked(
+        &self,
+        before: &Excluded,
+        later: &Excluded,
+        offsets: &Offsets,
+    ) -> anyhow::Result<()> {
+        ensure!(
+            before.still_hold_in(later, offsets),
+            "parked records of {} were folded during the audit; run it again",
+            self.projection().name()
+        );
+        Ok(())
+    }
+
+    /// Whether a process has the view's lock. Only it can fold parked records now.
+    pub(super) async fn is_locked(&self) -> anyhow::Result<bool> {
+        Ok(ViewLock::is_taken(&self.sink.stores().mysql, self.projection()).await?)
+    }
+
+    /// The next step of a fold: to the offsets that all parts of the view have folded.
+    pub(super) async fn step(&self, mut folding: Folding) -> anyhow::Result<Step> {
+        let until = self.lowest(&self.positions().await?);
+        // In this order, so that every key that is parked before the position is excluded.
+        folding.excluded = self.excluded(&folding).await?;
+        Ok((folding, until))
+    }
+}

@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use vidlog_events::Stream;
 use vidlog_projectors::{
-    desired_state::{self, Wish},
+    desired_state::{self, RunState},
     projections,
     view::Projection,
 };
@@ -179,8 +179,9 @@ impl Run {
     pub(crate) async fn resume_if_stopped(&self, projection: Projection) -> anyhow::Result<()> {
         // MySQL may be down.
         let desired = desired_state::read(&self.system.tables).await.unwrap_or_default();
-        let is_stopped =
-            desired.get(projection.name()).is_some_and(|desired| matches!(desired.wish, Wish::Stopped(_)));
+        let is_stopped = desired
+            .get(projection.name())
+            .is_some_and(|desired| matches!(desired.run_state, RunState::Stopped(_)));
         if is_stopped
             && let CommandResult::Succeeded(_) =
                 self.operator().run(&["resume", projection.name()], None).await?

@@ -12,8 +12,8 @@ use redis::cmd;
 use tokio::time::{Instant, sleep};
 use vidlog_events::{Stream, Topics};
 use vidlog_projectors::{
-    dead_letters::Post,
-    desired_state::{self, AllWanted, Wish},
+    dead_letters::DeadLetterQueue,
+    desired_state::{self, DesiredStates, RunState},
     log::{Log, Partition},
     operator::Operator,
     projections,
@@ -74,7 +74,7 @@ async fn resume_all(run: &Run) -> anyhow::Result<()> {
     let desired = desired_state::read(&run.system.tables).await?;
     for projection in projections::ALL {
         run.resume_if_stopped(projection).await?;
-        if desired.get(projection.name()).is_some_and(|desired| desired.wish == Wish::Pause) {
+        if desired.get(projection.name()).is_some_and(|desired| desired.run_state == RunState::Pause) {
             run.operator().run_until_success(&["resume", projection.name()]).await?;
         }
     }
@@ -140,7 +140,7 @@ async fn missing_discards(run: &Run, bad: &BTreeSet<LogPosition>) -> anyhow::Res
     let system = &run.system;
     let topics = Topics::new(&system.stores.namespace);
     let log = Log { brokers: system.log.kafka_brokers.clone(), topics };
-    let post = Post::new(log.clone());
+    let dead_letters = DeadLetterQueue::new(log.clone());
     let mut violations = Vec::new();
     for stream in Stream::ALL {
         if !bad.iter().any(|position| position.stream == stream.name()) {
@@ -152,7 +152,7 @@ async fn missing_discards(run: &Run, bad: &BTreeSet<LogPosition>) -> anyhow::Res
             let expected: BTreeSet<i64> =
                 bad.iter().filter(is_here).map(|position| position.offset).collect();
             for projection in folding(stream) {
-                let found = post.discards(projection.name(), Partition { stream, number }).await?;
+                let found = dead_letters.discards(projection.name(), Partition { stream, number }).await?;
                 if found != expected {
                     let name = projection.name();
                     violations.push(format!(
@@ -214,7 +214,7 @@ pub(crate) async fn leftovers(system: &System) -> anyhow::Result<Vec<String>> {
     Ok(violations)
 }
 
-fn live_generation(desired: &AllWanted, projection: &Projection) -> u32 {
+fn live_generation(desired: &DesiredStates, projection: &Projection) -> u32 {
     desired.get(projection.name()).cloned().unwrap_or_default().generation
 }
 

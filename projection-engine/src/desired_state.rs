@@ -1,7 +1,7 @@
-//! What is wanted of each projection: which generation is live, and whether it runs.
+//! The desired state of each projection: which generation is live, and whether it runs.
 //!
-//! It is kept in MySQL, so that it outlives every process. Every process asks for it several times a second and goes on
-//! by what it last knew while MySQL is away.
+//! MySQL holds it, so it survives every process. Every process polls it several times a second and keeps the last one while
+//! MySQL is unavailable.
 
 pub mod hold;
 pub mod view_lock;
@@ -19,82 +19,81 @@ use vidlog_service_kit::shutdown::Shutdown;
 
 use crate::view::Projection;
 
-/// Between two questions: how long a pause or a hold takes to be followed. A hold keeps readers waiting for their own
-/// writes meanwhile, who wait for two seconds at most.
-const ASK_EVERY: Duration = Duration::from_millis(100);
-/// How long the answer may take.
-const ASK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two questions at the start, when nothing is known yet.
+/// Between two polls: how long a pause or a hold takes to have effect. Meanwhile a hold delays readers of their own writes,
+/// which wait for two seconds at most.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// How long MySQL may take to answer.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two attempts to read the first state.
 const START_RETRY: Duration = Duration::from_secs(1);
-/// How long tables that are renamed may be waited for. Reads that begin meanwhile wait behind it. It is shorter than a hold.
+/// How long `RENAME TABLE` may wait for the tables, shorter than a hold. Reads that begin meanwhile wait behind it.
 const RENAME_WAIT_S: u32 = 1;
-/// MySQL's number of the error that says that they were not got: `ER_LOCK_WAIT_TIMEOUT`.
+/// The MySQL error after that wait: `ER_LOCK_WAIT_TIMEOUT`.
 const LOCK_WAIT_TIMEOUT: u16 = 1205;
-/// And of the error of [`rename_while_held`] that a hold has ended: `ER_SUBQUERY_NO_1_ROW`.
+/// The MySQL error by which [`rename_while_held`] aborts without a hold: `ER_SUBQUERY_NO_1_ROW`.
 const TWO_ROWS: u16 = 1242;
-/// Characters of a reason that are kept.
+/// Characters of a reason that are stored.
 const REASON_LENGTH: usize = 1000;
 
-/// What is wanted of a projection.
+/// The desired state of a projection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// The live generation: the one to fold into.
+pub struct DesiredState {
+    /// The live generation.
     pub generation: u32,
-    /// Whether it is to run.
-    pub wish: Wish,
+    /// Whether the projection runs.
+    pub run_state: RunState,
 }
 
-/// Whether a projection is to run.
+/// Whether a projection runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wish {
-    /// Run.
+pub enum RunState {
+    /// It runs.
     Run,
-    /// Be still for the moment that a rebuild or an audit needs.
+    /// A rebuild or an audit holds it for at most seconds.
     Hold,
-    /// Stand still until an operator resumes it.
+    /// An operator paused it until they resume it.
     Pause,
-    /// The same; the projection stopped itself, for this reason.
+    /// It stopped itself, for this reason, until an operator resumes it.
     Stopped(String),
 }
 
-impl Default for Wanted {
+impl Default for DesiredState {
     fn default() -> Self {
-        Self { generation: FIRST_GENERATION, wish: Wish::Run }
+        Self { generation: FIRST_GENERATION, run_state: RunState::Run }
     }
 }
 
-/// What is wanted of all projections. Those that nothing was said of run.
-pub type AllWanted = BTreeMap<String, Wanted>;
+/// Desired state per projection. A projection without a row runs.
+pub type DesiredStates = BTreeMap<String, DesiredState>;
 
 type Row = (String, u32, bool, bool, Option<String>);
 
-/// What is wanted of all projections now.
-pub async fn read(pool: &MySqlPool) -> sqlx::Result<AllWanted> {
+/// Reads the desired state of all projections.
+pub async fn read(pool: &MySqlPool) -> sqlx::Result<DesiredStates> {
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT name, CAST(generation AS UNSIGNED), paused,
                 held_until_ms > UNIX_TIMESTAMP(NOW(3)) * 1000, stopped FROM projections",
     )
     .fetch_all(pool)
     .await?;
-    let wanted = |(name, generation, paused, held, stopped): Row| {
-        let wish = match (paused, stopped, held) {
-            (true, ..) => Wish::Pause,
-            (false, Some(why), _) => Wish::Stopped(why),
-            (false, None, true) => Wish::Hold,
-            (false, None, false) => Wish::Run,
+    let desired = |(name, generation, paused, held, stopped): Row| {
+        let run_state = match (paused, stopped, held) {
+            (true, ..) => RunState::Pause,
+            (false, Some(why), _) => RunState::Stopped(why),
+            (false, None, true) => RunState::Hold,
+            (false, None, false) => RunState::Run,
         };
-        (name, Wanted { generation, wish })
+        (name, DesiredState { generation, run_state })
     };
-    Ok(rows.into_iter().map(wanted).collect())
+    Ok(rows.into_iter().map(desired).collect())
 }
 
-/// Follows what is wanted until shutdown is given. Returns once it is known for the first time; `None` if shutdown came
-/// before.
-pub async fn follow(pool: MySqlPool, shutdown: Shutdown) -> Option<watch::Receiver<AllWanted>> {
+/// Polls the desired states until shutdown. Returns after the first successful read; `None` if shutdown came first.
+pub async fn watch(pool: MySqlPool, shutdown: Shutdown) -> Option<watch::Receiver<DesiredStates>> {
     let first = loop {
-        match ask(&pool).await {
+        match read_in_time(&pool).await {
             Ok(first) => break first,
-            Err(error) => warn!(error, "waiting for what is wanted of the projections"),
+            Err(error) => warn!(error, "waiting for the desired state"),
         }
         if timeout(START_RETRY, shutdown.wait()).await.is_ok() {
             return None;
@@ -102,21 +101,21 @@ pub async fn follow(pool: MySqlPool, shutdown: Shutdown) -> Option<watch::Receiv
     };
     let (sender, receiver) = watch::channel(first);
     tokio::spawn(async move {
-        let mut is_away = false;
+        let mut is_unavailable = false;
         while !sender.is_closed() && !shutdown.is_given() {
-            sleep(ASK_EVERY).await;
-            match ask(&pool).await {
-                Ok(wanted) => {
-                    is_away = false;
+            sleep(POLL_INTERVAL).await;
+            match read_in_time(&pool).await {
+                Ok(desired) => {
+                    is_unavailable = false;
                     sender.send_if_modified(|known| {
-                        let changed = *known != wanted;
-                        *known = wanted;
+                        let changed = *known != desired;
+                        *known = desired;
                         changed
                     });
                 }
-                Err(error) if !is_away => {
-                    is_away = true;
-                    warn!(error, "what is wanted of the projections can't be read; going on as before");
+                Err(error) if !is_unavailable => {
+                    is_unavailable = true;
+                    warn!(error, "desired state unavailable, keeping the last one");
                 }
                 Err(_) => {}
             }
@@ -125,15 +124,15 @@ pub async fn follow(pool: MySqlPool, shutdown: Shutdown) -> Option<watch::Receiv
     Some(receiver)
 }
 
-async fn ask(pool: &MySqlPool) -> Result<AllWanted, String> {
-    match timeout(ASK_TIMEOUT, read(pool)).await {
-        Ok(Ok(wanted)) => Ok(wanted),
+async fn read_in_time(pool: &MySqlPool) -> Result<DesiredStates, String> {
+    match timeout(QUERY_TIMEOUT, read(pool)).await {
+        Ok(Ok(desired)) => Ok(desired),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("MySQL does not answer".to_owned()),
+        Err(_) => Err("MySQL did not answer in time".to_owned()),
     }
 }
 
-/// Has a projection stand still, until it is resumed, whatever is restarted meanwhile.
+/// Pauses a projection until it is resumed, across restarts.
 pub async fn pause(pool: &MySqlPool, projection: &Projection) -> sqlx::Result<()> {
     let upsert =
         "INSERT INTO projections (name, paused) VALUES (?, TRUE) ON DUPLICATE KEY UPDATE paused = TRUE";
@@ -141,7 +140,7 @@ pub async fn pause(pool: &MySqlPool, projection: &Projection) -> sqlx::Result<()
     Ok(())
 }
 
-/// Has a projection run that was paused, or that stopped itself.
+/// Resumes a projection that was paused or that stopped itself.
 pub async fn resume(pool: &MySqlPool, projection: &Projection) -> sqlx::Result<()> {
     sqlx::query("UPDATE projections SET paused = FALSE, stopped = NULL WHERE name = ?")
         .bind(projection.name())
@@ -150,7 +149,7 @@ pub async fn resume(pool: &MySqlPool, projection: &Projection) -> sqlx::Result<(
     Ok(())
 }
 
-/// Stops a projection that can't go on without an operator, until it is resumed.
+/// Stops a projection that needs an operator, until it is resumed.
 pub async fn stop(pool: &MySqlPool, projection: &Projection, why: &str) -> sqlx::Result<()> {
     let why: String = why.chars().take(REASON_LENGTH).collect();
     sqlx::query(
@@ -160,12 +159,11 @@ pub async fn stop(pool: &MySqlPool, projection: &Projection, why: &str) -> sqlx:
     .bind(&why)
     .execute(pool)
     .await?;
-    info!(projection = projection.name(), why, "stopped until it is resumed");
+    info!(projection = projection.name(), why, "projection stopped until it is resumed");
     Ok(())
 }
 
-/// Asks for stillness for a time. Returns until when, in ms since 1970 by MySQL's clock: by that its hold is known from
-/// another's.
+/// Holds a projection for a time. Returns the end of the hold, in ms since 1970 by MySQL's clock, which identifies it.
 pub async fn hold(pool: &MySqlPool, projection: &Projection, time: Duration) -> sqlx::Result<i64> {
     let until_ms = time_from_now(pool, time).await?;
     sqlx::query(
@@ -179,27 +177,27 @@ pub async fn hold(pool: &MySqlPool, projection: &Projection, time: Duration) -> 
     Ok(until_ms)
 }
 
-/// Prolongs a hold to a time from now, and returns until when; nothing if it has ended, or is another's by now.
-pub async fn prolong_hold(
+/// Extends a hold to a time from now, and returns its new end. Returns `None` if it expired or was replaced by another.
+pub async fn extend_hold(
     pool: &MySqlPool,
     projection: &Projection,
     until_ms: i64,
     time: Duration,
 ) -> sqlx::Result<Option<i64>> {
-    let prolonged_ms = time_from_now(pool, time).await?;
-    let prolonged = sqlx::query(
+    let extended_ms = time_from_now(pool, time).await?;
+    let extended = sqlx::query(
         "UPDATE projections SET held_until_ms = ?
          WHERE name = ? AND held_until_ms = ? AND held_until_ms > UNIX_TIMESTAMP(NOW(3)) * 1000",
     )
-    .bind(prolonged_ms)
+    .bind(extended_ms)
     .bind(projection.name())
     .bind(until_ms)
     .execute(pool)
     .await?;
-    Ok((prolonged.rows_affected() == 1).then_some(prolonged_ms))
+    Ok((extended.rows_affected() == 1).then_some(extended_ms))
 }
 
-/// Ends a hold, and no other that someone may have asked for since.
+/// Ends a hold, unless another one replaced it.
 pub async fn end_hold(pool: &MySqlPool, projection: &Projection, until_ms: i64) -> sqlx::Result<()> {
     sqlx::query("UPDATE projections SET held_until_ms = 0 WHERE name = ? AND held_until_ms = ?")
         .bind(projection.name())
@@ -209,15 +207,15 @@ pub async fn end_hold(pool: &MySqlPool, projection: &Projection, until_ms: i64) 
     Ok(())
 }
 
-/// A time from now, in ms since 1970 by MySQL's clock.
+/// Returns a time from now, in ms since 1970 by MySQL's clock.
 async fn time_from_now(pool: &MySqlPool, time: Duration) -> sqlx::Result<i64> {
     let now_ms: i64 =
         sqlx::query_scalar("SELECT CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)").fetch_one(pool).await?;
     Ok(now_ms.saturating_add(i64::try_from(time.as_millis()).unwrap_or(i64::MAX)))
 }
 
-/// Makes the next generation after one the live one, and ends the hold that it was made for; false if that has ended
-/// already, or another generation is live.
+/// Makes the next generation live, and ends the hold. Returns false if the hold expired, or if another generation than
+/// `live` is live.
 pub async fn take_over(pool: &MySqlPool, projection: &Projection, live: u32) -> sqlx::Result<bool> {
     let took_over = sqlx::query(
         "UPDATE projections SET generation = ?, held_until_ms = 0
@@ -231,15 +229,15 @@ pub async fn take_over(pool: &MySqlPool, projection: &Projection, live: u32) -> 
     Ok(took_over.rows_affected() == 1)
 }
 
-/// Renames tables within a hold, which it prolongs from one time to another; false if that has ended before, or is another's by now, or the
-/// tables were in use.
+/// Renames tables within a hold, and extends the hold from its end to another one. Returns false if the hold expired or was
+/// replaced, or if the tables were in use.
 ///
-/// Renaming knows no condition. So all goes to the server at once, which ends at the first statement that fails, and one of
-/// them fails without a hold: a process that is slow, or stopped for a while, can't rename after its hold.
+/// `RENAME TABLE` cannot be conditional, so one multi-statement query aborts unless the hold is still ours: a slow or stopped
+/// process cannot rename after its hold.
 pub async fn rename_while_held(
     pool: &MySqlPool,
     projection: &Projection,
-    (until_ms, prolonged_ms): (i64, i64),
+    (until_ms, extended_ms): (i64, i64),
     moves: &str,
 ) -> sqlx::Result<bool> {
     let held = format!(
@@ -250,25 +248,25 @@ pub async fn rename_while_held(
         "SET SESSION lock_wait_timeout = {RENAME_WAIT_S};
          SELECT (SELECT 1 FROM (SELECT 1 UNION ALL SELECT 2) AS two
              WHERE NOT EXISTS (SELECT 1 FROM projections WHERE {held}));
-         UPDATE projections SET held_until_ms = {prolonged_ms} WHERE {held};
+         UPDATE projections SET held_until_ms = {extended_ms} WHERE {held};
          RENAME TABLE {moves}"
     );
-    // The wait is this connection's own, which nobody gets after it.
+    // The timeout belongs to the session, so the connection does not return to the pool.
     let mut connection: MySqlConnection = pool.acquire().await?.detach();
     match sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut connection).await {
         Ok(_) => Ok(true),
-        Err(error) if matches!(number_of(&error), Some(LOCK_WAIT_TIMEOUT | TWO_ROWS)) => Ok(false),
+        Err(error) if matches!(error_number(&error), Some(LOCK_WAIT_TIMEOUT | TWO_ROWS)) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-fn number_of(error: &sqlx::Error) -> Option<u16> {
+fn error_number(error: &sqlx::Error) -> Option<u16> {
     let refused = error.as_database_error()?.try_downcast_ref::<MySqlDatabaseError>()?;
     Some(refused.number())
 }
 
-/// Counts a generation that took over by itself, and ends the hold that it was made for.
-pub async fn count_generation(pool: &MySqlPool, projection: &Projection, live: u32) -> sqlx::Result<()> {
+/// Stores that the next generation took over by renaming tables, and ends the hold.
+pub async fn record_generation(pool: &MySqlPool, projection: &Projection, live: u32) -> sqlx::Result<()> {
     sqlx::query("UPDATE projections SET generation = ?, held_until_ms = 0 WHERE name = ?")
         .bind(live + 1)
         .bind(projection.name())

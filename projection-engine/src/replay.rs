@@ -23,7 +23,7 @@ use vidlog_events::Stream;
 use vidlog_schemas::keys::Key;
 
 use crate::{
-    dead_letters::{Intake, IntakeError, Post},
+    dead_letters::{ApplyError, BatchApplier, DeadLetterQueue},
     log::{Delivery, Item, Log, Offsets, Partition, Ranges, Source},
     store::{Position, SharedStore, StoreError},
 };
@@ -64,7 +64,7 @@ pub async fn replay(
         })
         .collect();
     let starts = log_starts(log, &behind).await?;
-    let post = Post::new(log.clone());
+    let dead_letters = DeadLetterQueue::new(log.clone());
     let (mut queues, mut ranges) = (BTreeMap::new(), Ranges::new());
     let mut tasks = JoinSet::new();
     for (partition, (position, end)) in behind {
@@ -77,8 +77,8 @@ pub async fn replay(
         ranges.insert(partition, from..end);
         let (queue, records) = mpsc::channel(QUEUE);
         queues.insert(partition, queue);
-        let (sink, post, tally) = (sink.clone(), post.clone(), tally.clone());
-        let folding = Folding { sink, post, partition, position, from, end, tally };
+        let (sink, dead_letters, tally) = (sink.clone(), dead_letters.clone(), tally.clone());
+        let folding = Folding { sink, dead_letters, partition, position, from, end, tally };
         tasks.spawn(folding.run(records));
     }
     let log = log.clone();
@@ -142,7 +142,7 @@ fn read(
 /// Folds one partition.
 struct Folding {
     sink: SharedStore,
-    post: Post,
+    dead_letters: DeadLetterQueue,
     partition: Partition,
     position: Position,
     /// The offset from which records come.
@@ -153,9 +153,9 @@ struct Folding {
 
 impl Folding {
     async fn run(self, mut records: Receiver<Received>) -> anyhow::Result<()> {
-        let (sink, post) = (self.sink.clone(), self.post.clone());
-        let opened = Intake::open(sink, post, self.partition, self.position.clone()).await;
-        let mut intake = opened.with_context(|| format!("in {}", self.partition.id()))?;
+        let (sink, dead_letters) = (self.sink.clone(), self.dead_letters.clone());
+        let opened = BatchApplier::open(sink, dead_letters, self.partition, self.position.clone()).await;
+        let mut applier = opened.with_context(|| format!("in {}", self.partition.id()))?;
         let (mut next, mut is_read) = (self.from, false);
         while !is_read {
             let mut received = Vec::with_capacity(BATCH);
@@ -166,35 +166,35 @@ impl Folding {
             let batch: Vec<Delivery> = received.into_iter().flatten().collect();
             next = batch.last().map_or(next, |delivery| delivery.offset() + 1);
             if !batch.is_empty() {
-                self.fold(&mut intake, &batch, next).await?;
+                self.fold(&mut applier, &batch, next).await?;
             }
         }
-        self.write(&mut intake, &[], self.end).await
+        self.write(&mut applier, &[], self.end).await
     }
 
-    async fn fold(&self, intake: &mut Intake, batch: &[Delivery], next: i64) -> anyhow::Result<()> {
+    async fn fold(&self, applier: &mut BatchApplier, batch: &[Delivery], next: i64) -> anyhow::Result<()> {
         if let Some(touched) = &self.tally.touched {
             let records: Vec<_> = batch.iter().filter_map(Delivery::record).collect();
             let members = self.sink.members_written(&records);
             touched.lock().unwrap_or_else(PoisonError::into_inner).extend(members);
         }
-        self.write(intake, batch, next).await?;
+        self.write(applier, batch, next).await?;
         self.tally.folded.fetch_add(i64::try_from(batch.len()).unwrap_or_default(), Ordering::Relaxed);
         Ok(())
     }
 
     /// Writes a batch, or settles if there is none.
-    async fn write(&self, intake: &mut Intake, batch: &[Delivery], next: i64) -> anyhow::Result<()> {
+    async fn write(&self, applier: &mut BatchApplier, batch: &[Delivery], next: i64) -> anyhow::Result<()> {
         let mut attempt = 0;
         loop {
             let written = if batch.is_empty() {
-                intake.settle(next).await.map_err(IntakeError::from)
+                applier.align(next).await.map_err(ApplyError::from)
             } else {
-                intake.take(batch).await
+                applier.apply(batch).await
             };
             match written {
                 Ok(()) => return Ok(()),
-                Err(IntakeError::Store(StoreError::Retry(_)) | IntakeError::Post(_))
+                Err(ApplyError::Store(StoreError::Retry(_)) | ApplyError::DeadLetters(_))
                     if attempt < ATTEMPTS =>
                 {
                     sleep(PAUSE * (1 << attempt)).await;

@@ -1,8 +1,8 @@
 //! The runner: the loop around a projection.
 //!
-//! One thread polls Kafka for a projection (`consumer`) and hands each assigned partition's records to a task of its
-//! own (`partition`), which folds them into the store in batches. Where a partition starts is what the store says;
-//! Kafka's committed offset is only a hint for lag tools.
+//! One thread polls Kafka for a projection (`consumer`) and passes the records of each assigned partition to a task of its
+//! own (`partition`), which folds them into the store in batches. A partition starts at the store's position; the committed
+//! offset of the consumer group only serves lag tools.
 
 mod assignment;
 mod client;
@@ -20,7 +20,7 @@ use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 use self::consumer::Poller;
 pub use self::{
     settings::Settings,
-    status::{Board, Line, Phase},
+    status::{PartitionStatus, PartitionStatusRegistry, Phase},
 };
 use crate::store::SharedStore;
 
@@ -37,15 +37,14 @@ impl Runner {
         Self { store, settings, readiness }
     }
 
-    /// Runs until shutdown is given and all that was begun is written; a broker that does not answer any more is not
-    /// waited for.
+    /// Runs until shutdown, and finishes the batches in progress. Does not wait for a broker that does not answer.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let Self { store, settings, readiness } = self;
         let name = store.projection().name();
         let consumer =
             Poller::new(store, settings, readiness, shutdown.clone(), tokio::runtime::Handle::current())
                 .with_context(|| format!("failed to set up the consumer of projection {name}"))?;
-        // Polling blocks, and calls back into this process when partitions come and go: it has a thread of its own.
+        // Polling and the rebalance callbacks block, so they have a thread of their own.
         let (ended, end) = tokio::sync::oneshot::channel();
         std::thread::Builder::new()
             .name(format!("projection-{name}"))

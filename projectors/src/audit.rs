@@ -19,8 +19,8 @@ use serde::Serialize;
 use tokio::time::{sleep, timeout};
 use vidlog_events::Stream;
 use vidlog_projection_engine::{
-    dead_letters::Post,
-    desired_state::{self, AllWanted, Wanted, Wish},
+    dead_letters::DeadLetterQueue,
+    desired_state::{self, DesiredState, DesiredStates, RunState},
     log::{Log, Offsets, Partition},
     store::{Position, Stores},
     view::Projection,
@@ -44,7 +44,7 @@ use crate::{
 /// How long the views may take to reach the end of the log.
 const CATCH_UP: Duration = Duration::from_mins(1);
 /// Between two readings of their positions.
-const LOOK: Duration = Duration::from_millis(50);
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// Bytes of changes that the folds of all projections hold in memory together.
 const FOLD_MEMORY: usize = 64 << 20;
 /// Bytes of lines that were read of all views in Redis, held in memory together.
@@ -96,8 +96,9 @@ pub async fn audit_some(log: &Log, target: &Stores, projections: &[Projection]) 
         projections.iter().any(|projection| projection.streams().any(|folded| folded == *stream))
     });
     let ends = log.ends(streams.collect()).await?;
-    let is_to_run =
-        |projection: &&Projection| matches!(of(&all_wanted, projection).wish, Wish::Run | Wish::Hold);
+    let is_to_run = |projection: &&Projection| {
+        matches!(of(&all_wanted, projection).run_state, RunState::Run | RunState::Hold)
+    };
     let running = projections.iter().filter(is_to_run);
     try_join_all(running.map(|projection| reach(&target, *projection, &ends))).await?;
 
@@ -148,14 +149,14 @@ async fn compare_views(
     projections: &[Projection],
     partitions: &[Partition],
 ) -> anyhow::Result<Vec<ComparedView>> {
-    let post = Post::new(log.clone());
+    let dead_letters = DeadLetterQueue::new(log.clone());
     let (mut views, mut foldings) = (Vec::new(), Vec::new());
     for projection in projections {
         let partitions: Vec<Partition> = projection.partitions(partitions).collect();
         let memory = FOLD_MEMORY / projections.len().max(1);
         foldings.push(Folding::new(*projection, &partitions, &target.keys, memory));
         let sink = target.view(*projection);
-        views.push(View { sink, post: post.clone(), partitions });
+        views.push(View { sink, dead_letters: dead_letters.clone(), partitions });
     }
     // The first pass may take long. The second folds what arrived meanwhile, so few lines are left to the rounds.
     for _ in 0..2 {
@@ -208,11 +209,11 @@ fn records(views: &[ComparedView]) -> usize {
     usize::try_from(furthest.values().sum::<i64>()).unwrap_or_default()
 }
 
-async fn wanted(target: &Stores) -> anyhow::Result<AllWanted> {
+async fn wanted(target: &Stores) -> anyhow::Result<DesiredStates> {
     desired_state::read(&target.mysql).await.context("failed to read the live generations from MySQL")
 }
 
-fn of(all: &AllWanted, projection: &Projection) -> Wanted {
+fn of(all: &DesiredStates, projection: &Projection) -> DesiredState {
     all.get(projection.name()).cloned().unwrap_or_default()
 }
 
@@ -247,7 +248,7 @@ async fn reach(target: &Stores, projection: Projection, ends: &Offsets) -> anyho
             if positions.iter().zip(&partitions).all(is_there) {
                 return anyhow::Ok(());
             }
-            sleep(LOOK).await;
+            sleep(CHECK_INTERVAL).await;
         }
     };
     timeout(CATCH_UP, reached)

@@ -14,8 +14,8 @@ use crate::{
     status::{self, Report, State, Status, read_reports},
 };
 use vidlog_projection_engine::{
-    dead_letters::Post,
-    desired_state::{self, Wanted, Wish},
+    dead_letters::DeadLetterQueue,
+    desired_state::{self, DesiredState, RunState},
     log::{Log, Partition},
     store::Stores,
     view::Projection,
@@ -63,7 +63,8 @@ impl Operator {
                 .filter(|report| matches!(report.state, State::Running | State::Blocked))
                 .map(|report| format!("{} by {}", report.partition.id(), report.instance))
                 .collect();
-            let already = if before.wish == Wish::Pause { "was paused already" } else { "is paused" };
+            let already =
+                if before.run_state == RunState::Pause { "was paused already" } else { "is paused" };
             if reports.is_empty() {
                 return Ok(format!("{name} {already}; no instance runs it now"));
             }
@@ -85,11 +86,11 @@ impl Operator {
         desired_state::resume(&self.target.mysql, projection)
             .await
             .context("failed to write it into MySQL")?;
-        let done = match before.wish {
-            Wish::Pause => format!("{name} goes on"),
-            Wish::Stopped(why) => format!("{name} goes on; it had stopped: {why}"),
-            Wish::Hold => format!("{name} was not paused; it is held for a moment"),
-            Wish::Run => format!("{name} was not paused"),
+        let done = match before.run_state {
+            RunState::Pause => format!("{name} goes on"),
+            RunState::Stopped(why) => format!("{name} goes on; it had stopped: {why}"),
+            RunState::Hold => format!("{name} was not paused; it is held for a moment"),
+            RunState::Run => format!("{name} was not paused"),
         };
         let is_alone = self.reports(projection).await?.is_empty();
         Ok(if is_alone { format!("{done}; no instance runs it now") } else { done })
@@ -107,10 +108,12 @@ impl Operator {
 
     /// Folds what waits in the dead letters of a projection, in order. Says what came of each key.
     pub async fn retry(&self, projection: Projection) -> anyhow::Result<Vec<String>> {
-        let post = Post::new(self.log.clone());
+        let dead_letters = DeadLetterQueue::new(self.log.clone());
         let mut retried = Vec::new();
-        dead_letters::retry(&self.target, &post, projection, None, |one| retried.push(one.to_string()))
-            .await?;
+        dead_letters::retry(&self.target, &dead_letters, projection, None, |one| {
+            retried.push(one.to_string())
+        })
+        .await?;
         Ok(retried)
     }
 
@@ -121,12 +124,13 @@ impl Operator {
         partition: Partition,
         offset: i64,
     ) -> anyhow::Result<String> {
-        let post = Post::new(self.log.clone());
-        let discarded = dead_letters::discard(&self.target, &post, projection, (partition, offset)).await?;
+        let dead_letters = DeadLetterQueue::new(self.log.clone());
+        let discarded =
+            dead_letters::discard(&self.target, &dead_letters, projection, (partition, offset)).await?;
         Ok(discarded.to_string())
     }
 
-    async fn wanted(&self, projection: &Projection) -> anyhow::Result<Wanted> {
+    async fn wanted(&self, projection: &Projection) -> anyhow::Result<DesiredState> {
         let mut wanted =
             desired_state::read(&self.target.mysql).await.context("failed to ask MySQL what is wanted")?;
         Ok(wanted.remove(projection.name()).unwrap_or_default())

@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use vidlog_service_kit::shutdown::Shutdown;
 
-use self::{audits::Audits, rebuilds::Rebuilds, routes::Desk};
+use self::{audits::Audits, rebuilds::Rebuilds, routes::OperatorApi};
 use crate::{cli::Operation, operator::Operator, run::Plan};
 
 /// Starts what operates the projections of a process from within: standing audits, if they are wished, and the routes of
@@ -21,5 +21,5 @@ pub fn start(plan: &Plan<'_>, operation: &Operation, shutdown: &Shutdown) -> any
         tokio::spawn(audits.clone().stand(every, plan.projections.to_vec(), shutdown.clone()));
     }
     let rebuilds = Rebuilds::new(plan.log, plan.stores);
-    Ok(routes::router(Desk { audits, rebuilds }, operation.ops_token.clone()))
+    Ok(routes::router(OperatorApi { audits, rebuilds }, operation.ops_token.clone()))
 }

@@ -31,7 +31,7 @@ use self::{
 };
 use crate::comparison::Difference;
 use vidlog_projection_engine::{
-    desired_state::hold::{BETWEEN_HOLDS, HOLDS, Hold, LOOK},
+    desired_state::hold::{BETWEEN_HOLDS, CHECK_INTERVAL, HOLDS, Hold},
     log::{Extent, Log, Offsets, Partition, identity::FirstRecords},
     replay::{Tally, replay},
     store::{Parked, Position, Stores},
@@ -273,7 +273,7 @@ impl Rebuild {
         while !hold.is_over() {
             let rest = pair.live_positions().await?;
             if rest.values().any(|position| position.lowest() < position.highest()) {
-                sleep(LOOK).await;
+                sleep(CHECK_INTERVAL).await;
                 continue;
             }
             replay(&self.log, &pair.next_sink(), &lowest(&rest), &comparison.since).await?;
@@ -290,7 +290,7 @@ impl Rebuild {
                 continue;
             }
             pair.publish_progress(&lowest(&rest)).await?;
-            if hold.is_over() || !hold.prolong().await? || pair.live_positions().await? != rest {
+            if hold.is_over() || !hold.extend().await? || pair.live_positions().await? != rest {
                 continue;
             }
             let took_over = self.generations.take_over(hold).await?;

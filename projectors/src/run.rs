@@ -9,10 +9,10 @@ use vidlog_service_kit::{config, ops::Readiness, shutdown::Shutdown};
 use crate::status::Reporter;
 use vidlog_projection_engine::{
     completeness::CompletenessController,
-    dead_letters::Post,
+    dead_letters::DeadLetterQueue,
     desired_state,
     log::{self, identity::FirstRecords},
-    runner::{Board, Runner, Settings},
+    runner::{PartitionStatusRegistry, Runner, Settings},
     store::Stores,
     view::{Fold, Projection},
 };
@@ -52,21 +52,22 @@ async fn run_all(plan: Plan<'_>, readiness: Readiness, shutdown: Shutdown) -> an
     let Plan { log, stores, projections, instance } = plan;
     let target = Stores::open(stores, MYSQL_CONNECTIONS)?;
     target.prepare(&shutdown).await?;
-    let Some(wanted) = desired_state::follow(target.mysql.clone(), shutdown.clone()).await else {
+    let Some(desired_states) = desired_state::watch(target.mysql.clone(), shutdown.clone()).await else {
         return Ok(());
     };
     // Before anyone looks at a view: the runners follow only when the log answers, which may take long.
     for projection in projections {
-        let generation = wanted.borrow().get(projection.name()).cloned().unwrap_or_default().generation;
+        let generation =
+            desired_states.borrow().get(projection.name()).cloned().unwrap_or_default().generation;
         target.keys.set_generation(&projection.catalogued, generation);
     }
 
     let kafka = log::Log::new(log, &stores.namespace);
-    let board = Arc::new(Board::default());
+    let statuses = Arc::new(PartitionStatusRegistry::default());
     let reporter = Reporter {
         instance: instance.map_or_else(this_process, str::to_owned),
         target: target.clone(),
-        board: board.clone(),
+        statuses: statuses.clone(),
         readiness: readiness.clone(),
     };
     tokio::spawn(reporter.run(shutdown.clone()));
@@ -75,10 +76,10 @@ async fn run_all(plan: Plan<'_>, readiness: Readiness, shutdown: Shutdown) -> an
         session_timeout_ms: log.session_timeout_ms,
         namespace: stores.namespace.clone(),
         first_records: FirstRecords::new(kafka.clone()),
-        post: Post::new(kafka.clone()),
+        dead_letters: DeadLetterQueue::new(kafka.clone()),
         log: kafka.clone(),
-        wanted,
-        board,
+        desired_states,
+        statuses,
     });
     let mut running = JoinSet::new();
     for projection in projections {

@@ -14,9 +14,9 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::{
-    letter::Past,
+    letter::DeadLetterHistory,
     limits::{Limits, PARKED_KEYS},
-    queue::Post,
+    queue::DeadLetterQueue,
 };
 use crate::{
     log::{Delivery, Partition, Record, RecordKey},
@@ -31,34 +31,34 @@ const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
 /// Why records were not taken in.
 #[derive(Debug, Error)]
-pub enum IntakeError {
+pub enum ApplyError {
     /// The store did not take them.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The dead letters can't be written, or read. Try again.
     #[error("the dead letters are away: {0}")]
-    Post(String),
+    DeadLetters(String),
     /// So much fails that it is not for the records to wait. An operator has to look.
     #[error("{0}")]
     TooMany(String),
 }
 
-/// The intake of one partition.
-pub struct Intake {
+/// The applier of one partition.
+pub struct BatchApplier {
     sink: SharedStore,
-    post: Post,
+    dead_letters: DeadLetterQueue,
     partition: Partition,
     position: Position,
     parked: Parked,
     parked_as_of: Instant,
-    past: Past,
+    past: DeadLetterHistory,
     limits: Limits,
     /// Records that the store was found not to take, and why.
     unfoldable: BTreeMap<i64, String>,
 }
 
 /// What is to be done with some records.
-struct Plan<'a> {
+struct BatchPlan<'a> {
     records: Vec<Record>,
     letters: Vec<(&'a OwnedMessage, Failure)>,
     changes: Changes,
@@ -68,29 +68,29 @@ struct Plan<'a> {
     stop: Option<String>,
 }
 
-impl fmt::Debug for Intake {
+impl fmt::Debug for BatchApplier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Intake({} of {:?})", self.partition.id(), self.sink.projection())
+        write!(f, "BatchApplier({} of {:?})", self.partition.id(), self.sink.projection())
     }
 }
 
-impl Intake {
-    /// An intake that goes on from a position which the store was said to have.
+impl BatchApplier {
+    /// An applier that goes on from a position which the store was said to have.
     pub async fn open(
         sink: SharedStore,
-        post: Post,
+        dead_letters: DeadLetterQueue,
         partition: Partition,
         position: Position,
-    ) -> Result<Self, IntakeError> {
+    ) -> Result<Self, ApplyError> {
         let name = sink.projection().name();
-        let past = post.past(name, partition).await.map_err(|error| post_error(&error))?;
+        let past = dead_letters.past(name, partition).await.map_err(|error| dead_letter_error(&error))?;
         let (limits, unfoldable) = (Limits::default(), BTreeMap::new());
         let (parked, parked_as_of) = (Parked::new(), Instant::now());
-        let mut intake =
-            Self { sink, post, partition, position, parked, parked_as_of, past, limits, unfoldable };
+        let mut applier =
+            Self { sink, dead_letters, partition, position, parked, parked_as_of, past, limits, unfoldable };
         let too_late = |_| Err(StoreError::Retry("it does not say which keys are parked".to_owned()));
-        timeout(PARKED_TIMEOUT, intake.reload()).await.unwrap_or_else(too_late)?;
-        Ok(intake)
+        timeout(PARKED_TIMEOUT, applier.reload()).await.unwrap_or_else(too_late)?;
+        Ok(applier)
     }
 
     /// Where the store is known to stand.
@@ -100,13 +100,13 @@ impl Intake {
 
     /// Takes records in, which follow the position. An error may have taken in some of them; taking in the same again
     /// is harmless.
-    pub async fn take(&mut self, deliveries: &[Delivery]) -> Result<(), IntakeError> {
+    pub async fn apply(&mut self, deliveries: &[Delivery]) -> Result<(), ApplyError> {
         let mut pieces = vec![deliveries];
         while let Some(piece) = pieces.pop() {
-            match self.take_piece(piece).await {
+            match self.apply_slice(piece).await {
                 Ok(()) => {}
                 // Which one it is, is found in smaller and smaller pieces.
-                Err(IntakeError::Store(StoreError::Unfoldable(why))) => {
+                Err(ApplyError::Store(StoreError::Unfoldable(why))) => {
                     if let [only] = piece {
                         self.unfoldable.insert(only.offset(), why);
                         pieces.push(piece);
@@ -115,7 +115,7 @@ impl Intake {
                         pieces.extend([second, first]);
                     }
                 }
-                Err(IntakeError::Store(StoreError::ParkedKeysChanged)) => {
+                Err(ApplyError::Store(StoreError::ParkedKeysChanged)) => {
                     self.reload().await?;
                     pieces.push(piece);
                 }
@@ -127,22 +127,25 @@ impl Intake {
     }
 
     /// Brings every part of the store to the same place.
-    pub async fn settle(&mut self, next: i64) -> Result<(), StoreError> {
+    pub async fn align(&mut self, next: i64) -> Result<(), StoreError> {
         self.sink.align(self.partition, &mut self.position, next).await
     }
 
     /// Sees whether keys that were parked were retried meanwhile: it is counted how many are parked, for operators.
-    pub async fn look_again(&mut self) -> Result<(), StoreError> {
+    pub async fn refresh_parked_keys(&mut self) -> Result<(), StoreError> {
         if self.parked.is_empty() || self.parked_as_of.elapsed() < LOOK_AGAIN {
             return Ok(());
         }
         self.reload().await
     }
 
-    async fn take_piece(&mut self, piece: &[Delivery]) -> Result<(), IntakeError> {
+    async fn apply_slice(&mut self, piece: &[Delivery]) -> Result<(), ApplyError> {
         let name = self.sink.projection().name();
-        let Plan { records, letters, changes, next, limits, stop } = self.plan(piece);
-        self.post.send(name, self.partition, &letters).await.map_err(|error| post_error(&error))?;
+        let BatchPlan { records, letters, changes, next, limits, stop } = self.plan(piece);
+        self.dead_letters
+            .send(name, self.partition, &letters)
+            .await
+            .map_err(|error| dead_letter_error(&error))?;
         let batch = Batch { records: &records, next, changes: &changes };
         self.sink.write(&self.partition.into(), &mut self.position, &batch).await?;
 
@@ -153,12 +156,12 @@ impl Intake {
         for (key, change) in changes {
             self.remember(key, change);
         }
-        stop.map_or(Ok(()), |why| Err(IntakeError::TooMany(why)))
+        stop.map_or(Ok(()), |why| Err(ApplyError::TooMany(why)))
     }
 
-    fn plan<'a>(&self, piece: &'a [Delivery]) -> Plan<'a> {
+    fn plan<'a>(&self, piece: &'a [Delivery]) -> BatchPlan<'a> {
         let begun = piece.first().map_or(self.position.lowest(), Delivery::offset);
-        let mut plan = Plan {
+        let mut plan = BatchPlan {
             records: Vec::with_capacity(piece.len()),
             letters: Vec::new(),
             changes: Changes::new(),
@@ -180,7 +183,7 @@ impl Intake {
     }
 
     /// Decides about one record; says why to stop before it.
-    fn plan_one<'a>(&self, plan: &mut Plan<'a>, delivery: &'a Delivery) -> Result<(), String> {
+    fn plan_one<'a>(&self, plan: &mut BatchPlan<'a>, delivery: &'a Delivery) -> Result<(), String> {
         let offset = delivery.offset();
         let failure = self.failure(delivery);
         if failure.is_none() && self.parked.is_empty() && plan.changes.is_empty() {
@@ -230,14 +233,14 @@ impl Intake {
 
     /// Says why to stop, if too much fails. What failed before was counted then: a view that is folded anew is not to stop
     /// where an operator had it go on.
-    fn count_failure(&self, plan: &mut Plan<'_>, offset: i64) -> Result<(), String> {
+    fn count_failure(&self, plan: &mut BatchPlan<'_>, offset: i64) -> Result<(), String> {
         if self.past.failed.contains(&offset) {
             return Ok(());
         }
         plan.limits.failed().map_or(Ok(()), Err)
     }
 
-    fn plan_fold(&self, plan: &mut Plan<'_>, delivery: &Delivery) {
+    fn plan_fold(&self, plan: &mut BatchPlan<'_>, delivery: &Delivery) {
         if !self.past.discards.contains(&delivery.offset())
             && let Some(record) = delivery.record()
         {
@@ -293,7 +296,7 @@ impl Intake {
     }
 }
 
-impl Drop for Intake {
+impl Drop for BatchApplier {
     fn drop(&mut self) {
         self.count(-1.0);
     }
@@ -321,6 +324,6 @@ fn behind(first: i64) -> Failure {
     Failure::new(Class::Behind, &format!("it waits behind the record at offset {first}"))
 }
 
-fn post_error(error: &anyhow::Error) -> IntakeError {
-    IntakeError::Post(format!("{error:#}"))
+fn dead_letter_error(error: &anyhow::Error) -> ApplyError {
+    ApplyError::DeadLetters(format!("{error:#}"))
 }

@@ -38,7 +38,7 @@ pub type Discards = BTreeSet<i64>;
 
 /// What became of records of a partition before, by their offsets.
 #[derive(Debug, Default)]
-pub struct Past {
+pub struct DeadLetterHistory {
     /// Those that are to be passed over.
     pub discards: Discards,
     /// Those that could not be folded, or read.
@@ -47,7 +47,7 @@ pub struct Past {
 
 /// A dead letter.
 #[derive(Debug)]
-pub struct Letter {
+pub struct DeadLetter {
     /// Whose it is: each projection has its own.
     pub projection: String,
     /// Where the record is in its topic.
@@ -58,7 +58,7 @@ pub struct Letter {
     pub message: OwnedMessage,
 }
 
-impl Letter {
+impl DeadLetter {
     /// The record's key.
     pub fn key(&self) -> RecordKey {
         RecordKey::of(self.message.key())
@@ -111,7 +111,7 @@ pub fn read(
     log: &Log,
     projection: &str,
     partition: Partition,
-    mut take: impl FnMut(Letter),
+    mut take: impl FnMut(DeadLetter),
 ) -> anyhow::Result<()> {
     let consumer = log.consumer()?;
     let Some((begin, end)) = extent(&consumer, log, partition)? else {
@@ -124,7 +124,7 @@ pub fn read(
         || false,
         |_, item| {
             if let Item::Record(message) = item
-                && let Some(letter) = Letter::read(message.detach())
+                && let Some(letter) = DeadLetter::read(message.detach())
                 && letter.projection == projection
             {
                 take(letter);
@@ -136,8 +136,8 @@ pub fn read(
 }
 
 /// What became of records of a partition before. It blocks.
-pub fn past(log: &Log, projection: &str, partition: Partition) -> anyhow::Result<Past> {
-    let mut past = Past::default();
+pub fn past(log: &Log, projection: &str, partition: Partition) -> anyhow::Result<DeadLetterHistory> {
+    let mut past = DeadLetterHistory::default();
     read(log, projection, partition, |letter| match letter.failure.class {
         Class::Discarded => _ = past.discards.insert(letter.offset),
         Class::Undecodable | Class::Unfoldable => _ = past.failed.insert(letter.offset),
@@ -155,8 +155,8 @@ pub fn waiting(
     log: &Log,
     projection: &str,
     partition: Partition,
-    is_wanted: impl Fn(&Letter) -> bool,
-) -> anyhow::Result<(BTreeMap<i64, Letter>, Discards)> {
+    is_wanted: impl Fn(&DeadLetter) -> bool,
+) -> anyhow::Result<(BTreeMap<i64, DeadLetter>, Discards)> {
     let mut letters = BTreeMap::new();
     let mut discards = Discards::new();
     read(log, projection, partition, |letter| {

@@ -21,7 +21,7 @@ use tracing::info;
 use vidlog_events::{Stream, Topics};
 use vidlog_service_kit::clock::Clock;
 
-use super::letter::{self, Discards, Past};
+use super::letter::{self, DeadLetterHistory, Discards};
 use crate::{
     log::{Log, Partition},
     store::{Class, Failure},
@@ -34,7 +34,7 @@ const MAX_BYTES: &str = "2000000";
 
 /// The way to the dead letters of a namespace. Clones share it.
 #[derive(Clone)]
-pub struct Post {
+pub struct DeadLetterQueue {
     log: Log,
     clock: Clock,
     shared: Arc<Mutex<Shared>>,
@@ -49,8 +49,8 @@ struct Shared {
     consumer: Option<Arc<BaseConsumer>>,
 }
 
-impl Post {
-    /// The post of a log.
+impl DeadLetterQueue {
+    /// The dead_letters of a log.
     pub fn new(log: Log) -> Self {
         Self { log, clock: Clock::system(), shared: Arc::default() }
     }
@@ -113,11 +113,15 @@ impl Post {
     }
 
     /// What became of records of a partition before.
-    pub(super) async fn past(&self, projection: &'static str, partition: Partition) -> anyhow::Result<Past> {
+    pub(super) async fn past(
+        &self,
+        projection: &'static str,
+        partition: Partition,
+    ) -> anyhow::Result<DeadLetterHistory> {
         let (log, consumer) = (self.log.clone(), self.consumer()?);
         let read = move || match letter::extent(&consumer, &log, partition)? {
             Some(_) => letter::past(&log, projection, partition),
-            None => Ok(Past::default()),
+            None => Ok(DeadLetterHistory::default()),
         };
         let found = spawn_blocking(read).await.context("reading the dead letters panicked")?;
         if found.is_err() {

@@ -13,8 +13,8 @@ use tracing::info;
 use vidlog_service_kit::failpoint;
 
 use super::{
-    letter::{self, Discards, Letter},
-    queue::Post,
+    letter::{self, DeadLetter, Discards},
+    queue::DeadLetterQueue,
 };
 use crate::{
     desired_state,
@@ -55,7 +55,7 @@ pub enum Outcome {
 /// Nothing is there that could be passed over.
 #[derive(Debug, Error)]
 #[error("no key of {partition} waits because of the record at offset {offset}")]
-pub struct NothingWaits {
+pub struct NotParked {
     partition: String,
     offset: i64,
 }
@@ -63,7 +63,7 @@ pub struct NothingWaits {
 /// Retries the parked keys of a projection.
 pub struct Retry {
     sink: SharedStore,
-    post: Post,
+    dead_letters: DeadLetterQueue,
 }
 
 /// How far a round came.
@@ -76,8 +76,8 @@ enum Reached {
 
 impl Retry {
     /// A retry with this program.
-    pub const fn new(sink: SharedStore, post: Post) -> Self {
-        Self { sink, post }
+    pub const fn new(sink: SharedStore, dead_letters: DeadLetterQueue) -> Self {
+        Self { sink, dead_letters }
     }
 
     /// Folds what waits of a key, until all is folded or a record can't be.
@@ -130,13 +130,13 @@ impl Retry {
     pub async fn discard(&self, partition: Partition, offset: i64) -> anyhow::Result<(RecordKey, Outcome)> {
         let parked = self.sink.parked().await?.remove(&partition).unwrap_or_default();
         let found = parked.into_iter().find(|(_, parked)| parked.first == offset);
-        let (key, parked) = found.ok_or_else(|| NothingWaits { partition: partition.id(), offset })?;
+        let (key, parked) = found.ok_or_else(|| NotParked { partition: partition.id(), offset })?;
         let (mut letters, _) = self.letters(partition, &key, &parked).await?;
         let letter = letters.remove(&offset).context("the dead letters lack the record")?;
         let failure = Failure::new(Class::Discarded, &letter.failure.message);
         let name = self.sink.projection().name();
         let origin = letter.message.clone().set_offset(offset);
-        self.post.send(name, partition, &[(&origin, failure)]).await?;
+        self.dead_letters.send(name, partition, &[(&origin, failure)]).await?;
         failpoint::pass("discard-after");
         let outcome = self.key(partition, &key).await?;
         Ok((key, outcome))
@@ -173,8 +173,8 @@ impl Retry {
         partition: Partition,
         key: &RecordKey,
         parked: &ParkedKey,
-    ) -> anyhow::Result<(BTreeMap<i64, Letter>, Discards)> {
-        let (log, name) = (self.post.log().clone(), self.sink.projection().name());
+    ) -> anyhow::Result<(BTreeMap<i64, DeadLetter>, Discards)> {
+        let (log, name) = (self.dead_letters.log().clone(), self.sink.projection().name());
         let (wanted, waits) = (key.clone(), parked.first..=parked.last);
         let read = move || {
             letter::waiting(&log, name, partition, |letter| {
@@ -188,7 +188,7 @@ impl Retry {
     async fn hold(&self) -> anyhow::Result<()> {
         let (pool, projection) = (&self.sink.stores().mysql, self.sink.projection());
         let wanted = desired_state::read(pool).await?.remove(projection.name()).unwrap_or_default();
-        if wanted.wish == desired_state::Wish::Run {
+        if wanted.run_state == desired_state::RunState::Run {
             desired_state::hold(pool, projection, HOLD).await?;
         }
         Ok(())
@@ -200,7 +200,7 @@ async fn fold(
     store: &ParkedKeyStore,
     position: &mut Position,
     partition: Partition,
-    letters: &BTreeMap<i64, Letter>,
+    letters: &BTreeMap<i64, DeadLetter>,
     discards: &Discards,
 ) -> anyhow::Result<Reached> {
     let (mut batch, mut passed) = (Vec::new(), 0);
@@ -232,7 +232,7 @@ async fn flush(
     store: &ParkedKeyStore,
     position: &mut Position,
     batch: &mut Vec<Record>,
-    letters: &BTreeMap<i64, Letter>,
+    letters: &BTreeMap<i64, DeadLetter>,
 ) -> anyhow::Result<Option<Reached>> {
     let batch = std::mem::take(batch);
     if apply(store, position, &batch).await?.is_none() {

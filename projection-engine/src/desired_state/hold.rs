@@ -1,6 +1,7 @@
-//! A moment in which a projection stands still, so that its view can be read at one position.
+//! Holds stop a projection for a moment, so that its view can be read at one position.
 //!
-//! A hold ends by itself, so that it outlives nobody. Whoever asks for one has the view's lock: two would end each other's.
+//! A hold expires on its own, so a crashed holder cannot block the projection. Callers own the view lock: two holders would
+//! release each other's hold.
 
 use std::time::Duration;
 
@@ -10,16 +11,15 @@ use tracing::warn;
 
 use crate::{desired_state, view::Projection};
 
-/// How long a projection is held at most. A reader waits for its own write for 2 s, and the projection needs some time to
-/// go on after it.
+/// The longest hold. A reader waits 2 s for its own write, and the projection needs some time to resume.
 const HOLD: Duration = Duration::from_millis(1500);
-/// What is kept of it for its last steps: a statement or two in each store.
-const LET_GO: Duration = Duration::from_millis(300);
-/// Between two looks whether a view that is held has come to rest.
-pub const LOOK: Duration = Duration::from_millis(20);
-/// Holds until it is given up.
+/// The end of a hold that is reserved for its last steps: a statement or two in each store.
+const RESERVE: Duration = Duration::from_millis(300);
+/// Between two checks whether the position of a held view has converged.
+pub const CHECK_INTERVAL: Duration = Duration::from_millis(20);
+/// Holds that are tried.
 pub const HOLDS: u32 = 10;
-/// Between two holds, for readers that wait.
+/// Between two holds, for waiting readers.
 pub const BETWEEN_HOLDS: Duration = Duration::from_secs(2);
 
 /// A hold.
@@ -27,40 +27,40 @@ pub struct Hold<'a> {
     pool: &'a MySqlPool,
     projection: Projection,
     until_ms: i64,
-    over: Instant,
+    reserve_at: Instant,
 }
 
 impl<'a> Hold<'a> {
-    /// Begins one. That every process knows of it takes several times of asking.
+    /// Begins a hold. Every process has read it after a few polls of the desired state.
     pub async fn begin(pool: &'a MySqlPool, projection: Projection) -> sqlx::Result<Self> {
-        let over = Instant::now() + HOLD - LET_GO;
+        let reserve_at = Instant::now() + HOLD - RESERVE;
         let until_ms = desired_state::hold(pool, &projection, HOLD).await?;
-        Ok(Self { pool, projection, until_ms, over })
+        Ok(Self { pool, projection, until_ms, reserve_at })
     }
 
-    /// Whether nothing but its last steps may be begun any more.
+    /// Whether only the last steps may begin.
     pub fn is_over(&self) -> bool {
-        Instant::now() >= self.over
+        Instant::now() >= self.reserve_at
     }
 
-    /// Prolongs it for its last steps; false if it has ended already.
-    pub async fn prolong(&mut self) -> sqlx::Result<bool> {
-        let prolonged = desired_state::prolong_hold(self.pool, &self.projection, self.until_ms, HOLD).await?;
-        self.until_ms = prolonged.unwrap_or(self.until_ms);
-        Ok(prolonged.is_some())
+    /// Extends the hold for its last steps. Returns false if it expired.
+    pub async fn extend(&mut self) -> sqlx::Result<bool> {
+        let extended = desired_state::extend_hold(self.pool, &self.projection, self.until_ms, HOLD).await?;
+        self.until_ms = extended.unwrap_or(self.until_ms);
+        Ok(extended.is_some())
     }
 
-    /// Renames tables, if it has not ended; false if it has, or they were in use.
+    /// Renames tables. Returns false if the hold expired, or if the tables were in use.
     pub async fn rename(&mut self, moves: &str) -> sqlx::Result<bool> {
         let until_ms = self.until_ms;
         self.until_ms += i64::try_from(HOLD.as_millis()).unwrap_or_default();
         desired_state::rename_while_held(self.pool, &self.projection, (until_ms, self.until_ms), moves).await
     }
 
-    /// Ends it.
+    /// Ends the hold.
     pub async fn end(self) {
         if let Err(error) = desired_state::end_hold(self.pool, &self.projection, self.until_ms).await {
-            warn!(projection = self.projection.name(), %error, "the hold was not ended; it ends by itself");
+            warn!(projection = self.projection.name(), %error, "failed to end a hold, it expires on its own");
         }
     }
 }

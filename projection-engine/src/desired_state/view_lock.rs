@@ -1,5 +1,5 @@
-//! The lock that nobody but its holder has on a view: who rebuilds it, retries what waits for it, or holds it still for an
-//! audit. Its projection goes on folding.
+//! The exclusive lock of a view for a rebuild, a retry of dead letters, or the hold of an audit. The projection runs
+//! meanwhile.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,33 +11,33 @@ use tracing::warn;
 
 use crate::view::Projection;
 
-/// How often the server hears of the holder, whose lock it would free after a minute of silence
+/// Between two pings of the server, which would close an idle session and release its lock after a minute
 /// ([`vidlog_service_kit::mysql::open`]).
-const KEEP_EVERY: Duration = Duration::from_secs(5);
-/// How long an audit may have the lock for a hold, and some more.
-const LONGER_THAN_A_HOLD_S: u32 = 5;
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long to wait for the lock: longer than the hold of an audit.
+const WAIT_S: u32 = 5;
 
-/// Another process has the lock, or this one for another purpose.
+/// Another process, or another task of this one, owns the lock.
 #[derive(Debug, Error)]
 #[error("{0} is being rebuilt, or its dead letters retried, by another process")]
 pub struct Taken(&'static str);
 
-/// The lock of one view, held as long as this lives.
+/// The lock of one view, released on drop.
 pub struct ViewLock {
     projection: Projection,
-    /// The lock goes with the connection, and that with the process.
+    /// The lock belongs to the session, and ends with it.
     connection: Arc<Mutex<MySqlConnection>>,
-    keeping: JoinHandle<()>,
+    pinging: JoinHandle<()>,
 }
 
 impl ViewLock {
-    /// Takes the lock, or says that another has it. One that an audit has for a hold is waited for.
+    /// Takes the lock. Waits for one that an audit owns for a hold; fails with [`Taken`] after that.
     pub async fn take(pool: &MySqlPool, projection: Projection) -> anyhow::Result<Self> {
-        let taken = Self::take_within(pool, projection, LONGER_THAN_A_HOLD_S).await?;
+        let taken = Self::take_within(pool, projection, WAIT_S).await?;
         taken.ok_or_else(|| Taken(projection.name()).into())
     }
 
-    /// Takes the lock if nobody has it.
+    /// Takes the lock if it is free.
     pub async fn try_take(pool: &MySqlPool, projection: Projection) -> anyhow::Result<Option<Self>> {
         Self::take_within(pool, projection, 0).await
     }
@@ -47,7 +47,7 @@ impl ViewLock {
         projection: Projection,
         seconds: u32,
     ) -> anyhow::Result<Option<Self>> {
-        // Detached, so that it is closed when this is dropped: in the pool it would keep the lock.
+        // Detached from the pool, so that dropping it closes the session: in the pool it would keep the lock.
         let mut connection = pool.acquire().await.context("failed to reach MySQL")?.detach();
         let locked: Option<i64> =
             sqlx::query_scalar("SELECT GET_LOCK(SHA1(CONCAT('view ', DATABASE(), ' ', ?)), ?)")
@@ -59,11 +59,11 @@ impl ViewLock {
             return Ok(None);
         }
         let connection = Arc::new(Mutex::new(connection));
-        let keeping = tokio::spawn(keep(connection.clone(), projection.name()));
-        Ok(Some(Self { projection, connection, keeping }))
+        let pinging = tokio::spawn(ping(connection.clone(), projection.name()));
+        Ok(Some(Self { projection, connection, pinging }))
     }
 
-    /// Whether someone has the lock.
+    /// Whether the lock is taken.
     pub async fn is_taken(pool: &MySqlPool, projection: Projection) -> sqlx::Result<bool> {
         let holder: Option<i64> = sqlx::query_scalar(
             "SELECT CAST(IS_USED_LOCK(SHA1(CONCAT('view ', DATABASE(), ' ', ?))) AS SIGNED)",
@@ -74,7 +74,7 @@ impl ViewLock {
         Ok(holder.is_some())
     }
 
-    /// Makes sure that it is held still: the server gives it to others if the connection is lost.
+    /// Fails if the lock was lost: the server releases it when the connection is lost.
     pub async fn ensure_held(&self) -> anyhow::Result<()> {
         let mut connection = self.connection.lock().await;
         let ours: Option<bool> = sqlx::query_scalar(
@@ -83,7 +83,7 @@ impl ViewLock {
         .bind(self.projection.name())
         .fetch_one(&mut *connection)
         .await
-        .context("the connection to MySQL that held the lock was lost; run this again")?;
+        .context("the MySQL connection that held the lock was lost; run this again")?;
         ensure!(ours == Some(true), "the lock was lost, so another process may have it; run this again");
         Ok(())
     }
@@ -91,16 +91,16 @@ impl ViewLock {
 
 impl Drop for ViewLock {
     fn drop(&mut self) {
-        self.keeping.abort();
+        self.pinging.abort();
     }
 }
 
-/// Has the server hear of the holder, until the connection is lost. Whoever relies on the lock asks for it.
-async fn keep(connection: Arc<Mutex<MySqlConnection>>, projection: &'static str) {
+/// Pings the server until the connection is lost. Owners of the lock check it with [`ViewLock::ensure_held`].
+async fn ping(connection: Arc<Mutex<MySqlConnection>>, projection: &'static str) {
     loop {
-        sleep(KEEP_EVERY).await;
+        sleep(PING_INTERVAL).await;
         if let Err(error) = connection.lock().await.ping().await {
-            warn!(projection, %error, "the connection to MySQL that held the lock was lost");
+            warn!(projection, %error, "connection of the view lock lost");
             return;
         }
     }

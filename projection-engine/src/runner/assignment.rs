@@ -1,6 +1,6 @@
-//! The partitions that this instance has, each with its task: started where the store stands, stopped when they go.
+//! The partitions assigned to this instance, each with its task. A task starts at the store's position.
 //!
-//! All of it is called on the poller's thread, which may block.
+//! All methods run on the poller's thread, which may block.
 
 mod store;
 
@@ -28,11 +28,11 @@ use super::{
     partition::{Confirmed, Request, Worker},
     queue::{self, Queued, queue},
     settings::Settings,
-    status::{Board, Place},
+    status::{PartitionStatusRegistry, StatusHandle},
 };
 use crate::{
-    dead_letters::Post,
-    desired_state::Wanted,
+    dead_letters::DeadLetterQueue,
+    desired_state::DesiredState,
     log::Partition,
     metrics::{BLOCKED, REWINDS},
     store::{Position, SharedStore},
@@ -40,14 +40,14 @@ use crate::{
 
 /// Between two attempts to start a partition.
 const START_RETRY: Duration = Duration::from_millis(500);
-/// How long tasks may take to end. Then they are cut off: their store refuses what comes too late.
+/// How long tasks may take to end before they are aborted. The store rejects a late write.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// A task that panicked is started again after this.
+/// The delay before a task that panicked starts again.
 const PANIC_PAUSE: Duration = Duration::from_secs(1);
 
-/// What became of a record.
+/// The result of routing a record.
 pub(super) enum Routed {
-    /// The task has it, or the partition has no task and the record is read again when it has.
+    /// The task has the record. Without a task, the record is read again when the task starts.
     Done,
     /// The task's queue is full: pause the partition.
     Held,
@@ -56,19 +56,19 @@ pub(super) enum Routed {
 /// The assignment of one projection.
 pub(super) struct Assignment {
     name: &'static str,
-    sink: SharedStore,
-    post: Post,
+    store: SharedStore,
+    dead_letters: DeadLetterQueue,
     readiness: Readiness,
-    board: Arc<Board>,
+    statuses: Arc<PartitionStatusRegistry>,
     requests: Sender<Request>,
     runtime: Handle,
     partitions: Mutex<BTreeMap<Partition, State>>,
-    hint: OnceLock<Arc<dyn Fn(Partition, i64) + Send + Sync>>,
+    offset_committer: OnceLock<Arc<dyn Fn(Partition, i64) + Send + Sync>>,
 }
 
-/// How it is with an assigned partition.
+/// The state of an assigned partition.
 enum State {
-    /// It has no task. It is paused.
+    /// It has no task, and is paused.
     Waiting(Waiting),
     /// It has a task.
     Running(Active),
@@ -76,16 +76,16 @@ enum State {
 
 /// A partition without a task.
 struct Waiting {
-    /// When its task is to be started.
+    /// When its task is due to start.
     due: Instant,
-    /// What its last task has written, if it had one.
+    /// The last written position of its last task.
     confirmed: Option<Confirmed>,
 }
 
 /// A partition's task.
 struct Active {
     queue: queue::Sender,
-    /// What did not fit into the queue. While there is any the partition is paused.
+    /// Records that did not fit into the queue. The partition is paused while there are any.
     held: VecDeque<Queued>,
     /// The offset after the last record that was handed over.
     next: i64,
@@ -99,7 +99,7 @@ impl State {
         Self::Waiting(Waiting { due, confirmed: None })
     }
 
-    /// Has the partition wait; returns the task that it had, which is to be stopped.
+    /// Makes the partition wait. Returns its task, which the caller stops.
     fn wait_until(&mut self, due: Instant) -> Option<Active> {
         let confirmed = self.confirmed().cloned();
         match std::mem::replace(self, Self::Waiting(Waiting { due, confirmed })) {
@@ -108,7 +108,7 @@ impl State {
         }
     }
 
-    /// What is known to have been written.
+    /// The last written position.
     const fn confirmed(&self) -> Option<&Confirmed> {
         match self {
             Self::Waiting(waiting) => waiting.confirmed.as_ref(),
@@ -116,7 +116,7 @@ impl State {
         }
     }
 
-    /// What was written is not there any more, as was noticed.
+    /// Replaces the written position after a loss was handled.
     fn set_confirmed(&mut self, stored: &Position) {
         match self {
             Self::Waiting(waiting) => waiting.confirmed = Some(Arc::new(Mutex::new(stored.clone()))),
@@ -124,7 +124,7 @@ impl State {
         }
     }
 
-    /// What was written was of another view.
+    /// Clears the written position, which belongs to another generation.
     fn forget_confirmed(&mut self) {
         if let Self::Waiting(waiting) = self {
             waiting.confirmed = None;
@@ -133,65 +133,76 @@ impl State {
 }
 
 impl Assignment {
-    /// The assignment of a runner's projection, of which nothing is there yet; its tasks run on a runtime.
+    /// An empty assignment, whose tasks run on a runtime.
     pub(super) fn new(
-        sink: SharedStore,
+        store: SharedStore,
         settings: &Settings,
         readiness: Readiness,
         requests: Sender<Request>,
         runtime: Handle,
     ) -> Self {
-        let (name, board, post) = (sink.projection().name(), settings.board.clone(), settings.post.clone());
-        let (partitions, hint) = (Mutex::default(), OnceLock::new());
-        Self { name, sink, post, readiness, board, requests, runtime, partitions, hint }
+        let (name, statuses, dead_letters) =
+            (store.projection().name(), settings.statuses.clone(), settings.dead_letters.clone());
+        let (partitions, offset_committer) = (Mutex::default(), OnceLock::new());
+        Self {
+            name,
+            store,
+            dead_letters,
+            readiness,
+            statuses,
+            requests,
+            runtime,
+            partitions,
+            offset_committer,
+        }
     }
 
-    /// Stores applied positions with the consumer, which commits them: a hint for lag tools.
-    pub(super) fn set_hints<C: ConsumerContext + 'static>(
+    /// Commits applied positions to the consumer group, for lag tools only.
+    pub(super) fn set_offset_committer<C: ConsumerContext + 'static>(
         &self,
         consumer: &Arc<BaseConsumer<C>>,
         topics: &Topics,
     ) {
         let (consumer, topics) = (Arc::downgrade(consumer), topics.clone());
-        let hint = move |partition: Partition, next: i64| {
+        let offset_committer = move |partition: Partition, next: i64| {
             if let Some(consumer) = consumer.upgrade() {
-                // Fails when the partition has just gone; its next owner will say where it is.
+                // Fails when the partition was just revoked; its next owner commits its position.
                 _ = consumer.store_offset(&topics.name(partition.stream), partition.number, next - 1);
             }
         };
-        _ = self.hint.set(Arc::new(hint));
+        _ = self.offset_committer.set(Arc::new(offset_committer));
     }
 
-    /// Takes partitions; their tasks are to be started.
-    pub(super) fn take(&self, partitions: &[Partition]) {
+    /// Adds partitions, whose tasks are due at once.
+    pub(super) fn assign(&self, partitions: &[Partition]) {
         let now = Instant::now();
         self.partitions().extend(partitions.iter().map(|partition| (*partition, State::new(now))));
         for partition in partitions {
-            self.place(*partition).wait("about to start");
+            self.status_of(*partition).set_waiting("about to start");
         }
         info!(projection = self.name, partitions = partitions.len(), "partitions assigned");
         self.readiness.ready(self.name);
     }
 
-    /// Gives partitions up: stops their tasks, and waits for them.
-    pub(super) fn give_up(&self, partitions: &[Partition]) {
+    /// Removes partitions: stops their tasks, and waits for them.
+    pub(super) fn revoke(&self, partitions: &[Partition]) {
         let now = Instant::now();
-        let given: Vec<_> =
+        let revoked: Vec<_> =
             partitions.iter().filter_map(|partition| self.partitions().remove(partition)).collect();
-        self.stop(given.into_iter().filter_map(|mut state| state.wait_until(now)).collect());
+        self.stop(revoked.into_iter().filter_map(|mut state| state.wait_until(now)).collect());
         for partition in partitions {
             self.readiness.ready(&self.part(*partition));
-            self.place(*partition).leave();
+            self.status_of(*partition).remove();
         }
     }
 
-    /// Gives up all.
-    pub(super) fn give_up_all(&self) {
+    /// Removes all partitions.
+    pub(super) fn revoke_all(&self) {
         let all: Vec<_> = self.partitions().keys().copied().collect();
-        self.give_up(&all);
+        self.revoke(&all);
     }
 
-    /// The partitions whose tasks are to be started now, first those that have waited longest.
+    /// The partitions whose tasks are due, those that have waited longest first.
     pub(super) fn due(&self) -> Vec<Partition> {
         let now = Instant::now();
         let due = |(partition, state): (&Partition, &State)| match state {
@@ -203,26 +214,26 @@ impl Assignment {
         due.into_iter().map(|(_, partition)| partition).collect()
     }
 
-    /// Starts a partition's task, of which the records from an offset on will come.
+    /// Starts a partition's task, to which the caller routes the records from an offset on.
     pub(super) fn start(&self, partition: Partition, position: Position, from: i64) {
-        self.place(partition).run(from);
+        self.status_of(partition).set_running(from);
         let active = self.spawn(partition, position, from);
         self.partitions().insert(partition, State::Running(active));
         self.readiness.ready(&self.part(partition));
     }
 
-    /// Puts off a start, and says why, in words for an operator.
-    pub(super) fn put_off(&self, partition: Partition, why: &str) {
+    /// Defers a start, for a reason that operators read.
+    pub(super) fn defer_start(&self, partition: Partition, why: &str) {
         self.readiness.not_ready(&self.part(partition), why);
-        self.place(partition).wait(why);
-        self.place(partition).fail(why);
+        self.status_of(partition).set_waiting(why);
+        self.status_of(partition).record_error(why);
         if let Some(state) = self.partitions().get_mut(&partition) {
             state.wait_until(Instant::now() + START_RETRY);
         }
     }
 
-    /// Stops a partition's task, if the partition is still here, so that it is started again where the store stands.
-    /// True if it had one.
+    /// Stops a partition's task, if there is one, so that it starts again at the store's position. Returns whether there was
+    /// one.
     pub(super) fn restart(&self, partition: Partition) -> bool {
         let stopped =
             self.partitions().get_mut(&partition).and_then(|state| state.wait_until(Instant::now()));
@@ -230,29 +241,28 @@ impl Assignment {
             return false;
         };
         counter!(REWINDS, "projection" => self.name).increment(1);
-        self.place(partition).wait("starting again where the store stands");
+        self.status_of(partition).set_waiting("restarting at the store's position");
         self.stop(vec![active]);
         true
     }
 
-    /// Stops all tasks, and lets what they fold be another generation from now on. They are started again when they
-    /// are due and it is wished.
-    pub(super) fn rest(&self, wanted: &Wanted) {
+    /// Stops all tasks, and switches to the desired generation. They start again when they are due, if the projection runs.
+    pub(super) fn stop_all(&self, desired: &DesiredState) {
         let now = Instant::now();
         let partitions: Vec<_> = self.partitions().keys().copied().collect();
         let active = self.partitions().values_mut().filter_map(|state| state.wait_until(now)).collect();
         self.stop(active);
-        if self.sink.generation() != wanted.generation {
+        if self.store.generation() != desired.generation {
             self.partitions().values_mut().for_each(State::forget_confirmed);
-            self.sink.set_generation(wanted.generation);
+            self.store.set_generation(desired.generation);
         }
         for partition in partitions {
-            self.place(partition).wait("about to start");
+            self.status_of(partition).set_waiting("about to start");
         }
-        self.board.follow(self.name, &wanted.wish);
+        self.statuses.set_run_state(self.name, &desired.run_state);
     }
 
-    /// Says whether the projection waits for an operator, and why. That an operator paused it is no fault.
+    /// Sets whether the projection stopped itself, and why. A pause by an operator is no fault.
     pub(super) fn set_stopped(&self, why: Option<&str>) {
         let part = format!("{}/stopped", self.name);
         let blocked = if why.is_some() { self.partitions().len() } else { 0 };
@@ -264,7 +274,7 @@ impl Assignment {
         }
     }
 
-    /// The partitions that have a task.
+    /// The partitions with a task.
     pub(super) fn running(&self) -> Vec<Partition> {
         let running = |state: &State| matches!(state, State::Running(_));
         self.partitions()
@@ -274,7 +284,7 @@ impl Assignment {
             .collect()
     }
 
-    /// Hands a record to its task.
+    /// Passes a record to its task.
     pub(super) fn route(&self, partition: Partition, record: Queued) -> Routed {
         let mut partitions = self.partitions();
         let Some(State::Running(active)) = partitions.get_mut(&partition) else {
@@ -304,7 +314,7 @@ impl Assignment {
         }
     }
 
-    /// Hands over what was held; true if there was something, and all of it went: resume the partition.
+    /// Passes held records to the task. Returns true if there were some and all fit: resume the partition.
     pub(super) fn flush_held(&self, partition: Partition) -> bool {
         let mut partitions = self.partitions();
         let Some(State::Running(active)) = partitions.get_mut(&partition) else {
@@ -326,11 +336,11 @@ impl Assignment {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn place(&self, partition: Partition) -> Place {
-        self.board.place(self.name, partition)
+    fn status_of(&self, partition: Partition) -> StatusHandle {
+        self.statuses.handle(self.name, partition)
     }
 
-    /// A partition's name as a part of the readiness.
+    /// The name of a partition's part of the readiness.
     fn part(&self, partition: Partition) -> String {
         format!("{}/{}", self.name, partition.id())
     }
@@ -343,7 +353,7 @@ impl Assignment {
         }
         self.runtime.block_on(async {
             if timeout(STOP_TIMEOUT, join_all(&mut tasks)).await.is_err() {
-                warn!(projection = self.name, "tasks of partitions did not stop in time; cutting them off");
+                warn!(projection = self.name, "partition tasks did not stop in time, aborting");
                 tasks.iter().for_each(JoinHandle::abort);
             }
         });
@@ -353,31 +363,31 @@ impl Assignment {
         let (queue, records) = queue();
         let confirmed = Arc::new(Mutex::new(position.clone()));
         let stop = CancellationToken::new();
-        let (hint, place) = (self.hint.get().cloned(), self.place(partition));
+        let (offset_committer, status) = (self.offset_committer.get().cloned(), self.status_of(partition));
         let worker = Worker {
             name: self.name,
             partition,
-            sink: self.sink.clone(),
-            post: self.post.clone(),
+            store: self.store.clone(),
+            dead_letters: self.dead_letters.clone(),
             position,
             from,
             confirmed: confirmed.clone(),
             records,
             requests: self.requests.clone(),
             stop: stop.clone(),
-            place: place.clone(),
-            hint: Box::new(move |next| {
-                place.folded(next);
-                if let Some(hint) = &hint {
-                    hint(partition, next);
+            status: status.clone(),
+            offset_committer: Box::new(move |next| {
+                status.set_next(next);
+                if let Some(offset_committer) = &offset_committer {
+                    offset_committer(partition, next);
                 }
             }),
         };
-        let (name, requests, place) = (self.name, self.requests.clone(), self.place(partition));
+        let (name, requests, status) = (self.name, self.requests.clone(), self.status_of(partition));
         let task = self.runtime.spawn(async move {
             if AssertUnwindSafe(worker.run()).catch_unwind().await.is_err() {
-                error!(projection = name, partition = partition.id(), "the partition's task panicked");
-                place.fail("the partition's task panicked");
+                error!(projection = name, partition = partition.id(), "partition task panicked");
+                status.record_error("partition task panicked");
                 sleep(PANIC_PAUSE).await;
                 _ = requests.send(Request::Restart(partition));
             }

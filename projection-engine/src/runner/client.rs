@@ -1,4 +1,4 @@
-//! The consumer of one projection, and how its group's partitions come and go.
+//! The Kafka consumer of one projection, and its rebalance callbacks.
 
 use rdkafka::{
     ClientConfig, ClientContext, Offset, TopicPartitionList,
@@ -13,25 +13,25 @@ use vidlog_events::Topics;
 use super::{assignment::Assignment, settings::Settings};
 use crate::log::Partition;
 
-/// Session timeouts for which an instance may not poll: more than a pass over the partitions that are to be started takes
-/// while a store or a broker is away.
+/// Session timeouts for which an instance may not poll: longer than a pass over the due partitions takes while a store or a
+/// broker is unavailable.
 const POLL_SESSIONS: u32 = 3;
 
-/// What librdkafka calls back into.
+/// The callbacks of librdkafka.
 pub(super) struct Context {
     assignment: Assignment,
     topics: Topics,
 }
 
 impl Context {
-    /// The partitions that the consumer has.
+    /// The assigned partitions.
     pub(super) const fn assignment(&self) -> &Assignment {
         &self.assignment
     }
 }
 
 impl ClientContext for Context {
-    // What the client says here it also says to the poller, which decides what it means.
+    // The client also reports these to the poller, which handles them.
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
         debug!(facility, message, "kafka client");
     }
@@ -50,25 +50,25 @@ impl ConsumerContext for Context {
     ) {
         let named = named(&self.topics, partitions);
         let done = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            self.assignment.take(&named);
-            // Every partition is taken and paused; the poller seeks to where the store stands, and resumes. No offset that may
+            self.assignment.assign(&named);
+            // Every partition is paused; the poller seeks to the store's position, and resumes it. No offset that may
             // be gone: the client would stop fetching the partition.
             partitions
                 .set_all_offsets(Offset::Beginning)
                 .and_then(|()| consumer.incremental_assign(partitions))
                 .and_then(|()| consumer.pause(partitions))
         } else {
-            self.assignment.give_up(&named);
-            // The client would remember a pause, and the partition come back with it.
+            self.assignment.revoke(&named);
+            // The client keeps a pause: the partition would be paused when it is assigned again.
             consumer.resume(partitions).and_then(|()| consumer.incremental_unassign(partitions))
         };
         if let Err(error) = done {
-            error!(%error, "failed to follow a rebalance of the consumer group");
+            error!(%error, "rebalance failed");
         }
     }
 }
 
-/// A consumer in the group of a projection, which has not subscribed yet.
+/// Creates a consumer in the group of a projection, not subscribed yet.
 pub(super) fn connect(
     settings: &Settings,
     projection: &str,
@@ -89,20 +89,19 @@ pub(super) fn connect(
         .set("isolation.level", "read_committed")
         // The position at the end of a partition is past what is not passed on, such as transaction markers.
         .set("enable.partition.eof", "true")
-        // What was applied is stored by the task; committing it is only a hint.
+        // Tasks store applied offsets; they are committed for lag tools only.
         .set("enable.auto.offset.store", "false")
         .set("enable.auto.commit", "true")
         .set("auto.commit.interval.ms", "2000")
-        // A dead instance's partitions move on after this; those of one that lives but does not poll, a bit later.
+        // The partitions of a crashed instance move after this; those of one that does not poll, after `max.poll.interval`.
         .set("session.timeout.ms", session_timeout_ms.to_string())
         .set("heartbeat.interval.ms", (session_timeout_ms / 5).to_string())
         .set("max.poll.interval.ms", (session_timeout_ms * POLL_SESSIONS).to_string())
         .set("fetch.wait.max.ms", "100")
-        // What the client reads ahead of the partitions' queues: so much for all of them together, overshot by
-        // what is on its way then, which is one answer of each broker.
+        // Prefetched records of all partitions, beside their queues. One response of each broker may exceed it.
         .set("queued.max.messages.kbytes", "2048")
         .set("fetch.max.bytes", "4194304")
-        // The room is small, so how soon it is used again decides the speed of a long way to go.
+        // The buffer is small, so the time until it is filled again limits the throughput of a backfill.
         .set("fetch.queue.backoff.ms", "20")
         .set("reconnect.backoff.max.ms", "1000")
         .set("log_level", "4")

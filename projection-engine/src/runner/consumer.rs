@@ -1,4 +1,4 @@
-//! The thread that polls Kafka for one projection and hands records to its partitions' tasks.
+//! The thread that polls Kafka for one projection and passes records to its partitions' tasks.
 
 use std::{
     collections::BTreeMap,
@@ -26,32 +26,31 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    desired_state::{Wanted, Wish},
+    desired_state::{DesiredState, RunState},
     log::{Delivery, Offsets, Partition},
     store::{Position, SharedStore},
     view::Projection,
 };
 
-/// The longest that a request of a partition's task waits for the thread.
+/// The longest wait of a task's request for the thread.
 const POLL: Duration = Duration::from_millis(20);
-/// Between two checks that the store still has what was written: how long a store that lost writes goes unnoticed
-/// when nothing new comes.
+/// Between two checks that the store has all writes: how late a loss is detected when no records arrive.
 const VERIFY_EVERY: Duration = Duration::from_secs(2);
-/// How long a seek or a question to the broker may take.
+/// How long a seek or a query of the broker may take.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(2);
-/// After this the broker is not asked about one more partition before the next poll. Some that it does not answer for
-/// must not hold up the others, nor the member, which is thrown out when it does not poll.
-const ASK_FOR: Duration = Duration::from_secs(2);
-/// Between two looks for topics that are not there yet.
+/// The time for querying the broker between two polls. Partitions without an answer must not delay others, nor the member,
+/// which the group removes when it does not poll.
+const QUERY_BUDGET: Duration = Duration::from_secs(2);
+/// Between two checks for topics that do not exist yet.
 const TOPICS_RETRY: Duration = Duration::from_secs(1);
 
-/// A partition that is to be started.
+/// A partition that is due to start.
 struct Start {
     partition: Partition,
-    /// Where the store stands.
+    /// The position in the store.
     position: Position,
-    /// Where the log begins and ends.
-    extent: (i64, i64),
+    /// The first and the next offset of the log.
+    watermarks: (i64, i64),
 }
 
 /// The thread's state.
@@ -61,30 +60,30 @@ pub(super) struct Poller {
     settings: Arc<Settings>,
     requests: mpsc::Receiver<Request>,
     shutdown: Shutdown,
-    /// What is wanted of the projection, as far as it is followed.
-    followed: Wanted,
+    /// The desired state that is applied.
+    applied: DesiredState,
 }
 
 impl Poller {
-    /// A poller of a runner's projection; its tasks run on a runtime.
+    /// A poller of a view, whose tasks run on a runtime.
     pub(super) fn new(
-        sink: SharedStore,
+        store: SharedStore,
         settings: Arc<Settings>,
         readiness: Readiness,
         shutdown: Shutdown,
         runtime: Handle,
     ) -> anyhow::Result<Self> {
-        let projection = *sink.projection();
+        let projection = *store.projection();
         let (requested, requests) = mpsc::channel();
-        let assignment = Assignment::new(sink, &settings, readiness, requested, runtime);
+        let assignment = Assignment::new(store, &settings, readiness, requested, runtime);
         let consumer = connect(&settings, projection.name(), assignment)?;
         let consumer = Arc::new(consumer);
-        consumer.context().assignment().set_hints(&consumer, &settings.log.topics);
-        let followed = Wanted::default();
-        Ok(Self { consumer, projection, settings, requests, shutdown, followed })
+        consumer.context().assignment().set_offset_committer(&consumer, &settings.log.topics);
+        let applied = DesiredState::default();
+        Ok(Self { consumer, projection, settings, requests, shutdown, applied })
     }
 
-    /// Polls until shutdown is given and the partitions' tasks have ended.
+    /// Polls until shutdown and the end of the partitions' tasks.
     pub(super) fn run(mut self) -> anyhow::Result<()> {
         let name = self.projection.name();
         if !self.wait_for_topics() {
@@ -96,15 +95,15 @@ impl Poller {
             match self.consumer.poll(POLL) {
                 Some(Ok(message)) => self.route(&message),
                 Some(Err(KafkaError::PartitionEOF(number))) => self.pass_to_position(number),
-                Some(Err(error)) => self.endure(&error)?,
+                Some(Err(error)) => self.handle_consumer_error(&error)?,
                 None => {}
             }
             self.serve_requests();
-            self.follow_wanted();
+            self.reconcile();
             let begun = Instant::now();
             if begun >= start_at {
                 self.start_due();
-                // Half of the time is for the partitions that run.
+                // At least half of the time is left for the running partitions.
                 start_at = Instant::now() + begun.elapsed();
             }
             if Instant::now() >= verify_at {
@@ -112,7 +111,7 @@ impl Poller {
                 verify_at = Instant::now() + VERIFY_EVERY;
             }
         }
-        self.assignment().give_up_all();
+        self.assignment().revoke_all();
         info!(projection = name, "stopped");
         Ok(())
     }
@@ -130,16 +129,16 @@ impl Poller {
             .with_context(|| format!("projection {} failed to subscribe", self.projection.name()))
     }
 
-    /// Waits until the projection's topics exist; false if shutdown was given first.
+    /// Waits until the projection's topics exist. Returns false if shutdown comes first.
     fn wait_for_topics(&self) -> bool {
-        let mut told = false;
+        let mut logged = false;
         for stream in self.projection.streams() {
             let topic = self.settings.log.topics.name(stream);
             while !self.shutdown.is_given() && !self.exists(&topic) {
-                if !std::mem::replace(&mut told, true) {
+                if !std::mem::replace(&mut logged, true) {
                     info!(projection = self.projection.name(), topic, "waiting for the topic");
                 }
-                // Serves the client's own events, and waits.
+                // Waits, and serves the client's events.
                 _ = self.consumer.poll(TOPICS_RETRY);
             }
         }
@@ -168,7 +167,7 @@ impl Poller {
         }
     }
 
-    /// Stops a partition's task; it is started again where the store stands.
+    /// Restarts a partition's task at the store's position.
     fn restart(&self, partition: Partition) {
         if self.assignment().restart(partition) {
             self.pause(partition);
@@ -177,34 +176,34 @@ impl Poller {
 
     fn pause(&self, partition: Partition) {
         if let Err(error) = self.consumer.pause(&self.list(partition)) {
-            // Then records come that no task takes, until the partition is sought again.
+            // Then records arrive without a task, until the next seek.
             debug!(projection = self.projection.name(), %error, "failed to pause a partition");
         }
     }
 
-    /// Sees whether something else is wanted now than before. If so, all tasks end; they begin anew if they are to run.
-    fn follow_wanted(&mut self) {
+    /// Applies a change of the desired state: stops all tasks, which start again if the projection runs.
+    fn reconcile(&mut self) {
         let name = self.projection.name();
-        let wanted = self.settings.wanted.borrow().get(name).cloned().unwrap_or_default();
-        if wanted == self.followed {
+        let desired = self.settings.desired_states.borrow().get(name).cloned().unwrap_or_default();
+        if desired == self.applied {
             return;
         }
-        info!(projection = name, generation = wanted.generation, wish = ?wanted.wish, "following what is wanted");
+        info!(projection = name, generation = desired.generation, run_state = ?desired.run_state, "desired state changed");
         let running: Vec<_> = self.assignment().running();
-        self.assignment().rest(&wanted);
+        self.assignment().stop_all(&desired);
         for partition in running {
             self.pause(partition);
         }
-        match &wanted.wish {
-            Wish::Stopped(why) => self.assignment().set_stopped(Some(why)),
-            Wish::Run | Wish::Hold | Wish::Pause => self.assignment().set_stopped(None),
+        match &desired.run_state {
+            RunState::Stopped(why) => self.assignment().set_stopped(Some(why)),
+            RunState::Run | RunState::Hold | RunState::Pause => self.assignment().set_stopped(None),
         }
-        self.followed = wanted;
+        self.applied = desired;
     }
 
-    /// Starts the tasks of partitions that have none, where the store stands.
+    /// Starts the tasks of due partitions at the store's position.
     fn start_due(&self) {
-        if self.followed.wish != Wish::Run {
+        if self.applied.run_state != RunState::Run {
             return;
         }
         let due = self.assignment().due();
@@ -214,14 +213,14 @@ impl Poller {
         let positions = match self.assignment().starts(&due) {
             Ok(positions) => positions,
             Err(why) => {
-                return due.into_iter().for_each(|partition| self.assignment().put_off(partition, &why));
+                return due.into_iter().for_each(|partition| self.assignment().defer_start(partition, &why));
             }
         };
-        let starts = self.with_extents(due.into_iter().zip(positions));
-        let others = self.other_logs(&starts);
+        let starts = self.fetch_watermarks_of(due.into_iter().zip(positions));
+        let mismatched = self.mismatched_logs(&starts);
         for start in starts {
-            let is_ours = others.get(&start.partition).map_or(Ok(()), |why| Err(why.clone()));
-            match is_ours.and_then(|()| self.seek(&start)) {
+            let is_same = mismatched.get(&start.partition).map_or(Ok(()), |why| Err(why.clone()));
+            match is_same.and_then(|()| self.seek(&start)) {
                 Ok(from) => {
                     self.assignment().start(start.partition, start.position, from);
                     if let Err(error) = self.consumer.resume(&self.list(start.partition)) {
@@ -229,64 +228,72 @@ impl Poller {
                         self.restart(start.partition);
                     }
                 }
-                Err(why) => self.put_off(start.partition, &why),
+                Err(why) => self.defer_start(start.partition, &why),
             }
         }
     }
 
-    fn put_off(&self, partition: Partition, why: &str) {
-        warn!(projection = self.projection.name(), partition = partition.id(), why, "can't start yet");
-        self.assignment().put_off(partition, why);
+    fn defer_start(&self, partition: Partition, why: &str) {
+        warn!(
+            projection = self.projection.name(),
+            partition = partition.id(),
+            why,
+            "partition start deferred"
+        );
+        self.assignment().defer_start(partition, why);
     }
 
-    /// The partitions that the broker answers for. What there is no time for is due still, and comes first in the next
-    /// pass.
-    fn with_extents(&self, due: impl Iterator<Item = (Partition, Position)>) -> Vec<Start> {
+    /// Reads the watermarks of due partitions. Those without an answer are deferred. Those beyond the time budget stay due, and
+    /// come first in the next pass.
+    fn fetch_watermarks_of(&self, due: impl Iterator<Item = (Partition, Position)>) -> Vec<Start> {
         let begun = Instant::now();
         let mut starts = Vec::new();
         for (partition, position) in due {
             let topic = self.settings.log.topics.name(partition.stream);
             match self.consumer.fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT) {
-                Ok(extent) => starts.push(Start { partition, position, extent }),
+                Ok(watermarks) => starts.push(Start { partition, position, watermarks }),
                 Err(error) => {
-                    let why = format!("the broker does not say where the log begins and ends: {error}");
-                    self.put_off(partition, &why);
+                    let why = format!("the broker does not return the watermarks: {error}");
+                    self.defer_start(partition, &why);
                 }
             }
-            if begun.elapsed() >= ASK_FOR {
+            if begun.elapsed() >= QUERY_BUDGET {
                 break;
             }
         }
         starts
     }
 
-    /// Why some partitions are not those that the view was folded from, or not known to be.
-    fn other_logs(&self, starts: &[Start]) -> BTreeMap<Partition, String> {
+    /// Returns partitions of another log than the view was folded from, or of an unknown one, with the reason.
+    fn mismatched_logs(&self, starts: &[Start]) -> BTreeMap<Partition, String> {
         // A log that has no first record yet can be any: its task remembers the first that it folds. One whose start is cut
         // has lost it.
-        let has_first = |start: &&Start| start.extent.0 == 0 && start.extent.1 > 0;
+        let has_first = |start: &&Start| start.watermarks.0 == 0 && start.watermarks.1 > 0;
         let ends: Offsets =
-            starts.iter().filter(has_first).map(|start| (start.partition, start.extent.1)).collect();
+            starts.iter().filter(has_first).map(|start| (start.partition, start.watermarks.1)).collect();
         let firsts = self.settings.first_records.read(&ends).unwrap_or_default();
-        let mut whys = BTreeMap::new();
+        let mut reasons = BTreeMap::new();
         let mut known = Vec::with_capacity(ends.len());
         for partition in ends.into_keys() {
             match firsts.get(&partition) {
                 Some(Some(first)) => known.push((partition, first.clone())),
                 Some(None) => {}
                 None => {
-                    whys.insert(partition, "the broker does not send the log's first record".to_owned());
+                    reasons.insert(
+                        partition,
+                        "the broker does not return the first record of the log".to_owned(),
+                    );
                 }
             }
         }
-        whys.extend(self.assignment().folded_from_others(&known));
-        whys
+        reasons.extend(self.assignment().check_log_identity(&known));
+        reasons
     }
 
-    /// Has the consumer read a partition from where the store stands, or from the log's start if the view has nothing;
-    /// returns that offset, or why it can't.
+    /// Seeks a partition to the store's position, or to the log start offset if the view is empty. Returns that offset, or the
+    /// reason if the log does not have it.
     fn seek(&self, start: &Start) -> Result<i64, String> {
-        let Start { partition, position, extent: (log_start, end) } = start;
+        let Start { partition, position, watermarks: (log_start, end) } = start;
         let topic = &self.settings.log.topics.name(partition.stream);
         let Some(from) = position.read_from(*log_start) else {
             return Err(format!(
@@ -296,11 +303,11 @@ impl Poller {
                 position.lowest()
             ));
         };
-        // Any part that is further than the log was folded from another log, and would ignore what comes next.
+        // A part ahead of the log was folded from another log, and would skip the next records.
         if position.highest() > *end {
             return Err(format!(
-                "{topic}[{}] ends at {end}, but the view stands at {}: is this another cluster, or was the log cut? \
-                 The view stays as it is until the log or the view is restored",
+                "{topic}[{}] ends at {end}, but the view is at {}: is this another cluster, or was the log truncated? \
+                 The view stays unchanged until the log or the view is restored",
                 partition.number,
                 position.highest()
             ));
@@ -308,7 +315,7 @@ impl Poller {
         if let Err(error) = self.consumer.seek(topic, partition.number, Offset::Offset(from), BROKER_TIMEOUT)
         {
             self.assign_again(*partition);
-            return Err(format!("{topic}[{}] can't be read yet: {error}", partition.number));
+            return Err(format!("failed to seek {topic}[{}]: {error}", partition.number));
         }
         if position.lowest() < from {
             warn!(
@@ -330,12 +337,12 @@ impl Poller {
             .and_then(|()| self.consumer.incremental_assign(&list))
             .and_then(|()| self.consumer.pause(&list));
         if let Err(error) = assigned {
-            // It may have gone to another instance. If not, the next seek fails as well.
+            // It may be assigned to another instance. If not, the next seek fails as well.
             debug!(projection = self.projection.name(), %error, "failed to assign a partition again");
         }
     }
 
-    /// Has a partition's task pass to the consumer's position: all records before that are with the task, and offsets
+    /// Moves a partition's task to the consumer's position: all records before that are with the task, and offsets
     /// between the last of them and the position hold none for consumers.
     fn pass_to_position(&self, number: i32) {
         let Ok(positions) = self.consumer.position() else {
@@ -350,7 +357,7 @@ impl Poller {
         }
     }
 
-    /// Hands a record to its partition's task. If the task's queue is full the record is held and the partition paused.
+    /// Passes a record to its partition's task. If the task's queue is full, holds the record and pauses the partition.
     fn route(&self, message: &BorrowedMessage<'_>) {
         let Some(stream) = self.settings.log.topics.stream(message.topic()) else {
             return;
@@ -363,27 +370,26 @@ impl Poller {
         if let Routed::Held = routed
             && let Err(error) = self.consumer.pause(&self.list(partition))
         {
-            error!(projection = self.projection.name(), %error, "failed to pause a partition; its records are held");
+            error!(projection = self.projection.name(), %error, "failed to pause a partition, holding its records");
         }
     }
 
-    /// Goes on after an error of the consumer, which tries again by itself where that can help. An error after which it
-    /// is of no more use is given back.
-    fn endure(&self, error: &KafkaError) -> anyhow::Result<()> {
+    /// Handles an error of the consumer. The client retries by itself where it can; a fatal error is returned.
+    fn handle_consumer_error(&self, error: &KafkaError) -> anyhow::Result<()> {
         if let Some((code, why)) = self.consumer.client().fatal_error() {
-            self.assignment().give_up_all();
+            self.assignment().revoke_all();
             if code == RDKafkaErrorCode::FencedInstanceId {
                 let instance = self.settings.instance.as_deref().unwrap_or_default();
                 bail!(
-                    "another process runs as instance {instance:?} and has taken the place of this one; \
-                     give each a name of its own with --instance"
+                    "another process joined as instance {instance:?} and replaced this one; give each a name of its own \
+                     with --instance"
                 );
             }
-            bail!("the consumer can't go on: {why}");
+            bail!("fatal error of the consumer: {why}");
         }
-        warn!(projection = self.projection.name(), %error, "the log can't be read now; trying again");
+        warn!(projection = self.projection.name(), %error, "log read failed, retrying");
         if matches!(error, KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) {
-            // The log does not have what comes next: starting again finds out which partition it is, and says so.
+            // A partition lacks the next offset: restarting all finds it and reports the reason.
             self.assignment().running().into_iter().for_each(|partition| self.restart(partition));
         }
         Ok(())
@@ -400,7 +406,7 @@ fn read(stream: Stream, message: &BorrowedMessage<'_>) -> Queued {
     let headers = message.headers().map_or(0, |headers| {
         headers.iter().map(|header| header.key.len() + header.value.map_or(0, <[u8]>::len)).sum()
     });
-    // The message is kept beside what is decoded, which is about as large, and a structure around it.
+    // The message is held together with the decoded event, which is about as large, and a structure around both.
     let bytes = 2 * (message.payload_len() + message.key_len() + headers) + size_of::<Queued>();
     Queued { delivery: Some(Delivery::read(stream, message)), next: message.offset() + 1, bytes }
 }

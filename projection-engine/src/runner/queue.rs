@@ -1,10 +1,10 @@
-//! The queue between the poller and a partition's task, bounded in records and in bytes, and the batches taken from it.
+//! The queue between the poller and a partition's task, bounded in records and in bytes.
 //!
-//! With the bounds of `consumer` these make a process's memory independent of how far it is behind. At most, it holds:
+//! Together with the limits of the consumer it bounds the memory of a process, independent of its lag. At most, a process holds:
 //!
 //! - in each partition's queue 1 MiB and one record, in its task a batch of 512 KiB and one record, and what the fold
 //!   makes of that, which is of the same size: 2 MiB with the records that vidlog writes, of some 500 bytes;
-//! - in each projection's consumer 2 MiB, and one answer of 4 MiB of each broker that was asked when there was room.
+//! - in each projection's consumer 2 MiB, and one response of 4 MiB of each broker.
 //!
 //! With 13 projections of 12 partitions and one broker that is 13 × (12 × 2 + 6) = 390 MiB, if every one of the 156
 //! partitions is behind and every store slower than the log.
@@ -18,13 +18,13 @@ use tokio::sync::mpsc;
 
 use crate::log::Delivery;
 
-/// Records that wait for a partition's task. More would only be memory: the broker keeps them as well.
+/// Records in a queue. More would only use memory: the broker has them as well.
 const RECORDS: usize = 2000;
-/// Bytes that wait for it: some batches, so that the task never waits for the poller.
+/// Bytes in a queue: some batches, so that the task never waits for the poller.
 const BYTES: usize = 1024 * 1024;
 /// Records in a batch: enough that a round trip is shared by many, few enough that a batch takes milliseconds.
 pub(super) const BATCH_RECORDS: usize = 500;
-/// Bytes in a batch, which is one script a shard or one transaction. The record that goes beyond still goes in.
+/// Bytes in a batch, which is one script per shard or one transaction. The record that exceeds it is included.
 const BATCH_BYTES: usize = 512 * 1024;
 
 /// A record with its weight, or the end of offsets that hold none.
@@ -42,13 +42,13 @@ impl Queued {
     }
 }
 
-/// The poller's end.
+/// The sending end, for the poller.
 pub(super) struct Sender {
     records: mpsc::Sender<Queued>,
     waiting: Arc<AtomicUsize>,
 }
 
-/// The task's end.
+/// The receiving end, for the task.
 pub(super) struct Receiver {
     records: mpsc::Receiver<Queued>,
     waiting: Arc<AtomicUsize>,
@@ -62,15 +62,15 @@ pub(super) fn queue() -> (Sender, Receiver) {
 }
 
 impl Sender {
-    /// Puts a record in; gives it back if there is no room. One that is larger than the queue goes into an empty one. If
-    /// the task has ended, the record is dropped.
+    /// Adds a record, or returns it if there is no room. An empty queue accepts a record of any size. If the task has ended,
+    /// the record is dropped.
     pub(super) fn offer(&self, queued: Queued) -> Option<Queued> {
         let bytes = queued.bytes;
         let waiting = self.waiting.load(Ordering::Acquire);
         if waiting > 0 && waiting + bytes > BYTES {
             return Some(queued);
         }
-        // Before it can be taken, so that the sum is never below zero.
+        // Before the record can be received, so that the sum never drops below zero.
         self.waiting.fetch_add(bytes, Ordering::AcqRel);
         let sent = self.records.try_send(queued);
         if sent.is_err() {
@@ -84,17 +84,16 @@ impl Sender {
 }
 
 impl Receiver {
-    /// Waits for a record, and takes it with those that are behind it, up to the size of a batch. Returns the offset after
-    /// what was taken, or `None` once there will be no more. It never waits for a batch to become larger. Cut off, it has
-    /// taken nothing.
-    pub(super) async fn take(&mut self, batch: &mut Vec<Delivery>) -> Option<i64> {
+    /// Receives at least one record and those behind it, up to the size of a batch, without waiting for more. Returns the
+    /// offset after them, or `None` once the queue is closed. It is cancel safe.
+    pub(super) async fn receive(&mut self, batch: &mut Vec<Delivery>) -> Option<i64> {
         let mut queued = self.records.recv().await?;
-        let (mut bytes, mut taken) = (0, 0);
+        let (mut bytes, mut received) = (0, 0);
         let next = loop {
             bytes += queued.bytes;
-            taken += 1;
+            received += 1;
             batch.extend(queued.delivery);
-            if taken >= BATCH_RECORDS || bytes >= BATCH_BYTES {
+            if received >= BATCH_RECORDS || bytes >= BATCH_BYTES {
                 break queued.next;
             }
             match self.records.try_recv() {
@@ -106,7 +105,7 @@ impl Receiver {
         Some(next)
     }
 
-    /// Whether nothing waits.
+    /// Whether the queue is empty.
     pub(super) fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
@@ -127,7 +126,7 @@ mod tests {
 
     async fn take(receiver: &mut Receiver) -> usize {
         let mut batch = Vec::new();
-        receiver.take(&mut batch).await;
+        receiver.receive(&mut batch).await;
         batch.len()
     }
 
@@ -137,12 +136,12 @@ mod tests {
         assert!(sender.offer(queued(1)).is_none());
         assert!(sender.offer(Queued::gap(7)).is_none());
         let mut batch = Vec::new();
-        assert_eq!(receiver.take(&mut batch).await, Some(7));
+        assert_eq!(receiver.receive(&mut batch).await, Some(7));
         assert_eq!(batch.len(), 1);
     }
 
     #[tokio::test]
-    async fn it_is_full_by_records_or_by_bytes_and_has_room_again_when_they_are_taken() {
+    async fn queue_is_full_by_records_or_bytes() {
         let (sender, mut receiver) = queue();
         assert!((0..RECORDS).all(|_| sender.offer(queued(1)).is_none()));
         assert!(sender.offer(queued(1)).is_some());
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_batch_is_bounded_by_records_and_by_bytes() {
+    async fn batch_is_bounded_by_records_and_bytes() {
         let (sender, mut receiver) = queue();
         let third = BATCH_BYTES / 3 + 1;
         assert!((0..5).all(|_| sender.offer(queued(third)).is_none()));

@@ -1,32 +1,32 @@
-//! What all runners of a process share.
+//! The settings that all runners of a process share.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::status::Board;
+use super::status::PartitionStatusRegistry;
 use crate::{
-    dead_letters::Post,
-    desired_state::AllWanted,
+    dead_letters::DeadLetterQueue,
+    desired_state::DesiredStates,
     log::{Log, identity::FirstRecords},
 };
 
-/// What all runners of a process share.
+/// The settings that all runners of a process share.
 pub struct Settings {
-    /// The name of this process, if it was given one: it keeps its partitions over a restart.
+    /// The name of this process. A process with a name keeps its partitions across a restart.
     pub instance: Option<String>,
-    /// How long an instance may be unheard of before it loses its partitions, in milliseconds.
+    /// How long an instance may not send heartbeats before it loses its partitions, in milliseconds.
     pub session_timeout_ms: u32,
     /// Prefix of the consumer groups.
     pub namespace: String,
     /// The log.
     pub log: Log,
-    /// Tells which log it is.
+    /// The first records of partitions, which identify the log.
     pub first_records: FirstRecords,
-    /// The way to the dead letters.
-    pub post: Post,
-    /// What is wanted of the projections.
-    pub wanted: watch::Receiver<AllWanted>,
-    /// Where the runners tell how their partitions are.
-    pub board: Arc<Board>,
+    /// The dead-letter queue.
+    pub dead_letters: DeadLetterQueue,
+    /// The desired states of the projections.
+    pub desired_states: watch::Receiver<DesiredStates>,
+    /// The statuses of the partitions.
+    pub statuses: Arc<PartitionStatusRegistry>,
 }

@@ -1,4 +1,4 @@
-//! What the runners of a process tell about their partitions, for whoever reports it.
+//! The status of each partition that runs in this process.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -8,27 +8,27 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::{desired_state::Wish, log::Partition};
+use crate::{desired_state::RunState, log::Partition};
 
-/// How far the rate of a partition looks back.
-const RATE_OVER: Duration = Duration::from_secs(10);
+/// The window of a partition's rate.
+const RATE_WINDOW: Duration = Duration::from_secs(10);
 
-/// The board of a process.
+/// The statuses of a process.
 #[derive(Default)]
-pub struct Board {
-    told: Mutex<Told>,
+pub struct PartitionStatusRegistry {
+    statuses: Mutex<Statuses>,
     changed: Notify,
 }
 
 #[derive(Default)]
-struct Told {
-    followed: BTreeMap<&'static str, Wish>,
+struct Statuses {
+    run_states: BTreeMap<&'static str, RunState>,
     partitions: BTreeMap<(&'static str, Partition), Entry>,
 }
 
 struct Entry {
     phase: Phase,
-    /// Where the partition's task is, with earlier places, oldest first.
+    /// The offset of the partition's task, and earlier ones, oldest first.
     next: i64,
     earlier: VecDeque<(Instant, i64)>,
     error: Option<(String, Instant)>,
@@ -37,82 +37,83 @@ struct Entry {
 /// Whether a partition has a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// It has none yet, for this reason.
+    /// It has no task yet, for this reason.
     Waiting(String),
-    /// It has one.
+    /// It has a task.
     Running,
 }
 
-/// What is told of a partition.
+/// The status of a partition.
 #[derive(Debug)]
-pub struct Line {
+pub struct PartitionStatus {
     /// The projection's name.
     pub projection: &'static str,
     /// The partition.
     pub partition: Partition,
     /// Whether the partition has a task.
     pub phase: Phase,
-    /// What is wanted of the projection, as far as it is followed.
-    pub followed: Wish,
+    /// The run state that the runner has applied to the projection.
+    pub run_state: RunState,
     /// Records folded per second, over the last 10 seconds.
     pub records_per_second: f64,
-    /// The last error, and how long ago it was.
+    /// The last error, and its age.
     pub error: Option<(String, Duration)>,
 }
 
-impl Board {
-    /// Waits until there is something new to tell, other than numbers.
+impl PartitionStatusRegistry {
+    /// Waits for a change, other than of numbers.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// All that is told now. Rates are counted from one reading to the next ones.
-    pub fn lines(&self) -> Vec<Line> {
+    /// Current status of every partition. Rates cover the time since earlier calls.
+    pub fn snapshot(&self) -> Vec<PartitionStatus> {
         let now = Instant::now();
-        let Told { followed, partitions } = &mut *self.told();
-        let line = |(&(projection, partition), entry): (&(&'static str, Partition), &mut Entry)| Line {
-            projection,
-            partition,
-            phase: entry.phase.clone(),
-            followed: followed.get(projection).cloned().unwrap_or(Wish::Run),
-            records_per_second: entry.rate(now),
-            error: entry.error.as_ref().map(|(error, at)| (error.clone(), now.duration_since(*at))),
-        };
-        partitions.iter_mut().map(line).collect()
+        let Statuses { run_states, partitions } = &mut *self.lock();
+        let status =
+            |(&(projection, partition), entry): (&(&'static str, Partition), &mut Entry)| PartitionStatus {
+                projection,
+                partition,
+                phase: entry.phase.clone(),
+                run_state: run_states.get(projection).cloned().unwrap_or(RunState::Run),
+                records_per_second: entry.rate(now),
+                error: entry.error.as_ref().map(|(error, at)| (error.clone(), now.duration_since(*at))),
+            };
+        partitions.iter_mut().map(status).collect()
     }
 
-    /// Says what a projection follows.
-    pub(super) fn follow(&self, projection: &'static str, wish: &Wish) {
-        self.told().followed.insert(projection, wish.clone());
+    /// Records the run state of a projection.
+    pub(super) fn set_run_state(&self, projection: &'static str, run_state: &RunState) {
+        self.lock().run_states.insert(projection, run_state.clone());
         self.changed.notify_one();
     }
 
-    /// The place of a partition.
-    pub(super) fn place(self: &Arc<Self>, projection: &'static str, partition: Partition) -> Place {
-        Place { board: self.clone(), projection, partition }
+    /// The handle of a partition.
+    pub(super) fn handle(self: &Arc<Self>, projection: &'static str, partition: Partition) -> StatusHandle {
+        StatusHandle { statuses: self.clone(), projection, partition }
     }
 
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Statuses> {
+        self.statuses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Where a partition's runner writes.
+/// Updates the status of one partition.
 #[derive(Clone)]
-pub(super) struct Place {
-    board: Arc<Board>,
+pub(super) struct StatusHandle {
+    statuses: Arc<PartitionStatusRegistry>,
     projection: &'static str,
     partition: Partition,
 }
 
-impl Place {
+impl StatusHandle {
     /// The partition has no task, for this reason.
-    pub(super) fn wait(&self, why: &str) {
+    pub(super) fn set_waiting(&self, why: &str) {
         self.change(|entry| entry.phase = Phase::Waiting(why.to_owned()));
     }
 
-    /// The partition has a task, which begins somewhere.
-    pub(super) fn run(&self, next: i64) {
+    /// The partition has a task, which starts at an offset.
+    pub(super) fn set_running(&self, next: i64) {
         self.change(|entry| {
             entry.phase = Phase::Running;
             entry.next = next;
@@ -120,28 +121,28 @@ impl Place {
         });
     }
 
-    /// The partition is gone.
-    pub(super) fn leave(&self) {
-        self.board.told().partitions.remove(&(self.projection, self.partition));
+    /// Removes the partition.
+    pub(super) fn remove(&self) {
+        self.statuses.lock().partitions.remove(&(self.projection, self.partition));
     }
 
-    /// Records were folded.
-    pub(super) fn folded(&self, next: i64) {
-        if let Some(entry) = self.board.told().partitions.get_mut(&(self.projection, self.partition)) {
+    /// Records up to an offset were folded.
+    pub(super) fn set_next(&self, next: i64) {
+        if let Some(entry) = self.statuses.lock().partitions.get_mut(&(self.projection, self.partition)) {
             entry.next = next;
         }
     }
 
-    /// Something failed.
-    pub(super) fn fail(&self, error: impl Into<String>) {
-        if let Some(entry) = self.board.told().partitions.get_mut(&(self.projection, self.partition)) {
+    /// Records an error.
+    pub(super) fn record_error(&self, error: impl Into<String>) {
+        if let Some(entry) = self.statuses.lock().partitions.get_mut(&(self.projection, self.partition)) {
             entry.error = Some((error.into(), Instant::now()));
         }
     }
 
     fn change(&self, change: impl FnOnce(&mut Entry)) {
-        let mut told = self.board.told();
-        let entry = told.partitions.entry((self.projection, self.partition)).or_insert_with(|| Entry {
+        let mut guard = self.statuses.lock();
+        let entry = guard.partitions.entry((self.projection, self.partition)).or_insert_with(|| Entry {
             phase: Phase::Waiting(String::new()),
             next: 0,
             earlier: VecDeque::new(),
@@ -150,18 +151,18 @@ impl Place {
         let before = entry.phase.clone();
         change(entry);
         if entry.phase != before {
-            self.board.changed.notify_one();
+            self.statuses.changed.notify_one();
         }
     }
 }
 
 impl Entry {
-    /// Records a second since the last time that is [`RATE_OVER`] ago, or else since the task began.
+    /// Records per second over [`RATE_WINDOW`], or since the task started.
     fn rate(&mut self, now: Instant) -> f64 {
         if self.phase != Phase::Running {
             return 0.0;
         }
-        while self.earlier.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= RATE_OVER) {
+        while self.earlier.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= RATE_WINDOW) {
             self.earlier.pop_front();
         }
         let rate = self.earlier.front().map_or(0.0, |(at, next)| {
@@ -179,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rate_is_of_the_last_ten_seconds() {
+    fn rate_covers_the_last_ten_seconds() {
         let begun = Instant::now();
         let mut entry = Entry {
             phase: Phase::Running,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Context;
 use vidlog_projection_engine::{
-    dead_letters::{Discards, Post},
+    dead_letters::{DeadLetterQueue, Discards},
     log::{Offsets, Partition, RecordKey},
     store::SharedStore,
 };
@@ -26,14 +26,14 @@ impl Excluded {
     /// Reads what is parked and discarded now.
     pub(super) async fn read(
         sink: &SharedStore,
-        post: &Post,
+        dead_letters: &DeadLetterQueue,
         partitions: &[Partition],
     ) -> anyhow::Result<Self> {
         // In this order: a record is marked as discarded before it is unparked.
         let Self { parked, .. } = Self::default().with_parked(sink).await?;
         let mut discards = BTreeMap::new();
         for partition in partitions {
-            discards.insert(*partition, post.discards(sink.projection().name(), *partition).await?);
+            discards.insert(*partition, dead_letters.discards(sink.projection().name(), *partition).await?);
         }
         Ok(Self { parked, discards })
     }

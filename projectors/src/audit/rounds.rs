@@ -12,8 +12,8 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::time::sleep;
 use vidlog_projection_engine::{
     desired_state::{
-        self, Wish,
-        hold::{BETWEEN_HOLDS, HOLDS, Hold, LOOK},
+        self, RunState,
+        hold::{BETWEEN_HOLDS, CHECK_INTERVAL, HOLDS, Hold},
         view_lock::ViewLock,
     },
     log::Log,
@@ -121,8 +121,8 @@ impl Rounds {
     async fn is_to_run(&self) -> anyhow::Result<bool> {
         let all = desired_state::read(&self.view.sink.stores().mysql).await;
         let mut all = all.context("failed to read from MySQL whether the projection is to run")?;
-        let wish = all.remove(self.view.projection().name()).unwrap_or_default().wish;
-        Ok(matches!(wish, Wish::Run | Wish::Hold))
+        let wish = all.remove(self.view.projection().name()).unwrap_or_default().run_state;
+        Ok(matches!(wish, RunState::Run | RunState::Hold))
     }
 
     /// Holds the projection for some rounds. The hold ends whatever happens in them.
@@ -152,7 +152,7 @@ impl Rounds {
             if matches!(round, Round::AtRest { .. }) || hold.is_over() {
                 return Ok((self, round));
             }
-            sleep(LOOK).await;
+            sleep(CHECK_INTERVAL).await;
         }
     }
 

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use vidlog_projection_engine::{
-    dead_letters::Post,
+    dead_letters::DeadLetterQueue,
     desired_state::view_lock::ViewLock,
     log::{Offsets, Partition},
     store::{Position, SharedStore},
@@ -17,7 +17,7 @@ use super::{
 /// A view that is audited.
 pub(super) struct View {
     pub(super) sink: SharedStore,
-    pub(super) post: Post,
+    pub(super) dead_letters: DeadLetterQueue,
     /// The partitions of its streams.
     pub(super) partitions: Vec<Partition>,
 }
@@ -39,7 +39,7 @@ impl View {
     /// The records that the view does not have by now. Fails if a key that was parked in what is folded by now is not
     /// parked any more.
     pub(super) async fn excluded(&self, folding: &Folding) -> anyhow::Result<Excluded> {
-        let excluded = Excluded::read(&self.sink, &self.post, &self.partitions).await?;
+        let excluded = Excluded::read(&self.sink, &self.dead_letters, &self.partitions).await?;
         self.ensure_still_parked(&folding.excluded, &excluded, &folding.at)?;
         Ok(excluded)
     }

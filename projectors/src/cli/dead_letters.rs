@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use rdkafka::{Message, message::Headers};
 use tokio::task::spawn_blocking;
 use vidlog_projection_engine::{
-    dead_letters::{Letter, Post, letter},
+    dead_letters::{DeadLetter, DeadLetterQueue, letter},
     log::{Log, Partition, RecordKey},
     store::{Class, Stores},
     view::Projection,
@@ -79,7 +79,7 @@ pub struct Place {
 pub async fn run(command: DeadLetters) -> anyhow::Result<bool> {
     let DeadLetters { action, log, stores } = command;
     let target = Stores::open(&stores, MYSQL_CONNECTIONS)?;
-    let post = Post::new(Log::new(&log, &stores.namespace));
+    let dead_letters = DeadLetterQueue::new(Log::new(&log, &stores.namespace));
     match action {
         Action::List { projection, json } => {
             let chosen = projection.map_or(projections::ALL.to_vec(), |projection| vec![projection]);
@@ -91,14 +91,14 @@ pub async fn run(command: DeadLetters) -> anyhow::Result<bool> {
             Ok(unknown.is_empty())
         }
         Action::Show(place) => {
-            println!("{}", show(&post, &place).await?);
+            println!("{}", show(&dead_letters, &place).await?);
             Ok(true)
         }
         Action::Retry { projection, key } => {
             let key = key.as_deref().map(RecordKey::from_text);
             let (mut retried, mut is_done) = (0, true);
             // Told one by one: it may take long, and end with an error.
-            retry(&target, &post, projection, key.as_ref(), |one| {
+            retry(&target, &dead_letters, projection, key.as_ref(), |one| {
                 println!("{one}");
                 (retried, is_done) = (retried + 1, is_done && one.is_folded());
             })
@@ -109,7 +109,7 @@ pub async fn run(command: DeadLetters) -> anyhow::Result<bool> {
             Ok(is_done)
         }
         Action::Discard(Place { projection, partition, offset }) => {
-            let discarded = discard(&target, &post, projection, (partition, offset)).await?;
+            let discarded = discard(&target, &dead_letters, projection, (partition, offset)).await?;
             println!("{discarded}");
             Ok(discarded.is_folded())
         }
@@ -137,12 +137,12 @@ fn as_table(waiting: &[Waiting]) -> String {
     lines.join("\n")
 }
 
-async fn show(post: &Post, place: &Place) -> anyhow::Result<String> {
-    let (log, name) = (post.log().clone(), place.projection.name());
+async fn show(dead_letters: &DeadLetterQueue, place: &Place) -> anyhow::Result<String> {
+    let (log, name) = (dead_letters.log().clone(), place.projection.name());
     let (partition, offset) = (place.partition, place.offset);
     let read = move || {
         // Whoever folds the log anew sends it anew. The last of each class tells all there is.
-        let mut found: BTreeMap<Class, Letter> = BTreeMap::new();
+        let mut found: BTreeMap<Class, DeadLetter> = BTreeMap::new();
         letter::read(&log, name, partition, |letter| {
             if letter.offset == offset {
                 found.insert(letter.failure.class, letter);

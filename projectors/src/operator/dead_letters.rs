@@ -6,7 +6,7 @@ use anyhow::Context;
 use futures::future::join_all;
 use serde_json::{Value, json};
 use vidlog_projection_engine::{
-    dead_letters::{Outcome, Post, Retry},
+    dead_letters::{DeadLetterQueue, Outcome, Retry},
     desired_state::{self, view_lock::ViewLock},
     log::{Partition, RecordKey},
     store::{Parked, ParkedKey, Stores},
@@ -25,13 +25,13 @@ pub(crate) struct Retried {
 /// Folds what waits of a projection, or of one key of it, in order, and tells what comes of each key.
 pub(crate) async fn retry(
     target: &Stores,
-    post: &Post,
+    dead_letters: &DeadLetterQueue,
     projection: Projection,
     key: Option<&RecordKey>,
     mut tell: impl FnMut(Retried),
 ) -> anyhow::Result<()> {
     let lock = locked(target, projection).await?;
-    let retry = Retry::new(target.view(projection), post.clone());
+    let retry = Retry::new(target.view(projection), dead_letters.clone());
     for Waiting { partition, key: parked, .. } in waiting(target, projection).await? {
         if key.is_none_or(|key| *key == parked) {
             lock.ensure_held().await?;
@@ -46,12 +46,12 @@ pub(crate) async fn retry(
 /// Passes over the first record that waits of a key, and folds the rest.
 pub(crate) async fn discard(
     target: &Stores,
-    post: &Post,
+    dead_letters: &DeadLetterQueue,
     projection: Projection,
     (partition, offset): (Partition, i64),
 ) -> anyhow::Result<Retried> {
     let _lock = locked(target, projection).await?;
-    let retry = Retry::new(target.view(projection), post.clone());
+    let retry = Retry::new(target.view(projection), dead_letters.clone());
     let (key, outcome) = retry.discard(partition, offset).await?;
     Ok(Retried { partition, key, outcome })
 }

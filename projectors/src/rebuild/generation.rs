@@ -131,7 +131,7 @@ impl Generations {
                     return Ok(false);
                 }
                 failpoint::pass("mysql-switch-after");
-                desired_state::count_generation(&self.target.mysql, &self.projection, self.live)
+                desired_state::record_generation(&self.target.mysql, &self.projection, self.live)
                     .await
                     .context("the next generation is live, but MySQL did not take its number")?;
             }

@@ -15,7 +15,7 @@ use super::{
     oldest, report,
 };
 use vidlog_projection_engine::{
-    desired_state::{self, AllWanted},
+    desired_state::{self, DesiredStates},
     log::{Extent, Log, Partition},
     store::Stores,
     view::Projection,
@@ -98,7 +98,7 @@ fn partitions(
 async fn generations(
     target: &Stores,
     projections: &[Projection],
-    wanted: &Answer<AllWanted>,
+    wanted: &Answer<DesiredStates>,
 ) -> BTreeMap<&'static str, Answer<()>> {
     let mut generations = BTreeMap::new();
     for projection in projections {

@@ -10,7 +10,7 @@ use super::{
     oldest::{Place, Times},
 };
 use vidlog_projection_engine::{
-    desired_state::{AllWanted, Wish},
+    desired_state::{DesiredStates, RunState},
     log::{Extent, Offsets, Partition},
     view::Projection,
 };
@@ -21,7 +21,7 @@ pub(super) type Answer<T> = Result<T, String>;
 /// All that is known.
 pub(super) struct Known {
     pub(super) now_ms: i64,
-    pub(super) wanted: Answer<AllWanted>,
+    pub(super) wanted: Answer<DesiredStates>,
     pub(super) reports: Answer<Vec<Report>>,
     pub(super) extents: Answer<BTreeMap<Partition, Extent>>,
     /// Of each projection.
@@ -84,7 +84,7 @@ fn of_projection(known: &Known, projection: &Projection) -> ProjectionStatus {
         let position = positions.and_then(|answer| answer.as_ref().ok()?.get(&partition).copied());
         let (lag, lag_seconds) = lag(known, partition, position);
         let report = reports.get(&partition).copied();
-        let (state, why) = state(known, wanted.as_ref().map(|wanted| &wanted.wish), report);
+        let (state, why) = state(known, wanted.as_ref().map(|wanted| &wanted.run_state), report);
         PartitionStatus {
             partition: partition.id(),
             position,
@@ -127,18 +127,20 @@ fn lag(known: &Known, partition: Partition, position: Option<i64>) -> (Option<i6
 }
 
 /// How a partition is: what its process says, unless that is past or there is none.
-fn state(known: &Known, wish: Option<&Wish>, report: Option<&Report>) -> (State, Option<String>) {
-    match (wish, report) {
+fn state(known: &Known, run_state: Option<&RunState>, report: Option<&Report>) -> (State, Option<String>) {
+    match (run_state, report) {
         (_, Some(Report { state: state @ (State::Running | State::Blocked), why, .. })) => {
             (*state, why.clone())
         }
-        (Some(Wish::Pause), _) => (State::Paused, None),
-        (Some(Wish::Hold), _) => (State::Held, None),
-        (Some(Wish::Stopped(why)), _) => (State::Stopped, Some(why.clone())),
-        (Some(Wish::Run), Some(Report { state: State::Waiting, why, .. })) => (State::Waiting, why.clone()),
-        (Some(Wish::Run), Some(_)) => (State::Waiting, Some("about to start".to_owned())),
-        (Some(Wish::Run), None) if known.reports.is_ok() => (State::Unassigned, None),
-        (Some(Wish::Run) | None, _) => (State::Unknown, None),
+        (Some(RunState::Pause), _) => (State::Paused, None),
+        (Some(RunState::Hold), _) => (State::Held, None),
+        (Some(RunState::Stopped(why)), _) => (State::Stopped, Some(why.clone())),
+        (Some(RunState::Run), Some(Report { state: State::Waiting, why, .. })) => {
+            (State::Waiting, why.clone())
+        }
+        (Some(RunState::Run), Some(_)) => (State::Waiting, Some("about to start".to_owned())),
+        (Some(RunState::Run), None) if known.reports.is_ok() => (State::Unassigned, None),
+        (Some(RunState::Run) | None, _) => (State::Unknown, None),
     }
 }
 

@@ -11,9 +11,9 @@ use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 use super::State;
 use crate::projections;
 use vidlog_projection_engine::{
-    desired_state::Wish,
+    desired_state::RunState,
     log::Partition,
-    runner::{Board, Line, Phase},
+    runner::{PartitionStatus, PartitionStatusRegistry, Phase},
     store::Stores,
 };
 
@@ -53,7 +53,7 @@ pub(crate) struct Report {
 pub(crate) struct Reporter {
     pub(crate) instance: String,
     pub(crate) target: Stores,
-    pub(crate) board: Arc<Board>,
+    pub(crate) statuses: Arc<PartitionStatusRegistry>,
     pub(crate) readiness: Readiness,
 }
 
@@ -61,7 +61,7 @@ impl Reporter {
     pub(crate) async fn run(self, shutdown: Shutdown) {
         let mut is_away = false;
         while !shutdown.is_given() {
-            let reports = self.board.lines().into_iter().map(|line| self.report(line)).collect();
+            let reports = self.statuses.snapshot().into_iter().map(|line| self.report(line)).collect();
             match timeout(WRITE_TIMEOUT, write(&self.target.mysql, reports)).await {
                 Ok(Ok(())) => is_away = false,
                 failed if !is_away => {
@@ -75,22 +75,22 @@ impl Reporter {
             }
             sleep(AT_MOST_EVERY).await;
             tokio::select! {
-                () = self.board.changed() => {}
+                () = self.statuses.changed() => {}
                 () = sleep(EVERY) => {}
                 () = shutdown.wait() => {}
             }
         }
     }
 
-    fn report(&self, line: Line) -> Report {
-        let Line { projection, partition, phase, followed, records_per_second, error } = line;
+    fn report(&self, status: PartitionStatus) -> Report {
+        let PartitionStatus { projection, partition, phase, run_state, records_per_second, error } = status;
         let held_up = self.readiness.why(&format!("{projection}/{}", partition.id()));
-        let (state, why) = match (phase, followed) {
+        let (state, why) = match (phase, run_state) {
             (Phase::Running, _) => (held_up.as_ref().map_or(State::Running, |_| State::Blocked), held_up),
-            (Phase::Waiting(_), Wish::Pause) => (State::Paused, None),
-            (Phase::Waiting(_), Wish::Hold) => (State::Held, None),
-            (Phase::Waiting(_), Wish::Stopped(why)) => (State::Stopped, Some(why)),
-            (Phase::Waiting(why), Wish::Run) => (State::Waiting, Some(why)),
+            (Phase::Waiting(_), RunState::Pause) => (State::Paused, None),
+            (Phase::Waiting(_), RunState::Hold) => (State::Held, None),
+            (Phase::Waiting(_), RunState::Stopped(why)) => (State::Stopped, Some(why)),
+            (Phase::Waiting(why), RunState::Run) => (State::Waiting, Some(why)),
         };
         let catalogued = projections::find(projection).map(|projection| projection.catalogued);
         Report {

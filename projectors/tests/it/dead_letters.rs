@@ -16,7 +16,7 @@ use tokio::{
 };
 use vidlog_events::{CommentEvent, CommentPosted, Event, Personal, Stream, Topics, UserId, VideoId};
 use vidlog_projectors::{
-    dead_letters::Post,
+    dead_letters::DeadLetterQueue,
     desired_state,
     log::{Log, Partition},
     store::{Class, Failure},
@@ -215,8 +215,8 @@ async fn a_run_of_failures_stops_the_projection_until_it_is_resumed() {
     let names = ["likes", "likes-table"];
     until("both are stopped", async || {
         let wanted = desired_state::read(&world.target.mysql).await.unwrap();
-        let wish = |name: &str| wanted.get(name).map(|wanted| wanted.wish.clone());
-        names.iter().all(|name| matches!(wish(name), Some(desired_state::Wish::Stopped(_))))
+        let wish = |name: &str| wanted.get(name).map(|wanted| wanted.run_state.clone());
+        names.iter().all(|name| matches!(wish(name), Some(desired_state::RunState::Stopped(_))))
     })
     .await;
     let is_told =
@@ -247,7 +247,7 @@ async fn dead_letters_follow_their_origin_to_more_partitions() {
     running.stop().await;
     // Of a process that goes on, which has sent letters before.
     let (brokers, topics) = (world.log.kafka_brokers.clone(), Topics::new(&world.stores.namespace));
-    let post = Post::new(Log { brokers, topics });
+    let post = DeadLetterQueue::new(Log { brokers, topics });
     let sent = async |number| {
         let letter = OwnedMessage::new(None, None, String::new(), Timestamp::NotAvailable, number, 0, None);
         let failure = Failure::new(Class::Undecodable, "no event");

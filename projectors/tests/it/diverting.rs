@@ -11,7 +11,7 @@ use rdkafka::{
 use tokio::time::timeout;
 use vidlog_events::{DecodeError, Envelope, Stream, Topics};
 use vidlog_projectors::{
-    dead_letters::{Intake, IntakeError, Outcome, Post, Retry},
+    dead_letters::{ApplyError, BatchApplier, DeadLetterQueue, Outcome, Retry},
     log::{Delivery, Log, Partition, Record},
     projections,
     store::{SharedStore, parked_key::ParkedKeyStore},
@@ -79,16 +79,16 @@ async fn a_retry_that_slept_while_another_unparked_the_key_does_not_begin() {
             .map(|(event, offset)| Record { offset, envelope: envelope(event, 1_700_000_000_000 + offset) })
             .collect();
         let position = sink.positions(&[partition]).await.unwrap().remove(0);
-        let mut intake = Intake::open(sink.clone(), post(&world), partition, position).await.unwrap();
-        intake.take(&[delivery(&world, partition, &records[0], &[0].into())]).await.unwrap();
-        intake.settle(1).await.unwrap();
+        let mut applier = BatchApplier::open(sink.clone(), post(&world), partition, position).await.unwrap();
+        applier.apply(&[delivery(&world, partition, &records[0], &[0].into())]).await.unwrap();
+        applier.align(1).await.unwrap();
         let (key, parked) = sink.parked().await.unwrap().remove(&partition).unwrap().pop_first().unwrap();
 
         // One that has seen how the key is parked, and sleeps.
         let slept = ParkedKeyStore::new(sink.clone(), partition, key);
         assert!(slept.begin(&parked).await.unwrap().is_some());
         retry_all(&world, &sink).await;
-        intake.take(&[delivery(&world, partition, &records[1], &[].into())]).await.unwrap();
+        applier.apply(&[delivery(&world, partition, &records[1], &[].into())]).await.unwrap();
 
         assert_eq!(slept.begin(&parked).await.unwrap(), None, "{name}");
     }
@@ -112,8 +112,11 @@ fn case() -> impl Strategy<Value = Case> {
         })
 }
 
-fn post(world: &World) -> Post {
-    Post::new(Log { brokers: world.log.kafka_brokers.clone(), topics: Topics::new(&world.stores.namespace) })
+fn post(world: &World) -> DeadLetterQueue {
+    DeadLetterQueue::new(Log {
+        brokers: world.log.kafka_brokers.clone(),
+        topics: Topics::new(&world.stores.namespace),
+    })
 }
 
 /// Folds a partition by programs of which some can't read some records, and that die now and then.
@@ -129,7 +132,7 @@ async fn fold(world: &World, sink: &SharedStore, partition: Partition, records: 
         let failing = if lives % 3 == 0 { &BTreeSet::new() } else { &case.failing };
         let position = sink.positions(&[partition]).await.unwrap().remove(0);
         let mut next = position.lowest();
-        let mut intake = Intake::open(sink.clone(), post.clone(), partition, position).await.unwrap();
+        let mut applier = BatchApplier::open(sink.clone(), post.clone(), partition, position).await.unwrap();
         while next < end {
             let size = i64::try_from(*cuts.next().unwrap()).unwrap();
             let batch: Vec<_> = records
@@ -138,16 +141,16 @@ async fn fold(world: &World, sink: &SharedStore, partition: Partition, records: 
                 .map(|record| delivery(world, partition, record, failing))
                 .collect();
             let life = deaths.next().unwrap().map_or(DEADLINE, |tenths| Duration::from_micros(tenths * 100));
-            match timeout(life, intake.take(&batch)).await {
+            match timeout(life, applier.apply(&batch)).await {
                 Ok(Ok(())) => {}
                 // It died, or what an earlier life had sent arrived late.
-                Err(_) | Ok(Err(IntakeError::Store(_))) => continue 'lives,
+                Err(_) | Ok(Err(ApplyError::Store(_))) => continue 'lives,
                 Ok(Err(error)) => panic!("{error}"),
             }
             next = (next + size).min(end);
             taken += 1;
             if case.retries.contains(&taken) {
-                intake.settle(next).await.unwrap();
+                applier.align(next).await.unwrap();
                 let parked = sink.parked().await.unwrap().remove(&partition).unwrap_or_default();
                 // A life that died may have diverted more than this one has come to yet. A retry would wait for it.
                 if parked.values().all(|parked| parked.last < next) {
@@ -155,7 +158,7 @@ async fn fold(world: &World, sink: &SharedStore, partition: Partition, records: 
                 }
             }
         }
-        intake.settle(end).await.unwrap();
+        applier.align(end).await.unwrap();
         return;
     }
 }

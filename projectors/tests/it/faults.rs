@@ -139,9 +139,8 @@ async fn a_view_that_is_further_than_its_log_is_left_alone() {
     }
     let running = Running::start(&world);
     world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
-    let told = async || {
-        running.readiness.missing().is_some_and(|missing| missing.contains("the view stands at 1000"))
-    };
+    let told =
+        async || running.readiness.missing().is_some_and(|missing| missing.contains("the view is at 1000"));
     until("the mismatch is reported", told).await;
     running.stop().await;
 }

@@ -54,7 +54,7 @@ async fn partitions_whose_broker_does_not_answer_hold_up_no_other() {
     until("the one that is there is folded", async || folded().await == 1).await;
     let told = async || {
         let missing = running.readiness.missing().unwrap_or_default();
-        missing.lines().filter(|line| line.contains("does not say where the log begins")).count()
+        missing.lines().filter(|line| line.contains("does not return the watermarks")).count()
     };
     let all = usize::try_from(SILENT).unwrap();
     until("the others are told of", async || told().await == all).await;

@@ -13,7 +13,7 @@ use tokio::{
 };
 use vidlog_events::{Envelope, Stream, Topics};
 use vidlog_projectors::{
-    dead_letters::{Outcome as Retried, Post, Retry},
+    dead_letters::{DeadLetterQueue, Outcome as Retried, Retry},
     desired_state,
     log::{Log, Partition, Record},
     projections,
@@ -290,7 +290,7 @@ async fn what_was_discarded_after_a_rebuild_was_cut_off_is_so_in_it_as_well() {
         let parked = sink.parked().await.unwrap().remove(&partition).unwrap().into_values().next().unwrap();
         let log =
             Log { brokers: world.log.kafka_brokers.clone(), topics: Topics::new(&world.stores.namespace) };
-        let retry = Retry::new(sink, Post::new(log));
+        let retry = Retry::new(sink, DeadLetterQueue::new(log));
         let (_, discarded) = retry.discard(partition, parked.first).await.unwrap();
         assert_eq!(discarded, Retried::Folded);
 
@@ -357,18 +357,18 @@ async fn a_hold_is_ended_by_nobody_but_who_asked_for_it() {
     let world = World::new().await;
     let (pool, likes) = (&world.target.mysql, projection("likes"));
     let is_held =
-        async || desired_state::read(pool).await.unwrap()["likes"].wish == desired_state::Wish::Hold;
+        async || desired_state::read(pool).await.unwrap()["likes"].run_state == desired_state::RunState::Hold;
     let minutes = Duration::from_mins;
     let audits = desired_state::hold(pool, &likes, minutes(10)).await.unwrap();
     let rebuilds = desired_state::hold(pool, &likes, minutes(20)).await.unwrap();
     desired_state::end_hold(pool, &likes, audits).await.unwrap();
     assert!(is_held().await, "the other's goes on");
-    assert_eq!(desired_state::prolong_hold(pool, &likes, audits, minutes(30)).await.unwrap(), None);
-    let prolonged = desired_state::prolong_hold(pool, &likes, rebuilds, minutes(30)).await.unwrap().unwrap();
+    assert_eq!(desired_state::extend_hold(pool, &likes, audits, minutes(30)).await.unwrap(), None);
+    let prolonged = desired_state::extend_hold(pool, &likes, rebuilds, minutes(30)).await.unwrap().unwrap();
     assert!(prolonged > rebuilds);
     desired_state::end_hold(pool, &likes, prolonged).await.unwrap();
     assert!(!is_held().await);
-    assert_eq!(desired_state::prolong_hold(pool, &likes, prolonged, minutes(30)).await.unwrap(), None);
+    assert_eq!(desired_state::extend_hold(pool, &likes, prolonged, minutes(30)).await.unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! What is asked of the store, and told to it, on the poller's thread.
+//! Queries of the store on the poller's thread: positions, lost writes, identity of the log.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,48 +12,48 @@ use crate::{
     store::{Position, StoreError},
 };
 
-/// How long the store may take to say where it stands. It is asked on the poller's thread, which has to go on polling.
-const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the store may take to answer: the poller does not poll meanwhile.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the store stands in partitions, and in which of them it no longer has what was written to it.
+/// The positions of partitions in the store, and the partitions of which it lost writes.
 struct Compared {
     stored: Vec<Position>,
     lost: Vec<Partition>,
 }
 
-/// Why it can't be said whether the store has what was written to it.
+/// Why it is unknown whether the store lost writes.
 #[derive(Debug, Error)]
 enum Unknown {
-    #[error("the store does not say where the view stands")]
+    #[error("the store does not return the view's position")]
     Store,
-    #[error("readers can't be told that the store lost writes")]
-    Readers,
+    #[error("the store lost writes, but the view is not marked incomplete yet")]
+    NotMarked,
     #[error("{0}")]
-    OtherShards(StoreError),
+    ShardCount(StoreError),
 }
 
 impl Assignment {
-    /// Where the store stands in partitions, for their tasks to be started there; or why they can't be.
+    /// Returns the positions at which the tasks of partitions start, or why they cannot.
     pub(in crate::runner) fn starts(&self, partitions: &[Partition]) -> Result<Vec<Position>, String> {
         self.compare(partitions).map(|compared| compared.stored).map_err(|why| why.to_string())
     }
 
-    /// The partitions of which the store no longer has what was written to it: a Redis that failed over, was flushed
-    /// or restored. Readers know by then. None if they can't be told: then the next check finds the same. All, if a process
-    /// with another number of shards was the first after such a loss: none must be written to.
+    /// Returns the partitions of which the store lost writes, after a failover, a flush or a restore of Redis. The view is
+    /// marked incomplete by then. Returns none if marking fails: the next check finds the same loss. Returns all if a process
+    /// with another number of shards prepared an emptied Redis first: no partition may be written.
     pub(in crate::runner) fn lost(&self) -> Vec<Partition> {
         let partitions: Vec<_> = self.partitions().keys().copied().collect();
         match self.compare(&partitions) {
             Ok(compared) => compared.lost,
-            Err(Unknown::OtherShards(_)) => partitions,
-            Err(Unknown::Store | Unknown::Readers) => Vec::new(),
+            Err(Unknown::ShardCount(_)) => partitions,
+            Err(Unknown::Store | Unknown::NotMarked) => Vec::new(),
         }
     }
 
-    /// Sees where the store stands, and whether it is behind what was written to it. If so, readers know when this
-    /// returns.
+    /// Compares the store's positions with the written ones. If the store lost writes, the view is marked incomplete when
+    /// this returns.
     fn compare(&self, partitions: &[Partition]) -> Result<Compared, Unknown> {
-        // First, as tasks go on meanwhile.
+        // Read before the store, as tasks write meanwhile.
         let confirmed = self.confirmed(partitions);
         let stored = self.stored(partitions)?;
         let lost: Vec<_> = partitions
@@ -61,7 +61,7 @@ impl Assignment {
             .zip(&stored)
             .filter(|(partition, stored)| match confirmed.get(*partition) {
                 Some(confirmed) => stored.is_behind(confirmed),
-                // Whoever wrote to it is gone.
+                // The last writer was another process.
                 None => stored.has_unwritten_parts(),
             })
             .collect();
@@ -70,15 +70,15 @@ impl Assignment {
                 projection = self.name,
                 partition = partition.id(),
                 stored = stored.lowest(),
-                "the store lost writes; reading them again from its position"
+                "store lost writes, reading again from its position"
             );
-            self.place(**partition).fail("the store lost writes");
+            self.status_of(**partition).record_error("the store lost writes");
         }
         if !lost.is_empty() && !self.mark_incomplete() {
-            return Err(Unknown::Readers);
+            return Err(Unknown::NotMarked);
         }
         for (partition, stored) in &lost {
-            // Once told it is told: telling it again would have the keepers begin again.
+            // Marking it again would restart the refill.
             if let Some(state) = self.partitions().get_mut(*partition) {
                 state.set_confirmed(stored);
             }
@@ -87,7 +87,7 @@ impl Assignment {
         Ok(Compared { stored, lost })
     }
 
-    /// What is known to have been written in partitions.
+    /// The last written positions of partitions.
     fn confirmed(&self, partitions: &[Partition]) -> BTreeMap<Partition, Position> {
         let states = self.partitions();
         let confirmed = |partition: &Partition| {
@@ -97,38 +97,38 @@ impl Assignment {
         partitions.iter().filter_map(confirmed).collect()
     }
 
-    /// Where the store stands in partitions, if it says so in time.
+    /// Reads the store's positions of partitions.
     fn stored(&self, partitions: &[Partition]) -> Result<Vec<Position>, Unknown> {
-        let asked = async { timeout(ASK_TIMEOUT, self.sink.positions(partitions)).await };
+        let asked = async { timeout(QUERY_TIMEOUT, self.store.positions(partitions)).await };
         match self.runtime.block_on(asked) {
             Ok(Ok(positions)) => Ok(positions),
-            Ok(Err(error @ StoreError::ShardCountMismatch { .. })) => Err(Unknown::OtherShards(error)),
+            Ok(Err(error @ StoreError::ShardCountMismatch { .. })) => Err(Unknown::ShardCount(error)),
             Ok(Err(error)) => {
-                warn!(projection = self.name, %error, "waiting for the store");
+                warn!(projection = self.name, %error, "store unavailable");
                 Err(Unknown::Store)
             }
             Err(_) => {
-                warn!(projection = self.name, "waiting for the store, which does not answer");
+                warn!(projection = self.name, "store unavailable, no answer in time");
                 Err(Unknown::Store)
             }
         }
     }
 
-    /// Of which partitions the store says that it folded them from a log with another first record, or does not say.
-    pub(in crate::runner) fn folded_from_others(
+    /// Returns the partitions that the view was folded from another log's, or may have been, with the reason.
+    pub(in crate::runner) fn check_log_identity(
         &self,
         firsts: &[(Partition, String)],
     ) -> BTreeMap<Partition, String> {
-        let asked = async { timeout(ASK_TIMEOUT, self.sink.log_identities(firsts)).await };
+        let asked = async { timeout(QUERY_TIMEOUT, self.store.log_identities(firsts)).await };
         let Ok(Ok(remembered)) = self.runtime.block_on(asked) else {
-            let why = "the store does not say which log the view was folded from";
+            let why = "the store does not return the identity of the log that the view was folded from";
             return firsts.iter().map(|(partition, _)| (*partition, why.to_owned())).collect();
         };
         let others = firsts.iter().zip(remembered).filter(|((_, first), remembered)| first != remembered);
         let why = |((partition, first), remembered): (&(Partition, String), String)| {
             let why = format!(
-                "this is another log than the one that the view was folded from: {} begins with the record {first} here, \
-                 with {remembered} there. Is this another cluster, or was the topic made again? The view stays as it is",
+                "this log is not the one that the view was folded from: {} begins with record {first} here, with \
+                 {remembered} there. Is this another cluster, or was the topic created again? The view stays unchanged",
                 partition.id()
             );
             (*partition, why)
@@ -136,13 +136,13 @@ impl Assignment {
         others.map(why).collect()
     }
 
-    /// Has readers take the view as incomplete; false if that fails.
+    /// Marks the view incomplete. Returns false if that fails.
     fn mark_incomplete(&self) -> bool {
-        let forgotten = async { timeout(ASK_TIMEOUT, self.sink.mark_incomplete()).await };
+        let forgotten = async { timeout(QUERY_TIMEOUT, self.store.mark_incomplete()).await };
         match self.runtime.block_on(forgotten) {
             Ok(Ok(())) => return true,
-            Ok(Err(error)) => warn!(projection = self.name, %error, "readers can't be told of the loss yet"),
-            Err(_) => warn!(projection = self.name, "readers can't be told of the loss yet"),
+            Ok(Err(error)) => warn!(projection = self.name, %error, "failed to mark the view incomplete"),
+            Err(_) => warn!(projection = self.name, "failed to mark the view incomplete"),
         }
         false
     }

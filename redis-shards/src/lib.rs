@@ -4,6 +4,7 @@
 //! [`Redis`] is the handle; the simulation test in `tests/it` holds it to the guarantees that it documents.
 
 mod address;
+mod backend;
 mod cluster;
 mod connection;
 mod pending_commands;
@@ -12,7 +13,7 @@ mod slot_map;
 
 use redis::{Cmd, FromRedisValue, Pipeline, RedisError, RedisResult, Value};
 
-use self::{address::Address, cluster::Cluster, connection::Connection};
+use self::{address::Address, backend::Backend, cluster::Cluster, connection::Connection};
 
 pub use self::scan::Scan;
 
@@ -20,13 +21,6 @@ pub use self::scan::Scan;
 #[derive(Clone)]
 pub struct Redis {
     backend: Backend,
-}
-
-#[derive(Clone)]
-enum Backend {
-    Single(Connection),
-    // Its futures are large and therefore boxed: those of every caller would hold them.
-    Cluster(Cluster),
 }
 
 impl Redis {

@@ -2,7 +2,7 @@
 
 use redis::{ErrorKind, RedisResult, ServerErrorKind, cmd, from_redis_value};
 
-use super::{Backend, cluster::Cluster, connection::Connection, slot_map::SLOTS};
+use super::{backend::Backend, cluster::Cluster, connection::Connection, slot_map::SLOTS};
 
 /// An iteration over the names of keys.
 pub struct Scan {

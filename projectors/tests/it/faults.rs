@@ -64,7 +64,7 @@ async fn a_view_whose_store_is_away_at_the_start_begins_when_it_is_back() {
         .unwrap();
     let running = Running::start(&world);
     let told = async || {
-        running.readiness.missing().is_some_and(|missing| missing.contains("the store does not say"))
+        running.readiness.missing().is_some_and(|missing| missing.contains("the store does not return"))
     };
     until("it is told", told).await;
     sqlx::query("RENAME TABLE elsewhere TO checkpoints_likes_table")
@@ -163,7 +163,7 @@ async fn a_view_that_was_folded_from_another_log_is_left_alone() {
     for view in ["likes/likes:", "likes-table/likes:"] {
         let told = async || {
             let missing = running.readiness.missing().unwrap_or_default();
-            missing.lines().any(|line| line.starts_with(view) && line.contains("this is another log"))
+            missing.lines().any(|line| line.starts_with(view) && line.contains("this log is not the one"))
         };
         until("the mismatch is reported", told).await;
     }

@@ -107,7 +107,7 @@ impl CommandApi {
     /// Stops the background tasks, releases the node number, and flushes pending appends. Call it after the last
     /// request.
     pub async fn stop(mut self) {
-        self.stop.give();
+        self.stop.request();
         let ended = timeout(STOP_TIMEOUT, async { while self.background.join_next().await.is_some() {} });
         if ended.await.is_err() {
             warn!("background tasks did not stop in time");

@@ -102,7 +102,7 @@ pub async fn watch(pool: MySqlPool, shutdown: Shutdown) -> Option<watch::Receive
     let (sender, receiver) = watch::channel(first);
     tokio::spawn(async move {
         let mut is_unavailable = false;
-        while !sender.is_closed() && !shutdown.is_given() {
+        while !sender.is_closed() && !shutdown.is_requested() {
             sleep(POLL_INTERVAL).await;
             match read_in_time(&pool).await {
                 Ok(desired) => {

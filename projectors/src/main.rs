@@ -70,7 +70,7 @@ async fn run(config: Run) -> anyhow::Result<()> {
     )?);
     let ops = tokio::spawn(serve(bind(&config.ops_listen).await?, router, shutdown.clone()));
     let ran = vidlog_projectors::run(plan, readiness, shutdown.clone()).await;
-    shutdown.give();
+    shutdown.request();
     ops.await.context("the ops server panicked")??;
     ran
 }

@@ -1,4 +1,4 @@
-//! The time, as a value: services take it from their state, so that a test can set it.
+//! A clock that services hold in their state, so that a test can set the time.
 
 use std::{
     sync::{
@@ -8,7 +8,7 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-/// Tells the time in milliseconds since 1970, UTC.
+/// A source of the time, in milliseconds since 1970, UTC.
 #[derive(Clone, Debug)]
 pub struct Clock(Source);
 
@@ -19,17 +19,17 @@ enum Source {
 }
 
 impl Clock {
-    /// The machine's clock.
+    /// Returns the system clock.
     pub const fn system() -> Self {
         Self(Source::System)
     }
 
-    /// A clock that stands still, for tests.
+    /// Returns a clock that only [`Clock::set`] moves, for tests.
     pub fn fixed(now_ms: i64) -> Self {
         Self(Source::Fixed(Arc::new(AtomicI64::new(now_ms))))
     }
 
-    /// The time now.
+    /// Returns the current time.
     pub fn now_ms(&self) -> i64 {
         match &self.0 {
             Source::System => system_ms(),
@@ -37,7 +37,7 @@ impl Clock {
         }
     }
 
-    /// Moves a fixed clock, in all its clones; the machine's clock can't be moved.
+    /// Sets a fixed clock and its clones; does nothing to the system clock.
     pub fn set(&self, now_ms: i64) {
         if let Source::Fixed(now) = &self.0 {
             now.store(now_ms, Ordering::SeqCst);
@@ -45,7 +45,7 @@ impl Clock {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the one place that asks the machine")]
+#[expect(clippy::disallowed_methods, reason = "the only reader of the system clock")]
 fn system_ms() -> i64 {
     std::time::SystemTime::now()
         .duration_since(UNIX_EPOCH)

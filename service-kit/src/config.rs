@@ -1,23 +1,24 @@
-//! Settings that every service shares. Each is a flag and an environment variable.
+//! Settings that several services share. Each is a flag and an environment variable.
 
 use clap::Args;
 
-/// Long enough for a pause of the machine, short enough that a dead instance is soon replaced.
+/// Default session timeout of a consumer: longer than a short stall of the machine, short enough to replace a dead
+/// instance soon.
 pub const SESSION_TIMEOUT_MS: u32 = 10_000;
 
-/// Where the log is: nothing that the query side is to know.
+/// Settings of Kafka. The query side has none: it must not depend on the log.
 #[derive(Args, Clone, Debug)]
 pub struct Log {
     /// Kafka brokers, host:port, comma separated.
     #[arg(long, env = "VIDLOG_KAFKA_BROKERS")]
     pub kafka_brokers: String,
-    /// A consumer that was not heard of for so long, in milliseconds, loses its partitions. The broker has bounds for it,
-    /// from 6000 on unless it is told otherwise.
+    /// Milliseconds without a heartbeat after which a consumer loses its partitions. The broker sets bounds; its
+    /// default minimum is 6000.
     #[arg(long, env = "VIDLOG_SESSION_TIMEOUT_MS", default_value_t = SESSION_TIMEOUT_MS)]
     pub session_timeout_ms: u32,
 }
 
-/// Where the stores are, and what of them is vidlog's.
+/// Addresses of the stores, and the namespace within them.
 #[derive(Args, Clone, Debug)]
 pub struct Stores {
     /// Prefix of every topic, consumer group and Redis key.
@@ -35,32 +36,32 @@ pub struct Stores {
     pub shards: u16,
 }
 
-/// What a process tells about itself.
+/// Log settings.
 #[derive(Args, Clone, Debug)]
 pub struct Telemetry {
-    /// What is logged: `info`, `debug`, or directives such as `info,vidlog_projectors=debug`.
+    /// Log level: `info`, `debug`, or directives such as `info,vidlog_projectors=debug`.
     #[arg(long, env = "VIDLOG_LOG", default_value = "info")]
     pub log: String,
-    /// How it is logged.
+    /// Log format.
     #[arg(long, env = "VIDLOG_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
 }
 
-/// How a log line looks.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Plain text.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// A setting with a password in it: `Debug` hides it.
+/// A setting that contains a password. `Debug` hides it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// The setting, for the client that needs it.
+    /// Returns the setting.
     pub fn reveal(&self) -> &str {
         &self.0
     }

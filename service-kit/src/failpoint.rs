@@ -1,9 +1,9 @@
-//! Failpoints: places at which a fault test has a process die, as by `kill -9`.
+//! Failpoints: named places in the code at which a fault test aborts the process, as `kill -9` would.
 //!
-//! `VIDLOG_FAILPOINT=mysql-commit-before:7` ends the process when it passes that point for the seventh time. A release
-//! build has none of this.
+//! `VIDLOG_FAILPOINT=mysql-commit-before:7` aborts the process the seventh time that it reaches the point. Release
+//! builds have no failpoints.
 
-/// Passes a point; does not return if this is the time at which the process is to die.
+/// Counts a pass of a point, and aborts the process at the configured one.
 #[cfg(debug_assertions)]
 pub fn pass(point: &str) {
     use std::sync::{
@@ -11,28 +11,28 @@ pub fn pass(point: &str) {
         atomic::{AtomicU64, Ordering},
     };
 
-    static CHOSEN: LazyLock<Option<(String, u64)>> =
+    static CONFIGURED: LazyLock<Option<(String, u64)>> =
         LazyLock::new(|| parse(&std::env::var("VIDLOG_FAILPOINT").ok()?));
-    static PASSED: AtomicU64 = AtomicU64::new(0);
+    static PASSES: AtomicU64 = AtomicU64::new(0);
 
-    if let Some((chosen, time)) = CHOSEN.as_ref()
-        && chosen == point
-        && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *time
+    if let Some((configured, pass)) = CONFIGURED.as_ref()
+        && configured == point
+        && PASSES.fetch_add(1, Ordering::SeqCst) + 1 == *pass
     {
-        tracing::error!(point, time, "ending at a failpoint");
+        tracing::error!(point, pass, "aborting at failpoint");
         std::process::abort();
     }
 }
 
-/// Passes a point, of which a release build has none.
+/// Does nothing: release builds have no failpoints.
 #[cfg(not(debug_assertions))]
 #[inline]
 pub const fn pass(_: &str) {}
 
 #[cfg(debug_assertions)]
 fn parse(setting: &str) -> Option<(String, u64)> {
-    let (point, time) = setting.rsplit_once(':')?;
-    Some((point.to_owned(), time.parse().ok()?))
+    let (point, pass) = setting.rsplit_once(':')?;
+    Some((point.to_owned(), pass.parse().ok()?))
 }
 
 #[cfg(all(test, debug_assertions))]
@@ -40,14 +40,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_setting_names_a_point_and_a_time() {
+    fn setting_has_point_and_pass() {
         assert_eq!(parse("mysql-commit-before:7"), Some(("mysql-commit-before".to_owned(), 7)));
         assert_eq!(parse("mysql-commit-before"), None);
         assert_eq!(parse("mysql-commit-before:often"), None);
     }
 
     #[test]
-    fn without_the_setting_every_point_is_passed() {
+    fn unset_failpoint_never_aborts() {
         (0..3).for_each(|_| pass("mysql-commit-before"));
     }
 }

@@ -1,5 +1,5 @@
-//! What every process of vidlog needs and none should write again: store handles, configuration, telemetry, the
-//! ops endpoints, a clock, shutdown. There is no domain in here.
+//! Infrastructure that all processes share: store handles, configuration, telemetry, the ops endpoints, a clock,
+//! shutdown. It has no domain logic.
 
 pub mod clock;
 pub mod config;

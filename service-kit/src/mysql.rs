@@ -1,4 +1,4 @@
-//! The MySQL pool, and its tables.
+//! The MySQL connection pool and its migrations.
 
 use std::{io, time::Duration};
 
@@ -9,31 +9,33 @@ use sqlx::{
 };
 use tokio::time::timeout;
 
-/// A command that finds no free or new connection for so long fails: a request must be answered within 5 s.
+/// Limit on the wait for a connection: a request must be answered within 5 s.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long undoing what a call left open may take: a server that does not answer, or waits for another's lock, must not
-/// keep the connection from the pool.
+/// Limit on the rollback of a transaction that a call left open: a server that does not respond must not keep the
+/// connection from the pool.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(2);
-/// Connections that nobody used for so long are closed: before the server does that, see [`SESSION`].
+/// Time after which the pool closes an idle connection: before the server does, see [`SESSION`].
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What every session is told.
+/// Settings of every session.
 ///
-/// - READ COMMITTED: nothing here reads a row twice, and the gap locks of the stricter default let writers of different
-///   rows deadlock.
-/// - Strict, whatever the server's default is: what does not fit must be refused, not cut.
-/// - Who waits for a row's lock has a connection that others lack. It fails after 5 s and may try again, not after 50 s.
-/// - A session that says nothing for a minute is ended by the server, and what it has locked is free: its process may
-///   be stopped, or its machine gone without a word. The server's default is eight hours.
+/// - READ COMMITTED: no transaction reads a row twice, and the gap locks of the stricter default let writers of
+///   different rows deadlock.
+/// - `STRICT_ALL_TABLES`: the server rejects values that do not fit, whatever its default is, and does not truncate
+///   them.
+/// - `innodb_lock_wait_timeout`: a statement that waits for a row lock occupies a connection of the pool. It fails
+///   after 5 s, and the caller may retry; the default is 50 s.
+/// - `wait_timeout`: the server closes a session that is idle for a minute and releases its locks, because its process
+///   may be suspended or its machine lost. The default is eight hours.
 const SESSION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES'), innodb_lock_wait_timeout = 5, wait_timeout = 60";
 
-/// A pool that connects on first use, so that a process can start before its store.
+/// Opens a pool that connects on first use, so that a process can start before its store.
 pub fn open(url: &str, max_connections: u32) -> Result<MySqlPool, sqlx::Error> {
     pool(max_connections).connect_lazy(url)
 }
 
-/// The options of a pool: its limits and timeouts, and the settings of its sessions.
+/// Returns the options of a pool: limits, timeouts and session settings.
 pub fn pool(max_connections: u32) -> MySqlPoolOptions {
     MySqlPoolOptions::new()
         .max_connections(max_connections)
@@ -48,22 +50,24 @@ pub fn pool(max_connections: u32) -> MySqlPoolOptions {
         })
         .after_release(|connection, _| {
             Box::pin(async move {
-                // A call that was cut off while it began a transaction leaves it open, and the next statement on the
-                // connection would be a part of it.
-                let undone = timeout(ROLLBACK_TIMEOUT, sqlx::raw_sql("ROLLBACK").execute(connection)).await;
-                undone.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))?;
+                // A call that was cancelled while it began a transaction leaves it open; the next statement on the
+                // connection would join it.
+                let rolled_back =
+                    timeout(ROLLBACK_TIMEOUT, sqlx::raw_sql("ROLLBACK").execute(connection)).await;
+                rolled_back.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))?;
                 Ok(true)
             })
         })
 }
 
-/// How long another process may take to bring the tables up to date.
+/// Limit on the wait for another process's migration, seconds.
 const MIGRATE_TIMEOUT_S: i64 = 30;
 
-/// Brings the tables up to date; several processes may do so at once. Migrations have to be repeatable: the server
-/// can't undo half of one, so that one which a crash cut off is run again.
+/// Runs the pending migrations. Several processes may call it at once.
+///
+/// A migration must be repeatable: DDL cannot be rolled back, so one that a crash interrupted runs again.
 pub async fn migrate(pool: &MySqlPool, migrator: &Migrator) -> Result<(), MigrateError> {
-    // The migrator's own lock waits without limit by a negative timeout, with which MariaDB does not wait at all.
+    // The migrator's own lock uses a negative timeout to wait without limit; MariaDB does not wait at all with it.
     let mut connection = pool.acquire().await?;
     let locked: Option<i64> = sqlx::query_scalar("SELECT GET_LOCK(CONCAT('migrate-', SHA1(DATABASE())), ?)")
         .bind(MIGRATE_TIMEOUT_S)

@@ -12,15 +12,18 @@ use object_store::{
 };
 use url::Url;
 
-/// How long connecting to a bucket may take: a publish must be answered within 5 s, also when it fails.
+/// Limit on connecting to a bucket: a publish must be answered within 5 s, also when it fails.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a bucket may say nothing. There is no limit on a whole request: a slow client may take minutes for a video.
+/// Limit on a read from a bucket without data. A whole request has no limit: a slow client may take minutes for a
+/// video.
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_RETRIES: usize = 3;
 const RETRY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Opens an object store: `file:///folder`, made if it is missing, or `s3://bucket/folder` with the settings of
-/// `AWS_*`. Object keys are relative to the folder. Nothing is connected to yet.
+/// Opens an object store: `file:///folder`, created if it is missing, or `s3://bucket/folder` with settings from
+/// `AWS_*` variables.
+///
+/// Object keys are relative to the folder. A bucket is connected to on first use.
 pub fn open(address: &str) -> anyhow::Result<Arc<dyn ObjectStore>> {
     let url = Url::parse(address)
         .with_context(|| format!("failed to read the object store's address {address:?}"))?;
@@ -32,10 +35,10 @@ pub fn open(address: &str) -> anyhow::Result<Arc<dyn ObjectStore>> {
     .with_context(|| format!("failed to open the object store {address:?}"))
 }
 
-/// Objects are synced to the disk before they count as stored: an event that names one must not outlive it.
+/// Opens a local folder. Writes are synced to disk, because an event must never refer to an object that a crash lost.
 fn open_folder(url: &Url) -> anyhow::Result<Arc<dyn ObjectStore>> {
     let Ok(folder) = url.to_file_path() else {
-        bail!("it names no folder");
+        bail!("the address has no absolute folder");
     };
     fs::create_dir_all(&folder).context("failed to create the folder")?;
     Ok(Arc::new(LocalFileSystem::new_with_prefix(folder)?.with_fsync(true)))
@@ -65,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_folder_is_made() {
+    fn missing_folder_is_created() {
         let folder = env::temp_dir().join(format!("vidlog-objects-{}/deep", std::process::id()));
         let url = Url::from_file_path(&folder).unwrap();
         assert!(open(url.as_str()).is_ok());
@@ -74,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_no_store_is_named() {
+    fn invalid_address_is_in_the_error() {
         for address in ["objects", "memory:///", "https://example.com/objects"] {
             let error = open(address).err().map(|error| format!("{error:#}"));
             assert!(error.is_some_and(|error| error.contains(address)), "{address}");
@@ -82,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_is_not_connected_to_when_it_is_opened() {
+    fn bucket_opens_without_a_connection() {
         assert!(open("s3://bucket/folder").is_ok());
     }
 }

@@ -11,62 +11,65 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::shutdown::Shutdown;
 
-/// How often the metrics recorder folds its histograms, so that they do not grow between scrapes.
+/// Interval at which the metrics recorder compacts its histograms, so that they do not grow between scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// What a process needs to be ready, by name. Clones share it. A part that is not ready says why.
+/// Readiness of a process by component, with a reason for each that is not ready. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness {
-    parts: Arc<Mutex<BTreeMap<String, Option<String>>>>,
+    /// The reason by component; `None` if it is ready.
+    components: Arc<Mutex<BTreeMap<String, Option<String>>>>,
     warnings: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
 impl Readiness {
-    /// A readiness of no parts: ready.
+    /// Creates a readiness without components: ready.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Says that a part is ready.
-    pub fn ready(&self, part: &str) {
-        self.set(part, None);
+    /// Marks a component ready.
+    pub fn ready(&self, component: &str) {
+        self.set(component, None);
     }
 
-    /// Says that a part is not ready, and why, in words for an operator.
-    pub fn not_ready(&self, part: &str, why: impl Into<String>) {
-        self.set(part, Some(why.into()));
+    /// Marks a component not ready, with a reason that operators read.
+    pub fn not_ready(&self, component: &str, reason: impl Into<String>) {
+        self.set(component, Some(reason.into()));
     }
 
-    /// Sets or clears a warning: a line in `/readyz` about a part that needs an operator but serves requests.
-    pub fn set_warning(&self, part: &str, warning: Option<String>) {
+    /// Sets or clears a warning: a line in `/readyz` about a component that needs an operator but serves requests.
+    pub fn set_warning(&self, component: &str, warning: Option<String>) {
         let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
         match warning {
-            Some(warning) => warnings.insert(part.to_owned(), warning),
-            None => warnings.remove(part),
+            Some(warning) => warnings.insert(component.to_owned(), warning),
+            None => warnings.remove(component),
         };
     }
 
-    /// The current warnings, one line each.
+    /// Returns the current warnings, one line each.
     pub fn warnings(&self) -> Vec<String> {
         let warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
-        warnings.iter().map(|(part, warning)| format!("{part}: {warning}")).collect()
+        warnings.iter().map(|(component, warning)| format!("{component}: {warning}")).collect()
     }
 
-    /// The parts that are not ready, a line each; `None` if all are.
+    /// Returns the components that are not ready, one line each; `None` if all are ready.
     pub fn missing(&self) -> Option<String> {
-        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines: Vec<_> =
-            parts.iter().filter_map(|(part, why)| why.as_ref().map(|why| format!("{part}: {why}"))).collect();
+        let components = self.components.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines: Vec<_> = components
+            .iter()
+            .filter_map(|(component, reason)| Some(format!("{component}: {}", reason.as_ref()?)))
+            .collect();
         (!lines.is_empty()).then(|| lines.join("\n"))
     }
 
-    /// Why a part is not ready; `None` if it is.
-    pub fn why(&self, part: &str) -> Option<String> {
-        self.parts.lock().unwrap_or_else(PoisonError::into_inner).get(part).cloned().flatten()
+    /// Returns why a component is not ready; `None` if it is ready.
+    pub fn reason(&self, component: &str) -> Option<String> {
+        self.components.lock().unwrap_or_else(PoisonError::into_inner).get(component).cloned().flatten()
     }
 
-    fn set(&self, part: &str, why: Option<String>) {
-        self.parts.lock().unwrap_or_else(PoisonError::into_inner).insert(part.to_owned(), why);
+    fn set(&self, component: &str, reason: Option<String>) {
+        self.components.lock().unwrap_or_else(PoisonError::into_inner).insert(component.to_owned(), reason);
     }
 }
 
@@ -77,11 +80,11 @@ struct Ops {
     shutdown: Shutdown,
 }
 
-/// The router of the ops port.
+/// Returns the router of the ops port, and starts the upkeep of the metrics until shutdown.
 pub fn router(readiness: Readiness, metrics: PrometheusHandle, shutdown: Shutdown) -> Router {
     let upkeep = metrics.clone();
-    let stopped = shutdown.token();
-    tokio::spawn(stopped.run_until_cancelled_owned(async move {
+    let stop = shutdown.token();
+    tokio::spawn(stop.run_until_cancelled_owned(async move {
         let mut tick = tokio::time::interval(UPKEEP);
         loop {
             tick.tick().await;
@@ -96,12 +99,12 @@ pub fn router(readiness: Readiness, metrics: PrometheusHandle, shutdown: Shutdow
 }
 
 async fn readyz(State(ops): State<Ops>) -> impl IntoResponse {
-    if ops.shutdown.is_given() {
+    if ops.shutdown.is_requested() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
     }
     let (status, state) = match ops.readiness.missing() {
         None => (StatusCode::OK, "ready".to_owned()),
-        Some(missing) => (StatusCode::SERVICE_UNAVAILABLE, missing),
+        Some(unready) => (StatusCode::SERVICE_UNAVAILABLE, unready),
     };
     let lines: Vec<_> = std::iter::once(state).chain(ops.readiness.warnings()).collect();
     (status, lines.join("\n") + "\n")

@@ -1,4 +1,4 @@
-//! Serving a router until the process is asked to stop.
+//! An HTTP server with graceful shutdown.
 
 use anyhow::Context;
 use axum::Router;
@@ -6,14 +6,14 @@ use tokio::net::TcpListener;
 
 use crate::shutdown::Shutdown;
 
-/// Binds an address, with an error that names it.
+/// Binds an address. The error names it.
 pub async fn bind(address: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("failed to listen on {address}; is the port taken?"))
 }
 
-/// Serves until shutdown is given, then finishes the requests that were begun.
+/// Serves until shutdown is requested, then drains the requests in flight.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) -> anyhow::Result<()> {
     let signal = shutdown.clone();
     let serving = axum::serve(listener, router)

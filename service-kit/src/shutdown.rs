@@ -1,4 +1,4 @@
-//! Stopping: first softly, so that what was begun is finished, then hard.
+//! Graceful shutdown: drains work in progress, up to a timeout.
 
 use std::time::Duration;
 
@@ -6,60 +6,61 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// How long a process may take to drain. Longer than a request, shorter than the 30 s that Kubernetes grants.
+/// Limit on draining: longer than a request, shorter than the 30 s grace period of Kubernetes.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// The signal to stop. Clones share it.
+/// A shutdown signal. Clones share its state.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     token: CancellationToken,
 }
 
 impl Shutdown {
-    /// A signal that nobody has given yet.
+    /// Creates a signal that is not requested yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// One that is given when the process gets SIGTERM or SIGINT.
+    /// Creates a signal that SIGTERM or SIGINT requests.
     pub fn on_signal() -> std::io::Result<Self> {
         let shutdown = Self::new();
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let given = shutdown.clone();
+        let requested = shutdown.clone();
         tokio::spawn(async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            info!("asked to stop; finishing what was begun");
-            given.give();
+            info!("shutdown requested, draining");
+            requested.request();
         });
         Ok(shutdown)
     }
 
-    /// Gives the signal.
-    pub fn give(&self) {
+    /// Requests shutdown.
+    pub fn request(&self) {
         self.token.cancel();
     }
 
-    /// Waits for the signal.
+    /// Waits until shutdown is requested.
     pub async fn wait(&self) {
         self.token.cancelled().await;
     }
 
-    /// The signal as a token, for `select!` and child tasks.
+    /// Returns the signal as a token, for `select!` and child tasks.
     pub fn token(&self) -> CancellationToken {
         self.token.clone()
     }
 
-    /// Whether the signal was given.
-    pub fn is_given(&self) -> bool {
+    /// Returns whether shutdown is requested.
+    pub fn is_requested(&self) -> bool {
         self.token.is_cancelled()
     }
 
-    /// Waits for a task to finish, and once the signal is given for at most [`DRAIN_TIMEOUT`]; then gives up on it.
-    pub async fn drain<T>(&self, what: &str, task: impl Future<Output = T>) -> Option<T> {
+    /// Runs a task to its end, but drops it and returns `None` if it is still running [`DRAIN_TIMEOUT`] after the
+    /// request.
+    pub async fn drain<T>(&self, task_name: &str, task: impl Future<Output = T>) -> Option<T> {
         let deadline = async {
             self.wait().await;
             tokio::time::sleep(DRAIN_TIMEOUT).await;
@@ -67,7 +68,7 @@ impl Shutdown {
         tokio::select! {
             done = task => Some(done),
             () = deadline => {
-                warn!(what, timeout_s = DRAIN_TIMEOUT.as_secs(), "did not finish in time; stopping hard");
+                warn!(task = task_name, timeout_s = DRAIN_TIMEOUT.as_secs(), "drain timed out");
                 None
             }
         }

@@ -8,11 +8,11 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberI
 
 use crate::config::{LogFormat, Telemetry};
 
-/// Buckets of every metric that ends in `_seconds`: from a round trip on one machine to the longest work on a video.
+/// Buckets of every metric that ends in `_seconds`: from a local round trip to the longest video encoding.
 const SECONDS: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
 
-/// Starts logs and metrics for the process. To be called once.
+/// Starts logs and metrics for the process. Fails if called twice.
 pub fn start(config: &Telemetry) -> anyhow::Result<Metrics> {
     let filter = EnvFilter::try_new(&config.log)
         .with_context(|| format!("failed to read log level {:?}", config.log))?;

@@ -146,6 +146,6 @@ async fn or_stop_all(
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
     let ended = part.await;
-    shutdown.give();
+    shutdown.request();
     ended
 }

@@ -58,7 +58,7 @@ async fn main() -> anyhow::Result<()> {
     let media = open(&cli, log.clone())?;
     let source = UploadSource { log: &cli.log, namespace: &cli.stores.namespace };
     let result = media::run(cli.media, source, media, readiness, shutdown.clone()).await;
-    shutdown.give();
+    shutdown.request();
     log.flush().await;
     ops.await.context("the ops server panicked")??;
     result

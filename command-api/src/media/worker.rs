@@ -167,7 +167,7 @@ impl Worker {
         self.readiness.ready(PART);
         info!(topic = self.topic, "media worker started");
         let (consumer, shutdown) = (Arc::clone(&self.consumer), self.shutdown.clone());
-        while !shutdown.is_given() {
+        while !shutdown.is_requested() {
             tokio::select! {
                 () = shutdown.wait() => {}
                 Some(job) = self.jobs.join_next() => self.end_job(job.context("processing an upload panicked")?),

@@ -50,7 +50,7 @@ impl Worker {
     }
 
     async fn stop(self) {
-        self.shutdown.give();
+        self.shutdown.request();
         self.running.await.unwrap().unwrap();
     }
 }

@@ -91,7 +91,7 @@ impl Poller {
         }
         self.subscribe()?;
         let (mut start_at, mut verify_at) = (Instant::now(), Instant::now() + VERIFY_EVERY);
-        while !self.shutdown.is_given() {
+        while !self.shutdown.is_requested() {
             match self.consumer.poll(POLL) {
                 Some(Ok(message)) => self.route(&message),
                 Some(Err(KafkaError::PartitionEOF(number))) => self.pass_to_position(number),
@@ -134,7 +134,7 @@ impl Poller {
         let mut logged = false;
         for stream in self.projection.streams() {
             let topic = self.settings.log.topics.name(stream);
-            while !self.shutdown.is_given() && !self.exists(&topic) {
+            while !self.shutdown.is_requested() && !self.exists(&topic) {
                 if !std::mem::replace(&mut logged, true) {
                     info!(projection = self.projection.name(), topic, "waiting for the topic");
                 }
@@ -142,7 +142,7 @@ impl Poller {
                 _ = self.consumer.poll(TOPICS_RETRY);
             }
         }
-        !self.shutdown.is_given()
+        !self.shutdown.is_requested()
     }
 
     fn exists(&self, topic: &str) -> bool {

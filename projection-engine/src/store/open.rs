@@ -60,7 +60,7 @@ impl Stores {
     /// has another number of shards, or if Redis evicts keys. Retries while a store is unavailable, until shutdown.
     pub async fn prepare(&self, shutdown: &Shutdown) -> anyhow::Result<()> {
         let configured = self.keys.shards().count();
-        while !shutdown.is_given() {
+        while !shutdown.is_requested() {
             let prepared = async {
                 mysql::migrate(&self.mysql, &MIGRATOR).await.context("MySQL is not ready")?;
                 let created = create_shards(self).await.context("Redis is not ready")?;

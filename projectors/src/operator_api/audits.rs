@@ -90,7 +90,7 @@ impl Audits {
     pub(super) async fn stand(self, every: Duration, projections: Vec<Projection>, shutdown: Shutdown) {
         while timeout(every, shutdown.wait()).await.is_err() {
             for projection in &projections {
-                if !shutdown.is_given() && self.claim(projection) {
+                if !shutdown.is_requested() && self.claim(projection) {
                     self.run(*projection).await;
                 }
             }

@@ -60,7 +60,7 @@ pub(crate) struct Reporter {
 impl Reporter {
     pub(crate) async fn run(self, shutdown: Shutdown) {
         let mut is_away = false;
-        while !shutdown.is_given() {
+        while !shutdown.is_requested() {
             let reports = self.statuses.snapshot().into_iter().map(|line| self.report(line)).collect();
             match timeout(WRITE_TIMEOUT, write(&self.target.mysql, reports)).await {
                 Ok(Ok(())) => is_away = false,
@@ -84,7 +84,7 @@ impl Reporter {
 
     fn report(&self, status: PartitionStatus) -> Report {
         let PartitionStatus { projection, partition, phase, run_state, records_per_second, error } = status;
-        let held_up = self.readiness.why(&format!("{projection}/{}", partition.id()));
+        let held_up = self.readiness.reason(&format!("{projection}/{}", partition.id()));
         let (state, why) = match (phase, run_state) {
             (Phase::Running, _) => (held_up.as_ref().map_or(State::Running, |_| State::Blocked), held_up),
             (Phase::Waiting(_), RunState::Pause) => (State::Paused, None),

@@ -94,7 +94,7 @@ async fn of_two_processes_of_one_name_the_first_ends_and_says_why() {
     assert!(told.contains("another process runs as instance \"one\""), "{told}");
     world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
     until("the second folds", async || lag(&world, "likes") == Some(0)).await;
-    second.0.give();
+    second.0.request();
     timeout(DEADLINE, second.1).await.expect("the second stops").unwrap().unwrap();
 }
 
@@ -267,7 +267,7 @@ async fn a_standing_audit_finds_what_goes_wrong() {
         audit["first"] == serde_json::json!(["likes/1/1: expected 101 1700000000000, found 101 7"])
     })
     .await;
-    shutdown.give();
+    shutdown.request();
 }
 
 /// The routes of an ops port with this token.

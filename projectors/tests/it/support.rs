@@ -110,7 +110,7 @@ impl Running {
     }
 
     pub(crate) async fn stop(self) {
-        self.shutdown.give();
+        self.shutdown.request();
         timeout(DEADLINE, self.task).await.expect("the projections stop in time").unwrap().unwrap();
     }
 }

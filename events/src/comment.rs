@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{CommentId, Personal, Stream, UserId, VideoId, payload::stream};
 
 stream!(
-    /// What happened to a comment.
+    /// An event of a comment.
     CommentEvent in Stream::Comments,
     CommentPosted as "comment-posted",
     CommentDeleted as "comment-deleted",
@@ -28,19 +28,19 @@ pub struct CommentPosted {
     pub comment_id: CommentId,
     /// The video.
     pub video_id: VideoId,
-    /// Who wrote it.
+    /// The commenter.
     pub user_id: UserId,
-    /// The text, as it was typed.
+    /// The text, as entered.
     pub text: Personal<String>,
 }
 
-/// A comment was taken away, for good: a later event can't bring it back.
+/// A comment was deleted, permanently: a later event cannot restore it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CommentDeleted {
     /// The comment.
     pub comment_id: CommentId,
     /// Its video.
     pub video_id: VideoId,
-    /// Who took it away: its writer or the video's author.
+    /// The user who deleted it: the commenter or the video's author.
     pub deleted_by: UserId,
 }

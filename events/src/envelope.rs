@@ -11,22 +11,22 @@ use crate::{
     payload::{DecodeError, data_schema},
 };
 
-/// An event with what is known about how it came to be.
+/// An event with its CloudEvents attributes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Envelope {
     /// `ce_id`, a UUIDv7. A repeated event carries the same id.
     pub id: Uuid,
-    /// `ce_source`: the service that wrote it.
+    /// `ce_source`: the service that produced the event.
     pub source: String,
-    /// `ce_time`: when it happened, milliseconds since 1970, UTC.
+    /// `ce_time`: the time of the event, milliseconds since 1970, UTC.
     pub time_ms: i64,
-    /// `ce_traceparent`: the trace of the request, as W3C Trace Context writes it.
+    /// `ce_traceparent`: the trace of the request, in the format of W3C Trace Context.
     pub traceparent: Option<String>,
-    /// `ce_correlationid`: the request that started it all.
+    /// `ce_correlationid`: the id of the request that started the chain of events.
     pub correlation_id: Option<String>,
     /// `ce_causationid`: the id of the event that caused this one.
     pub causation_id: Option<String>,
-    /// What happened.
+    /// The event.
     pub event: Event,
 }
 
@@ -42,12 +42,12 @@ pub enum Event {
     Message(MessageEvent),
 }
 
-/// A record as it goes to Kafka.
+/// A Kafka record to produce.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncodedRecord {
-    /// The stream, and so the topic.
+    /// The stream, which determines the topic.
     pub stream: Stream,
-    /// The record's key: all events with it are in one partition, in order.
+    /// The record's key: events with the same key are in one partition, in order.
     pub key: String,
     /// The record's timestamp, equal to `ce_time`, milliseconds since 1970.
     pub timestamp_ms: i64,
@@ -58,7 +58,7 @@ pub struct EncodedRecord {
 }
 
 impl Event {
-    /// The stream that carries it.
+    /// Returns the event's stream.
     pub const fn stream(&self) -> Stream {
         match self {
             Self::User(_) => Stream::Users,
@@ -70,7 +70,7 @@ impl Event {
         }
     }
 
-    /// The `ce_type`.
+    /// Returns the `ce_type`.
     pub const fn type_name(&self) -> &'static str {
         match self {
             Self::User(event) => event.type_name(),
@@ -82,7 +82,7 @@ impl Event {
         }
     }
 
-    /// The record's key. Everything about one key is in one partition, in order.
+    /// Returns the record's key: events with the same key are in one partition, in order.
     pub fn key(&self) -> String {
         match self {
             Self::User(event) => event.key(),
@@ -107,7 +107,7 @@ impl Event {
 }
 
 impl Envelope {
-    /// The record of this event.
+    /// Encodes the event as a record.
     pub fn encode(&self) -> Result<EncodedRecord, serde_json::Error> {
         let name = self.event.type_name();
         let key = self.event.key();
@@ -141,7 +141,7 @@ impl Envelope {
     }
 }
 
-/// Reads a record of a stream: its headers by name, and its value.
+/// Decodes a record of a stream from its headers, by name, and its value.
 pub fn decode<'a>(
     stream: Stream,
     header: impl Fn(&str) -> Option<&'a [u8]>,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Stream, UserId, payload::stream};
 
 stream!(
-    /// What happened between a user and one that may be followed.
+    /// An event of a follow.
     FollowEvent in Stream::Follows,
     UserFollowed as "user-followed",
     UserUnfollowed as "user-unfollowed",
@@ -21,20 +21,20 @@ impl FollowEvent {
     }
 }
 
-/// A user follows another. Of one that is followed already it changes nothing.
+/// A user followed another. It has no effect if the user already follows the other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UserFollowed {
-    /// Who follows.
+    /// The follower.
     pub follower_id: UserId,
-    /// Who is followed.
+    /// The followed user.
     pub followee_id: UserId,
 }
 
-/// A user follows another no longer. Of one that is not followed it changes nothing.
+/// A user unfollowed another. It has no effect if the user does not follow the other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UserUnfollowed {
-    /// Who followed.
+    /// The follower.
     pub follower_id: UserId,
-    /// Who was followed.
+    /// The followed user.
     pub followee_id: UserId,
 }

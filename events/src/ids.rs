@@ -5,7 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The largest id: clients hold ids in doubles, which are exact below 2^53.
+/// The largest id. Clients store ids in doubles, which are exact below 2^53.
 pub const MAX_ID: i64 = (1 << 53) - 1;
 
 macro_rules! id {
@@ -17,12 +17,12 @@ macro_rules! id {
         pub struct $name(i64);
 
         impl $name {
-            /// The id, if it is in 1..=[`MAX_ID`].
+            /// Returns the id if it is in 1..=[`MAX_ID`].
             pub const fn new(id: i64) -> Option<Self> {
                 if id >= 1 && id <= MAX_ID { Some(Self(id)) } else { None }
             }
 
-            /// The number.
+            /// Returns the number.
             pub const fn get(self) -> i64 {
                 self.0
             }
@@ -67,7 +67,7 @@ id!(
     MessageId
 );
 
-/// A conversation: its two users, the smaller id first, whoever writes.
+/// A conversation between two users. It does not depend on the sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConversationId {
     /// The smaller user id.
@@ -77,7 +77,7 @@ pub struct ConversationId {
 }
 
 impl ConversationId {
-    /// The conversation of two users, in either order.
+    /// Returns the conversation of two users, in either order.
     pub fn of(one: UserId, other: UserId) -> Self {
         Self { low: one.min(other), high: one.max(other) }
     }
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_conversation_does_not_depend_on_who_writes() {
+    fn conversation_id_is_symmetric() {
         let (one, other) = (UserId::new(7).unwrap(), UserId::new(3).unwrap());
         assert_eq!(ConversationId::of(one, other), ConversationId::of(other, one));
         assert_eq!(ConversationId::of(one, other).to_string(), "3-7");

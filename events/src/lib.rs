@@ -1,6 +1,6 @@
-//! The events of vidlog: what is in the log, and how it is written and read.
+//! The events of vidlog, and their encoding in the log.
 //!
-//! This crate is pure: no clock, no IO, no broker. A stream is one Kafka topic and one enum; an [`Envelope`]
+//! This crate has no clock and does no IO. A stream is one Kafka topic and one enum; an [`Envelope`]
 //! is an event with its CloudEvents attributes, encoded to and decoded from a record in Kafka's binary mode.
 
 mod comment;
@@ -27,7 +27,7 @@ pub use topic::{PARTITIONS, Stream, Topics};
 pub use user::{UserEvent, UserRegistered};
 pub use video::{VideoEvent, VideoPublished, VideoRejected, VideoUploaded};
 
-/// Every event type, stream by stream.
+/// Returns all event types, grouped by stream.
 pub fn catalogue() -> Vec<EventType> {
     [
         UserEvent::types(),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Stream, UserId, VideoId, payload::stream};
 
 stream!(
-    /// What happened between a user and a video that may be liked.
+    /// An event of a like.
     LikeEvent in Stream::Likes,
     VideoLiked as "video-liked",
     VideoUnliked as "video-unliked",
@@ -21,24 +21,24 @@ impl LikeEvent {
     }
 }
 
-/// A user likes a video. Of a video that is liked already it changes nothing.
+/// A user liked a video. It has no effect if the user already likes the video.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VideoLiked {
     /// The video.
     pub video_id: VideoId,
-    /// Who likes it.
+    /// The user who likes it.
     pub user_id: UserId,
-    /// The video's author, whose total counts it.
+    /// The video's author. The like counts toward the author's total.
     pub author_id: UserId,
 }
 
-/// A user likes a video no longer. Of a video that is not liked it changes nothing.
+/// A user unliked a video. It has no effect if the user does not like the video.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VideoUnliked {
     /// The video.
     pub video_id: VideoId,
-    /// Who liked it.
+    /// The user who liked it.
     pub user_id: UserId,
-    /// The video's author, whose total counted it.
+    /// The video's author. The like no longer counts toward the author's total.
     pub author_id: UserId,
 }

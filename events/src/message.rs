@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{ConversationId, MessageId, Personal, Stream, UserId, payload::stream};
 
 stream!(
-    /// What happened in a conversation.
+    /// An event of a conversation.
     MessageEvent in Stream::Messages,
     MessageSent as "message-sent",
 );
@@ -24,16 +24,16 @@ impl MessageEvent {
 pub struct MessageSent {
     /// The new message.
     pub message_id: MessageId,
-    /// Who sent it.
+    /// The sender.
     pub from_user_id: UserId,
-    /// Who receives it.
+    /// The recipient.
     pub to_user_id: UserId,
-    /// The text, as it was typed.
+    /// The text, as entered.
     pub content: Personal<String>,
 }
 
 impl MessageSent {
-    /// The conversation that it belongs to.
+    /// Returns the message's conversation.
     pub fn conversation(&self) -> ConversationId {
         ConversationId::of(self.from_user_id, self.to_user_id)
     }

@@ -1,4 +1,4 @@
-//! Event types and their payloads: the `stream!` macro declares a stream's enum, and encodes and decodes its payloads as JSON.
+//! Event types and their payloads. The `stream!` macro declares a stream's enum with the JSON encoding of its payloads.
 
 use schemars::{JsonSchema, Schema};
 use serde::{Serialize, de::DeserializeOwned};
@@ -6,51 +6,51 @@ use thiserror::Error;
 
 use crate::Stream;
 
-/// One event type as the catalogue lists it: its `ce_type` and the JSON Schema of its payload.
+/// An event type: its stream, its `ce_type` and the JSON Schema of its payload.
 pub struct EventType {
-    /// The stream that carries it.
+    /// The stream of the event.
     pub stream: Stream,
     /// The `ce_type` attribute.
     pub name: &'static str,
-    /// Makes the JSON Schema (2020-12) of the payload; its `$id` is the event's `ce_dataschema`.
+    /// Generates the JSON Schema (2020-12) of the payload. Its `$id` is the event's `ce_dataschema`.
     pub schema: fn() -> schemars::Schema,
 }
 
-/// Why a record is not an event.
+/// The reason why a record cannot be decoded.
 #[derive(Debug, Error, PartialEq)]
 pub enum DecodeError {
     /// A required attribute is missing.
     #[error("the record has no header {0}")]
     MissingHeader(&'static str),
-    /// An attribute can't be read.
+    /// An attribute is invalid.
     #[error("header {header} holds {value:?}, which is not {expected}")]
     InvalidHeader {
         /// The header.
         header: &'static str,
-        /// What it holds.
+        /// The invalid value.
         value: String,
-        /// What it should hold.
+        /// The expected format.
         expected: &'static str,
     },
-    /// This reader does not know the type: it is older than the writer, or the record is not ours.
+    /// The event type is unknown: the reader is older than the writer, or another system wrote the record.
     #[error("stream {stream} has no event type {name:?}")]
     UnknownType {
-        /// The stream that was read.
+        /// The stream of the record.
         stream: Stream,
-        /// The `ce_type` that it found.
+        /// The `ce_type` of the record.
         name: String,
     },
-    /// The payload is not what its type says. The message has no value of the payload in it.
+    /// The payload does not match its type. The message contains no payload values, which may be personal.
     #[error("the payload is not a {name}: {reason}")]
     Payload {
         /// The `ce_type`.
         name: String,
-        /// Where and what, without the values.
+        /// The kind and position of the error.
         reason: String,
     },
 }
 
-/// Decodes one payload; for the stream enums.
+/// Decodes a payload of a stream's enum.
 pub(crate) fn decode_payload<T: DeserializeOwned>(name: &str, value: &[u8]) -> Result<T, DecodeError> {
     serde_json::from_slice(value).map_err(|error| DecodeError::Payload {
         name: name.to_owned(),
@@ -59,24 +59,25 @@ pub(crate) fn decode_payload<T: DeserializeOwned>(name: &str, value: &[u8]) -> R
     })
 }
 
-/// Encodes one payload; for the stream enums.
+/// Encodes a payload of a stream's enum.
 pub(crate) fn encode_payload(payload: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
     serde_json::to_vec(payload)
 }
 
-/// The JSON Schema of one payload; for the stream enums. Its `$id` is what `ce_dataschema` says.
+/// Generates the JSON Schema of a payload. Its `$id` is the event's `ce_dataschema`.
 pub(crate) fn payload_schema<T: JsonSchema>(name: &str) -> Schema {
     let mut schema = schemars::schema_for!(T);
     schema.insert("$id".to_owned(), data_schema(name).into());
     schema
 }
 
-/// `ce_dataschema` of an event type: a URN, so that the log does not depend on where schemas are served.
+/// Returns the `ce_dataschema` of an event type: a URN, so that records do not depend on the address of a schema
+/// server.
 pub(crate) fn data_schema(name: &str) -> String {
     format!("urn:vidlog:schemas:events:{name}")
 }
 
-/// Declares a stream's enum: its variants, their `ce_type`s, and how they are decoded.
+/// Declares a stream's enum from its payload types and their `ce_type`s, with encoding and decoding.
 macro_rules! stream {
     ($(#[$doc:meta])* $enum:ident in $stream:expr, $($variant:ident as $name:literal),+ $(,)?) => {
         $(#[$doc])*
@@ -87,14 +88,14 @@ macro_rules! stream {
         }
 
         impl $enum {
-            /// The `ce_type`.
+            /// Returns the `ce_type`.
             pub const fn type_name(&self) -> &'static str {
                 match self {
                     $(Self::$variant(_) => $name,)+
                 }
             }
 
-            /// The event types of this stream.
+            /// Returns the event types of this stream.
             pub fn types() -> Vec<$crate::payload::EventType> {
                 vec![$($crate::payload::EventType {
                     stream: $stream,

@@ -1,25 +1,25 @@
-//! Data about a person.
+//! A wrapper for personal data.
 
 use std::{borrow::Cow, fmt};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
-/// A value about a person: a name, a title, the text of a comment or message.
+/// A personal value: a name, a title, or the text of a comment or message.
 ///
-/// It has a type of its own so that masking and erasure can find every such field. On the wire it is the plain
-/// value; in the JSON Schema it carries `"x-personal": true`; `Debug` never shows it, so no log line does.
+/// The type marks the fields that masking and erasure must cover. It is serialized as the plain value; its JSON Schema
+/// has `"x-personal": true`. `Debug` hides the value, so that logs cannot contain it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Personal<T>(T);
 
 impl<T> Personal<T> {
-    /// Marks a value as personal.
+    /// Wraps a personal value.
     pub const fn new(value: T) -> Self {
         Self(value)
     }
 
-    /// The value, for the reader that is meant to see it.
+    /// Returns the value.
     pub const fn reveal(&self) -> &T {
         &self.0
     }

@@ -1,12 +1,13 @@
-//! The topics: names, partitions, settings.
+//! Streams and their topics: names, partitions, settings.
 
 use std::fmt;
 
-/// Partitions of a topic in production: a number with many divisors, so that 2, 3, 4, 6 or 12 instances share
-/// the work evenly. It can't change for a topic that has data: a key's events would land in two partitions.
+/// Number of partitions of a topic in production, which 2, 3, 4, 6 or 12 instances can share evenly.
+///
+/// It must not change for a topic with data: a key's events would be in two partitions.
 pub const PARTITIONS: i32 = 12;
 
-/// A stream of events: one topic, one key space, one enum.
+/// A stream of events, with one topic, one key space and one enum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stream {
     /// Keyed by user id.
@@ -24,11 +25,11 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Every stream.
+    /// All streams.
     pub const ALL: [Self; 6] =
         [Self::Users, Self::Videos, Self::Likes, Self::Follows, Self::Comments, Self::Messages];
 
-    /// The stream's name: the last part of its topic's name.
+    /// Returns the stream's name, which is the last part of its topic's name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Users => "users",
@@ -47,14 +48,14 @@ impl fmt::Display for Stream {
     }
 }
 
-/// The topics of one namespace, so that several systems can live on one broker side by side.
+/// The topics of one namespace. Several systems can share a broker, each with its own namespace.
 #[derive(Clone, Debug)]
 pub struct Topics {
     namespace: String,
 }
 
 impl Topics {
-    /// Settings that every topic is created with: events are kept for ever, and as they were written.
+    /// Settings of all topics at creation: unlimited retention, no compaction, the producer's timestamps.
     pub const SETTINGS: [(&'static str, &'static str); 4] = [
         ("cleanup.policy", "delete"),
         ("retention.ms", "-1"),
@@ -62,23 +63,25 @@ impl Topics {
         ("message.timestamp.type", "CreateTime"),
     ];
 
-    /// The topics under a namespace.
+    /// Creates the topics of a namespace.
     pub fn new(namespace: impl Into<String>) -> Self {
         Self { namespace: namespace.into() }
     }
 
-    /// The topic of a stream, `<namespace>.<stream>`.
+    /// Returns the topic of a stream, `<namespace>.<stream>`.
     pub fn name(&self, stream: Stream) -> String {
         format!("{}.{stream}", self.namespace)
     }
 
-    /// The topic of a stream's dead letters, `<namespace>.<stream>.dead-letters`: the records that a projection could
-    /// not fold, and those of the same keys that wait behind them. It has the partitions of the stream's own.
+    /// Returns the dead-letter topic of a stream, `<namespace>.<stream>.dead-letters`.
+    ///
+    /// It contains the records that a projection failed to fold, and later records of the same keys. It has as many
+    /// partitions as the stream's topic.
     pub fn dead_letters(&self, stream: Stream) -> String {
         format!("{}.{stream}.dead-letters", self.namespace)
     }
 
-    /// The stream that a topic of this namespace carries.
+    /// Returns the stream of a topic; `None` if the topic is not a stream of this namespace.
     pub fn stream(&self, topic: &str) -> Option<Stream> {
         let name = topic.strip_prefix(&self.namespace)?.strip_prefix('.')?;
         Stream::ALL.into_iter().find(|stream| stream.name() == name)
@@ -90,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_topic_names_its_stream() {
+    fn topic_name_maps_back_to_its_stream() {
         let topics = Topics::new("prod");
         for stream in Stream::ALL {
             assert_eq!(topics.stream(&topics.name(stream)), Some(stream));

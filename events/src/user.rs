@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Personal, Stream, UserId, payload::stream};
 
 stream!(
-    /// What happened to a user.
+    /// An event of a user.
     UserEvent in Stream::Users,
     UserRegistered as "user-registered",
 );
@@ -19,11 +19,11 @@ impl UserEvent {
     }
 }
 
-/// Someone registered. The password's hash is never here: it stays with the accounts.
+/// A user registered. The event never contains the password hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UserRegistered {
     /// The new user.
     pub user_id: UserId,
-    /// The name, as it was typed.
+    /// The name, as entered.
     pub name: Personal<String>,
 }

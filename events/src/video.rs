@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Personal, Stream, UserId, VideoId, payload::stream};
 
 stream!(
-    /// What happened to a video.
+    /// An event of a video.
     VideoEvent in Stream::Videos,
     VideoUploaded as "video-uploaded",
     VideoPublished as "video-published",
@@ -23,41 +23,41 @@ impl VideoEvent {
     }
 }
 
-/// An upload is whole in the object store, and waits for the media worker.
+/// A video was uploaded: the object store has the complete file, and the media worker has not processed it yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VideoUploaded {
     /// The new video.
     pub video_id: VideoId,
-    /// Who uploaded it.
+    /// The uploader.
     pub author_id: UserId,
-    /// Its title, as it was typed.
+    /// The title, as entered.
     pub title: Personal<String>,
-    /// The object key of the file as it was uploaded.
+    /// The object key of the original file.
     pub original_key: String,
 }
 
-/// A video became visible to everyone.
+/// A video was published: it is visible to all users.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VideoPublished {
     /// The video.
     pub video_id: VideoId,
-    /// Who uploaded it.
+    /// The uploader.
     pub author_id: UserId,
     /// The object key of the playable file.
     pub play_key: String,
     /// The object key of the cover picture.
     pub cover_key: String,
-    /// The publish time, milliseconds since 1970. No two videos share one: the feed is paged by it.
+    /// The publish time, milliseconds since 1970. It is unique, because the feed is paged by it.
     pub published_ms: i64,
 }
 
-/// An upload can't be published.
+/// An upload was rejected: it cannot be published.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VideoRejected {
     /// The video.
     pub video_id: VideoId,
-    /// Who uploaded it.
+    /// The uploader.
     pub author_id: UserId,
-    /// Why, in words for its author.
+    /// The reason, as shown to the author.
     pub reason: String,
 }

@@ -1,11 +1,11 @@
-//! Every Redis key.
+//! The Redis keys.
 //!
-//! A key is `<namespace>:{sNN}:<kind>:<entity>`. The hash tag in braces names the entity's shard, so that all keys
-//! of one entity lie on one node of a Redis Cluster and one script can change them together with the shard's
-//! checkpoint. The same keys are used on a single Redis.
+//! A key is `<namespace>:{sNN}:<kind>:<entity>`. The hash tag in braces is the entity's shard, so all keys of an entity
+//! are on one node of a Redis Cluster, and one script can change them together with the shard's checkpoint. A single
+//! Redis has the same keys.
 //!
-//! A view that was folded anew has the number of its generation in the kinds of its keys, from the second on:
-//! `likers`, then `likers.2`. So two generations of a view lie side by side, on the same shards.
+//! From its second generation on, a view has the generation in the kinds of its keys: `likers`, then `likers.2`. Two
+//! generations can exist at once, on the same shards.
 
 mod view_key;
 
@@ -17,13 +17,13 @@ use std::sync::{
 pub use self::view_key::{FIRST_GENERATION, ViewKey};
 use crate::projections::{self, Projection, View};
 
-/// Shards of a namespace where nothing else was configured: enough to spread over some eight nodes.
+/// Default number of shards of a namespace: enough for about eight nodes.
 pub const DEFAULT_SHARDS: u16 = 16;
 
-/// Milliseconds in a week: the global feed is one ZSET a week, so that none grows without bound.
+/// Milliseconds in a week. The global feed is one ZSET per week, so that no ZSET grows without bound.
 pub const WEEK_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 
-/// Makes the keys of one namespace. Clones share the generations that they make keys of.
+/// Builds the keys of one namespace. Clones share the current generations.
 #[derive(Clone, Debug)]
 pub struct Keys {
     namespace: Arc<str>,
@@ -32,23 +32,23 @@ pub struct Keys {
     generations: Arc<[AtomicU32]>,
 }
 
-/// A shard of a namespace: what its hash tag names.
+/// A shard of a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Shard(u16);
 
 impl Shard {
-    /// The shard's number, from 0.
+    /// Returns the shard's number, from 0.
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// A key with the shard that it is on.
+/// A key and its shard.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     /// The shard.
     pub shard: Shard,
-    /// The whole key, as Redis sees it.
+    /// The complete Redis key.
     pub name: String,
 }
 
@@ -61,14 +61,15 @@ impl redis::ToRedisArgs for Key {
 impl redis::ToSingleRedisArg for Key {}
 
 impl Keys {
-    /// The keys of a namespace with a number of shards, which is fixed when the namespace is created: another
-    /// number would look for every entity in another place.
+    /// Builds keys of a namespace in its first generations.
+    ///
+    /// The number of shards is fixed when the namespace is created, because it determines the shard of every entity.
     pub fn new(namespace: &str, shards: u16) -> Self {
         let generations = projections::ALL.iter().map(|_| AtomicU32::new(FIRST_GENERATION)).collect();
         Self { namespace: namespace.into(), shards: shards.max(1), generations }
     }
 
-    /// The same keys, but of another generation of one view, whatever becomes of the generations of these.
+    /// Returns a copy with another generation of one view. It shares no generations with `self`.
     #[must_use]
     pub fn of_generation(&self, projection: &Projection, generation: u32) -> Self {
         let copied = self.generations.iter().map(|own| AtomicU32::new(own.load(Ordering::Relaxed))).collect();
@@ -77,24 +78,24 @@ impl Keys {
         keys
     }
 
-    /// Makes keys of another generation of a view from now on, in all clones.
+    /// Sets the current generation of a view, in all clones.
     pub fn set_generation(&self, projection: &Projection, generation: u32) {
         if let Some(own) = self.own_generation(projection) {
             own.store(generation, Ordering::Relaxed);
         }
     }
 
-    /// The generation of a view that keys are made of.
+    /// Returns the current generation of a view.
     pub fn generation(&self, projection: &Projection) -> u32 {
         self.own_generation(projection).map_or(FIRST_GENERATION, |own| own.load(Ordering::Relaxed))
     }
 
-    /// Every shard.
+    /// Iterates over all shards.
     pub fn shards(&self) -> impl Iterator<Item = Shard> + use<> {
         (0..self.shards).map(Shard)
     }
 
-    /// What every key's name matches, for `SCAN`.
+    /// Returns the `SCAN` pattern of all keys.
     pub fn pattern(&self) -> String {
         format!("{}:{{s*", self.namespace)
     }
@@ -104,13 +105,13 @@ impl Keys {
         self.of_view(&projections::USER_CARDS, "user", user)
     }
 
-    /// ZSET of whom a user follows: member user id, score the time of the follow in ms. Its size is the count.
+    /// ZSET of the users that a user follows: member user id, score the time of the follow in ms. Its size is the count.
     pub fn following(&self, user: i64) -> Key {
         self.of_view(&projections::FOLLOWS, "following", user)
     }
 
-    /// ZSET of who follows a user: member user id, score the time of the follow in ms. Its size is the count.
-    /// On the same shard as [`Keys::following`], so that friends are one `ZINTER`.
+    /// ZSET of a user's followers: member user id, score the time of the follow in ms. Its size is the count. It is on
+    /// the shard of [`Keys::following`], so one `ZINTER` returns friends.
     pub fn followers(&self, user: i64) -> Key {
         self.of_view(&projections::FOLLOWS, "followers", user)
     }
@@ -120,8 +121,8 @@ impl Keys {
         self.of_view(&projections::LIKES, "favorites", user)
     }
 
-    /// HASH of the likes that an author's videos have: field video id, value its count, and field `total`,
-    /// their sum. Each part is absolute, so that writing it again is harmless.
+    /// HASH of the like counts of an author's videos: field video id, value its count, and field `total`, their sum.
+    /// Values are absolute, so writes are idempotent.
     pub fn favorited(&self, author: i64) -> Key {
         self.of_view(&projections::LIKES, "favorited", author)
     }
@@ -131,7 +132,7 @@ impl Keys {
         self.of_view(&projections::WORKS, "works", author)
     }
 
-    /// ZSET of all that an author uploaded, whatever became of it: member and score the video id.
+    /// ZSET of an author's uploads in any state: member and score the video id.
     pub fn uploads(&self, author: i64) -> Key {
         self.of_view(&projections::WORKS, "uploads", author)
     }
@@ -152,7 +153,7 @@ impl Keys {
         self.of_view(&projections::COMMENT_COUNTS, "comments", video)
     }
 
-    /// SET of a video's deleted comment ids: a repeated `CommentPosted` must not bring one back.
+    /// SET of a video's deleted comment ids: a repeated `CommentPosted` must not restore one.
     pub fn deleted_comments(&self, video: i64) -> Key {
         self.of_view(&projections::COMMENT_COUNTS, "deleted-comments", video)
     }
@@ -162,7 +163,7 @@ impl Keys {
         self.of_view(&projections::FEED, "feed", week)
     }
 
-    /// ZSET of the weeks in which anything was published: member and score the week's number.
+    /// ZSET of the weeks with published videos: member and score the week's number.
     pub fn feed_weeks(&self) -> Key {
         self.key(self.shard(name_hash("all")), &self.kind(&projections::FEED, "feed-weeks"), "all")
     }
@@ -172,7 +173,7 @@ impl Keys {
         self.key(shard, &self.kind(projection, "checkpoint"), projection.name)
     }
 
-    /// HASH like [`Keys::checkpoint`], of what is folded after that: parts of totals.
+    /// HASH like [`Keys::checkpoint`], for the parts of totals, which are written after it.
     pub fn parts_checkpoint(&self, shard: Shard, projection: &Projection) -> Key {
         self.key(shard, &self.kind(projection, "checkpoint"), &format!("{}:parts", projection.name))
     }
@@ -183,15 +184,16 @@ impl Keys {
         self.key(Shard(0), &self.kind(projection, "parked"), projection.name)
     }
 
-    /// HASH: field the name of a projection of Redis, value its live generation. A field that is missing says that the
-    /// view is not complete, because it is new or because Redis lost writes: then it must not be read.
-    /// While it is filled up, field `<name>:filling` has a token of those who watch that.
+    /// HASH of the live generations: field the name of a projection in Redis, value its generation.
+    ///
+    /// A missing field marks the view incomplete, because it is new or Redis lost writes: readers must not use it.
+    /// During a refill, field `<name>:filling` has the claim token.
     pub fn generations(&self) -> Key {
         self.key(Shard(0), "meta", "generations")
     }
 
-    /// HASH of how far a projection is on all shards: field `<stream>:<partition>`, value the next offset.
-    /// Readers that wait for a write look here.
+    /// HASH of a projection's position over all shards: field `<stream>:<partition>`, value the next offset. Readers
+    /// compare it with the position of a write that they must see.
     pub fn progress(&self, projection: &Projection) -> Key {
         self.of_name(&self.kind(projection, "progress"), projection.name)
     }
@@ -202,17 +204,17 @@ impl Keys {
         self.of_name("recent", scope)
     }
 
-    /// HASH of what a command with an idempotency key did: reserved ids, and the answer when there is one.
+    /// HASH of a command with an idempotency key: its reserved ids, and its response once it has one.
     pub fn idempotency(&self, user: i64, key: &str) -> Key {
         self.of_name("idempotency", &format!("{user}:{key}"))
     }
 
-    /// STRING: the number of shards that the namespace was created with.
+    /// STRING: the number of shards of the namespace, as fixed at its creation.
     pub fn shard_count(&self) -> Key {
         self.key(Shard(0), "meta", "shards")
     }
 
-    /// The name of a view's key, given as it is in the first generation, in the generation that these keys are of.
+    /// Converts the name of a view's key from the first generation to the current one.
     pub fn in_own_generation(&self, name: &str) -> Option<String> {
         let key = ViewKey::read(name)?;
         let (shard, rest) = key.name.split_once("}:")?;
@@ -220,13 +222,13 @@ impl Keys {
         Some(format!("{shard}}}:{}:{entity}", self.kind(&key.projection, kind)))
     }
 
-    /// HASH: field `<stream>:<partition>`, value the id of the first record of the log that the views were folded from.
+    /// HASH of the logs that the views are folded from: field `<stream>:<partition>`, value the id of the first record.
     pub fn logs(&self) -> Key {
         self.key(Shard(0), "meta", "logs")
     }
 
     fn own_generation(&self, projection: &Projection) -> Option<&AtomicU32> {
-        // The generations of a view in MySQL have their tables' names in common.
+        // Generations of a view in MySQL share their table names.
         let View::Redis(_) = projection.view else {
             return None;
         };
@@ -234,7 +236,7 @@ impl Keys {
         self.generations.get(index)
     }
 
-    /// The kind of a key, as it is in the generation of the view.
+    /// The kind of a key in the current generation of its view.
     fn kind(&self, projection: &Projection, kind: &str) -> String {
         match self.generation(projection) {
             FIRST_GENERATION => kind.to_owned(),
@@ -254,9 +256,9 @@ impl Keys {
         Key { shard, name: format!("{}:{{s{:02}}}:{kind}:{entity}", self.namespace, shard.0) }
     }
 
-    /// The shard of a hash. Changing this loses every entity of every namespace until its rebuild.
+    /// Maps a hash to a shard. A change of this function loses all entities until their views are rebuilt.
     fn shard(&self, hash: u64) -> Shard {
-        // The finaliser of splitmix64: neighbouring ids land on different shards.
+        // The finalizer of splitmix64 spreads adjacent ids over the shards.
         let mut z = hash.wrapping_add(0x9e37_79b9_7f4a_7c15);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -272,12 +274,12 @@ fn name_hash(name: &str) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// The field under which a partition's position stands, in checkpoints, progress and recent writes.
+/// Returns the field of a partition's position in checkpoints, progress and recent writes.
 pub fn partition_field(stream: &str, partition: i32) -> String {
     format!("{stream}:{partition}")
 }
 
-/// The week of the global feed that a time is in.
+/// Returns the week of the global feed that contains a time.
 pub const fn feed_week_of(time_ms: i64) -> i64 {
     time_ms.div_euclid(WEEK_MS)
 }
@@ -289,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entity_has_all_its_keys_on_one_shard() {
+    fn keys_of_an_entity_share_a_shard() {
         let keys = Keys::new("test", DEFAULT_SHARDS);
         assert_eq!(keys.following(42).shard, keys.followers(42).shard);
         assert_eq!(keys.video_card(42).shard, keys.likers(42).shard);
@@ -298,14 +300,14 @@ mod tests {
     }
 
     #[test]
-    fn shards_are_where_they_have_always_been() {
+    fn shards_of_ids_are_stable() {
         let keys = Keys::new("n", DEFAULT_SHARDS);
         let names: Vec<_> = [1, 2, 3].map(|id| keys.user_card(id).name).into();
         assert_eq!(names, ["n:{s01}:user:1", "n:{s14}:user:2", "n:{s13}:user:3"]);
     }
 
     #[test]
-    fn neighbouring_ids_spread_over_all_shards() {
+    fn adjacent_ids_spread_over_all_shards() {
         let keys = Keys::new("n", DEFAULT_SHARDS);
         let used: HashSet<_> = (1..200).map(|id| keys.user_card(id << 12).shard).collect();
         assert_eq!(used.len(), usize::from(DEFAULT_SHARDS));

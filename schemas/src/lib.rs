@@ -1,5 +1,5 @@
-//! The contract between those who write the read models and those who read them: every Redis key, every MySQL
-//! table. This crate does no IO.
+//! The schema of the read models, shared by their writers and readers: every Redis key and every MySQL table. This
+//! crate does no IO.
 
 pub mod keys;
 mod mysql;

@@ -1,17 +1,17 @@
-//! The projections by name: what each folds, which is what a reader may have to wait for, and what its view is made of.
+//! The catalog of projections: each with its name, the streams that it folds, and the parts of its view.
 
-/// A projection, as readers and operators know it.
+/// The public description of a projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Projection {
-    /// The name: of its checkpoint, its consumer group, its metrics.
+    /// The name, used in its checkpoint, consumer group and metrics.
     pub name: &'static str,
-    /// The names of the streams that it folds.
+    /// The names of its input streams. A reader that must see a write waits for these.
     pub streams: &'static [&'static str],
-    /// What it folds them into.
+    /// The view that it writes.
     pub view: View,
 }
 
-/// What a view is made of.
+/// The store of a view, and its parts there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
     /// Redis keys of these kinds.
@@ -21,12 +21,12 @@ pub enum View {
 }
 
 impl Projection {
-    /// The MySQL table of the checkpoints of a view in MySQL. It is a part of the view: a generation has its own.
+    /// Returns the checkpoint table of a view in MySQL. Each generation has its own.
     pub fn checkpoint_table(&self) -> String {
         format!("checkpoints_{}", self.name.replace('-', "_"))
     }
 
-    /// The MySQL table of the parked keys of a view in MySQL. It is a part of the view, as its checkpoints are.
+    /// Returns the parked-keys table of a view in MySQL. Each generation has its own.
     pub fn parked_table(&self) -> String {
         format!("parked_{}", self.name.replace('-', "_"))
     }
@@ -68,9 +68,9 @@ projections! {
     COMMENTS_TABLE = "comments-table" of "comments" in MySql "comments";
     /// Messages, and the newest of each conversation.
     MESSAGES_TABLE = "messages-table" of "messages" in MySql "messages", "conversations";
-    /// Likes: the durable twin of the sets in Redis.
+    /// Likes: the durable copy of the sets in Redis.
     LIKES_TABLE = "likes-table" of "likes" in MySql "likes";
-    /// Follows: the durable twin of the sets in Redis.
+    /// Follows: the durable copy of the sets in Redis.
     FOLLOWS_TABLE = "follows-table" of "follows" in MySql "follows";
 }
 
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_views_have_a_part_in_common() {
+    fn views_share_no_parts() {
         let mut seen = HashSet::new();
         for projection in ALL {
             let (View::Redis(parts) | View::MySql(parts)) = projection.view;

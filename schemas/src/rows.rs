@@ -2,19 +2,19 @@
 
 use sqlx::FromRow;
 
-/// What became of an upload.
+/// The state of an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VideoState {
-    /// The media worker has not decided yet. Only the author sees it.
+    /// The media worker has not finished yet. Only the author sees it.
     Processing = 0,
     /// Everyone sees it.
     Published = 1,
-    /// It can't be published. Only the author sees it, with the reason.
+    /// The file cannot be published. Only the author sees it, with the reason.
     Rejected = 2,
 }
 
 impl VideoState {
-    /// The state of a stored number.
+    /// Converts a stored number; `None` if it is no state.
     pub const fn from_number(number: i8) -> Option<Self> {
         match number {
             0 => Some(Self::Processing),
@@ -24,7 +24,7 @@ impl VideoState {
         }
     }
 
-    /// The number that is stored.
+    /// Returns the stored number.
     pub const fn number(self) -> i8 {
         self as i8
     }
@@ -35,7 +35,7 @@ impl VideoState {
 pub struct UserRow {
     /// The user.
     pub user_id: i64,
-    /// The name, as it was typed.
+    /// The name, as entered.
     pub name: String,
     /// When the user registered, milliseconds since 1970.
     pub registered_ms: i64,
@@ -46,9 +46,9 @@ pub struct UserRow {
 pub struct VideoRow {
     /// The video.
     pub video_id: i64,
-    /// Who uploaded it.
+    /// The uploader.
     pub author_id: i64,
-    /// The title, as it was typed.
+    /// The title, as entered.
     pub title: String,
     /// A [`VideoState`] number.
     pub state: i8,
@@ -60,20 +60,20 @@ pub struct VideoRow {
     pub play_key: String,
     /// The object key of the cover; empty until it is published.
     pub cover_key: String,
-    /// Why it was rejected; empty if it was not.
+    /// The reason of a rejection; empty if there is none.
     pub reason: String,
 }
 
-/// A row of `comments`. Deleted comments stay, without their text, so that a repeated event can't bring one back.
+/// A row of `comments`. A deleted comment keeps its row, without its text, so that a repeated event cannot restore it.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct CommentRow {
     /// The comment.
     pub comment_id: i64,
     /// The video.
     pub video_id: i64,
-    /// Who wrote it.
+    /// The commenter.
     pub user_id: i64,
-    /// The text, as it was typed; empty of a deleted one.
+    /// The text, as entered; empty if the comment is deleted.
     pub text: String,
     /// When it was posted, milliseconds since 1970.
     pub posted_ms: i64,
@@ -86,12 +86,12 @@ pub struct CommentRow {
 pub struct MessageRow {
     /// The message.
     pub message_id: i64,
-    /// Who sent it.
+    /// The sender.
     pub from_user_id: i64,
-    /// Who receives it.
+    /// The recipient.
     pub to_user_id: i64,
-    /// The text, as it was typed.
+    /// The text, as entered.
     pub content: String,
-    /// The time that readers see, milliseconds since 1970; it rises strictly within a conversation.
+    /// The time that clients show, milliseconds since 1970. It increases strictly within a conversation.
     pub create_ms: i64,
 }

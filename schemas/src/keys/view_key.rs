@@ -1,26 +1,26 @@
-//! Whose key a key is, by its name.
+//! Parser of the names of views' keys.
 
 use crate::projections::{self, Projection, View};
 
-/// The generation that a view begins with.
+/// The first generation of a view.
 pub const FIRST_GENERATION: u32 = 1;
 
-/// Kinds of the keys that are kept about a view, and go with its generation.
+/// Kinds of a view's bookkeeping keys, which belong to its generation.
 const KINDS_ABOUT_A_VIEW: [&str; 3] = ["checkpoint", "parked", "progress"];
 
-/// What the name of a view's key says.
+/// The parsed name of a view's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ViewKey {
-    /// Whose view it is of.
+    /// The projection that owns the view.
     pub projection: Projection,
     /// The view's generation.
     pub generation: u32,
-    /// The name without the generation: what it has in common with the same key of another generation.
+    /// The name without the generation, equal in all generations.
     pub name: String,
 }
 
 impl ViewKey {
-    /// Reads a key's name; `None` if it is no view's.
+    /// Parses a key's name; `None` if it is not a view's key.
     pub fn read(name: &str) -> Option<Self> {
         let (shard, kind, generation, entity) = split(name)?;
         let has_kind =
@@ -29,8 +29,7 @@ impl ViewKey {
         Some(Self { projection, generation, name: format!("{shard}}}:{kind}:{entity}") })
     }
 
-    /// The generation of a view in Redis that a key belongs to, be it of the view or of what is kept about it; `None` if it
-    /// is another's.
+    /// Returns the generation of a projection's view, if a key is the view's data or bookkeeping.
     pub fn generation_of(name: &str, projection: &Projection) -> Option<u32> {
         let View::Redis(kinds) = projection.view else {
             return None;
@@ -42,7 +41,7 @@ impl ViewKey {
     }
 }
 
-/// A key's namespace and shard, kind, generation and entity.
+/// Splits a key's name into namespace and shard, kind, generation, and entity.
 fn split(name: &str) -> Option<(&str, &str, u32, &str)> {
     let (shard, rest) = name.split_once("}:")?;
     let (kind, entity) = rest.split_once(':')?;
@@ -61,7 +60,7 @@ mod tests {
     };
 
     #[test]
-    fn generations_lie_side_by_side_and_are_told_apart() {
+    fn generations_have_distinct_keys() {
         let keys = Keys::new("n", DEFAULT_SHARDS);
         let next = keys.of_generation(&projections::LIKES, 2);
         assert_eq!(next.likers(1).name, "n:{s01}:likers.2:1");
@@ -71,7 +70,7 @@ mod tests {
         assert_eq!(read(next.likers(1)), Some((projections::LIKES, 2, name.clone())));
         assert_eq!(read(keys.likers(1)), Some((projections::LIKES, 1, name)));
         assert_eq!(next.in_own_generation(&keys.likers(1).name), Some(next.likers(1).name));
-        assert_eq!(next.works(1), keys.works(1), "another view stays as it is");
+        assert_eq!(next.works(1), keys.works(1), "other views keep their generation");
         let generation = |key: Key| ViewKey::generation_of(&key.name, &projections::LIKES);
         for (of_first, of_next) in [
             (keys.likers(1), next.likers(1)),
@@ -91,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn every_view_s_keys_are_of_its_kinds() {
+    fn view_keys_map_to_their_projection() {
         let keys = Keys::new("n", DEFAULT_SHARDS);
         let of_views = [
             (projections::USER_CARDS, keys.user_card(1)),

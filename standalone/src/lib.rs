@@ -1,5 +1,5 @@
-//! All of vidlog in one process behind one address: both APIs, every projection and the media worker. What
-//! `make run` starts, and what the end-to-end tests speak to.
+//! Runs all of vidlog in one process behind one address: both APIs, every projection and the media worker. `make run`
+//! and the end-to-end tests start it.
 
 mod docs;
 
@@ -41,7 +41,7 @@ pub struct Cli {
     /// Address of `/livez`, `/readyz`, `/metrics` and `/projections`. Not for the public.
     #[arg(long, env = "VIDLOG_OPS_LISTEN", default_value = "127.0.0.1:18081")]
     pub ops_listen: String,
-    /// What both sides of the API have alike.
+    /// Settings that both sides of the API share.
     #[command(flatten)]
     pub api: ApiConfig,
     /// The command side.
@@ -53,36 +53,36 @@ pub struct Cli {
     /// The query side.
     #[command(flatten)]
     pub query: QueryConfig,
-    /// How the projections are operated.
+    /// Operation of the projections.
     #[command(flatten)]
     pub operation: Operation,
-    /// Where the log is.
+    /// Addresses of the log.
     #[command(flatten)]
     pub log: Log,
-    /// Where the stores are.
+    /// Addresses of the stores.
     #[command(flatten)]
     pub stores: Stores,
-    /// What is logged.
+    /// Log level and format.
     #[command(flatten)]
     pub telemetry: Telemetry,
 }
 
 /// The sockets of a process.
 pub struct Listeners {
-    /// The API's.
+    /// Socket of the API.
     pub api: TcpListener,
-    /// The ops port's.
+    /// Socket of the ops port.
     pub ops: TcpListener,
 }
 
-/// Runs until shutdown is given: first nothing new is taken, then what was taken is finished.
+/// Runs until shutdown, then stops accepting requests and completes those in progress.
 pub async fn run(cli: Cli, listeners: Listeners, metrics: Metrics, shutdown: Shutdown) -> anyhow::Result<()> {
-    let address = listeners.api.local_addr().context("failed to learn the API's address")?;
+    let address = listeners.api.local_addr().context("failed to get the address of the API socket")?;
     let media_base = cli.api.public_base(&address.to_string());
     let readiness = Readiness::new();
     let command = start_command_side(&cli, &media_base, &readiness).await?;
     let query = QueryState::open(&cli.stores, &cli.api, &cli.query, &media_base, Clock::system())?;
-    info!(%address, "standalone answers");
+    info!(%address, "standalone started");
 
     let plan = Plan {
         log: &cli.log,
@@ -108,8 +108,8 @@ pub async fn run(cli: Cli, listeners: Listeners, metrics: Metrics, shutdown: Shu
     let served = tokio::try_join!(
         serve(listeners.api, router, shutdown.clone()),
         serve(listeners.ops, ops, shutdown.clone()),
-        or_stop_all(projections, &shutdown),
-        or_stop_all(media, &shutdown),
+        or_shut_down(projections, &shutdown),
+        or_shut_down(media, &shutdown),
     );
     command.stop().await;
     served.map(drop)
@@ -140,12 +140,12 @@ fn router(command: &CommandApi, query: QueryState) -> Router {
     merge_slashes(router)
 }
 
-/// A part that ends, ends the process: whoever started it can start it again.
-async fn or_stop_all(
+/// Runs a part and shuts the process down when it ends, so that a supervisor can restart all of it.
+async fn or_shut_down(
     part: impl Future<Output = anyhow::Result<()>>,
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
-    let ended = part.await;
+    let result = part.await;
     shutdown.request();
-    ended
+    result
 }

@@ -13,7 +13,7 @@ async fn main() -> anyhow::Result<()> {
     let metrics = telemetry::start(&cli.telemetry)?;
     let shutdown = Shutdown::on_signal()?;
     let listeners = Listeners { api: bind(&cli.listen).await?, ops: bind(&cli.ops_listen).await? };
-    // For whoever asked for port 0.
+    // With port 0 the caller reads the actual addresses from here.
     println!("api http://{}", address(&listeners.api)?);
     println!("ops http://{}", address(&listeners.ops)?);
     Box::pin(run(cli, listeners, metrics, shutdown)).await

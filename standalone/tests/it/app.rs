@@ -1,4 +1,4 @@
-//! A `standalone` process in a namespace of its own.
+//! A `standalone` process in its own namespace.
 
 use std::{
     io::{BufRead, BufReader},
@@ -16,12 +16,10 @@ use vidlog_test_support_kafka::{Kafka, PARTITIONS};
 
 pub(crate) use vidlog_test_support::{DEADLINE, until};
 
-use crate::client::User;
-
-/// Signs tokens of callers that need no account, such as a thousand likers.
+/// Token keys of the system under test, so that tests can sign tokens of users without an account.
 const JWT_KEYS: &str = "test:0123456789abcdef0123456789abcdef";
 
-/// The origin that may call the system under test from a browser.
+/// The origin that the CORS settings of the system under test allow.
 pub(crate) const ALLOWED_ORIGIN: &str = "https://app.example";
 
 /// The system under test.
@@ -33,9 +31,9 @@ pub(crate) struct App {
     process: Process,
 }
 
-/// Where the system finds its stores, when not where the tests find them.
+/// Addresses of log and stores that differ from those of the tests, such as a proxy.
 #[derive(Clone, Default)]
-pub(crate) struct Detours {
+pub(crate) struct AddressOverrides {
     pub(crate) kafka: Option<String>,
     pub(crate) mysql_port: Option<u16>,
     pub(crate) redis: Option<String>,
@@ -49,27 +47,27 @@ struct Process {
 
 impl App {
     pub(crate) async fn start() -> Self {
-        Self::start_with(Detours::default()).await
+        Self::start_with(AddressOverrides::default()).await
     }
 
-    pub(crate) async fn start_with(detours: Detours) -> Self {
+    pub(crate) async fn start_with(overrides: AddressOverrides) -> Self {
         let Namespace { stores, .. } = Namespace::create().await;
         let log = Kafka::connect(&stores.namespace).await.settings;
         let objects = TempDir::new().unwrap();
-        let process = Process::start(&log, &stores, &detours, &objects);
+        let process = Process::start(&log, &stores, &overrides, &objects);
         let app = Self { log, stores, http: Client::new(), objects, process };
         app.until_ready().await;
         app
     }
 
-    /// `kill -9`, and a new process.
+    /// Kills the process with SIGKILL and starts a new one.
     pub(crate) async fn kill_and_restart(&mut self) {
         self.process.child.kill();
-        self.process = Process::start(&self.log, &self.stores, &Detours::default(), &self.objects);
+        self.process = Process::start(&self.log, &self.stores, &AddressOverrides::default(), &self.objects);
         self.until_ready().await;
     }
 
-    /// SIGTERM; returns the exit code.
+    /// Sends SIGTERM; returns the exit code.
     pub(crate) async fn terminate(self) -> Option<i32> {
         self.process.child.terminate().await.code()
     }
@@ -82,12 +80,7 @@ impl App {
         format!("{}{path}", self.process.ops)
     }
 
-    /// Somebody who has a valid token but never registered: enough to like, and cheap.
-    pub(crate) fn stranger(&self, id: i64) -> User<'_> {
-        User { app: self, id, name: String::new(), token: tokens().sign(id).unwrap() }
-    }
-
-    /// Audits the views, which have to come up with the log; panics with the differences if there are any.
+    /// Audits the views once they have caught up with the log; panics with the differences if there are any.
     pub(crate) async fn assert_views_equal_the_log(&self) -> audit::Report {
         let report = audit::audit(&self.log, &self.stores).await.unwrap();
         assert!(report.differences.is_empty(), "{:#?}", report.differences);
@@ -96,16 +89,16 @@ impl App {
 
     async fn until_ready(&self) {
         until("the system is ready", async || {
-            self.http.get(self.ops_url("/readyz")).send().await.is_ok_and(|answer| answer.status() == 200)
+            self.http.get(self.ops_url("/readyz")).send().await.is_ok_and(|response| response.status() == 200)
         })
         .await;
     }
 }
 
 impl Process {
-    fn start(log: &Log, stores: &Stores, detours: &Detours, objects: &TempDir) -> Self {
+    fn start(log: &Log, stores: &Stores, overrides: &AddressOverrides, objects: &TempDir) -> Self {
         let mut mysql_url = url::Url::parse(stores.mysql_url.reveal()).unwrap();
-        if let Some(port) = detours.mysql_port {
+        if let Some(port) = overrides.mysql_port {
             mysql_url.set_port(Some(port)).unwrap();
         }
         let mut command = Command::new(env!("CARGO_BIN_EXE_standalone"));
@@ -120,15 +113,15 @@ impl Process {
                 "--jwt-keys",
                 JWT_KEYS,
             ])
-            .args(["--kafka-brokers", detours.kafka.as_deref().unwrap_or(&log.kafka_brokers)])
-            .args(["--redis-url", detours.redis.as_deref().unwrap_or(stores.redis_url.reveal())])
+            .args(["--kafka-brokers", overrides.kafka.as_deref().unwrap_or(&log.kafka_brokers)])
+            .args(["--redis-url", overrides.redis.as_deref().unwrap_or(stores.redis_url.reveal())])
             .args(["--mysql-url", mysql_url.as_str()])
             .args(["--object-store", &format!("file://{}", objects.path().display())])
             .stdout(Stdio::piped());
         let mut child = ChildProcess::spawn(&mut command);
         let mut lines = BufReader::new(child.take_stdout().unwrap()).lines();
         let mut address = |what: &str| {
-            let line = lines.next().expect("standalone says where it answers").unwrap();
+            let line = lines.next().expect("standalone prints its addresses").unwrap();
             line.strip_prefix(what).unwrap_or_else(|| panic!("expected {what:?}, got {line:?}")).to_owned()
         };
         let (base, ops) = (address("api "), address("ops "));
@@ -136,25 +129,25 @@ impl Process {
     }
 }
 
-/// The keys that the system under test trusts.
+/// Returns a signer with the keys of the system under test.
 pub(crate) fn tokens() -> Tokens {
     let clock = vidlog_service_kit::clock::Clock::system();
     Tokens::parse(JWT_KEYS, move || clock.now_ms()).unwrap()
 }
 
-/// A real MP4 of one second, made once.
+/// Returns a real MP4 of one second, rendered once.
 pub(crate) fn mp4() -> &'static [u8] {
     static MP4: OnceLock<Vec<u8>> = OnceLock::new();
     MP4.get_or_init(|| {
         let folder = TempDir::new().unwrap();
         let file = folder.path().join("video.mp4");
-        let made = Command::new("ffmpeg")
+        let status = Command::new("ffmpeg")
             .args(["-nostdin", "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=128x96:rate=10:duration=1"])
             .args(["-f", "lavfi", "-i", "sine=duration=1", "-pix_fmt", "yuv420p", "-shortest"])
             .arg(&file)
             .status()
             .expect("the tests need ffmpeg");
-        assert!(made.success());
+        assert!(status.success());
         std::fs::read(file).unwrap()
     })
 }

@@ -1,4 +1,4 @@
-//! The mobile client's calls.
+//! Calls of the mobile client.
 
 use reqwest::{RequestBuilder, Response, multipart};
 use serde_json::Value;
@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 use vidlog_test_support::Call;
 
-use crate::app::{App, DEADLINE, mp4, until};
+use crate::app::{App, DEADLINE, mp4, tokens, until};
 
 /// A user of the app.
 pub(crate) struct User<'a> {
@@ -19,14 +19,13 @@ pub(crate) struct User<'a> {
 type Params<'a> = &'a [(&'a str, &'a str)];
 
 impl App {
-    /// An answer that may lack recent writes says so, as it may on a busy machine; then it is asked for again. What is tested
-    /// is what an answer says that does not say so.
+    /// Sends a GET, and again while the response is marked stale, as it may be on a busy machine.
     pub(crate) async fn get(&self, path: &str, params: Params<'_>) -> Value {
         let fresh = async {
             loop {
                 let response = self.http.get(self.url(path)).query(params).send().await.unwrap();
                 if !response.headers().contains_key("vidlog-stale") {
-                    return answer_of(response).await;
+                    return body(response).await;
                 }
             }
         };
@@ -34,18 +33,23 @@ impl App {
     }
 
     pub(crate) async fn post(&self, path: &str, params: Params<'_>) -> Value {
-        answer(self.http.post(self.url(path)).query(params)).await
+        send(self.http.post(self.url(path)).query(params)).await
     }
 
     pub(crate) async fn call(&self, call: Call) -> Value {
-        answer(self.http.post(self.url(call.path())).query(call.parameters())).await
+        send(self.http.post(self.url(call.path())).query(call.parameters())).await
     }
 
-    /// Registers a user of a new name.
+    /// Returns a user with a valid token and without an account, which is cheaper and can like and follow.
+    pub(crate) fn unregistered_user(&self, id: i64) -> User<'_> {
+        User { app: self, id, name: String::new(), token: tokens().sign(id).unwrap() }
+    }
+
+    /// Registers a user with a unique name that starts with the given one.
     pub(crate) async fn register(&self, name: &str) -> User<'_> {
         let name = format!("{name}-{}", &Uuid::new_v4().simple().to_string()[..12]);
-        let answer = ok(self.call(Call::register(&name, "secret")).await);
-        User { app: self, id: id(&answer["user_id"]), name, token: text(&answer["token"]).to_owned() }
+        let registered = ok(self.call(Call::register(&name, "secret")).await);
+        User { app: self, id: id(&registered["user_id"]), name, token: text(&registered["token"]).to_owned() }
     }
 }
 
@@ -54,17 +58,17 @@ impl User<'_> {
         self.id.to_string()
     }
 
-    /// A GET with the token.
+    /// Sends a GET with the token.
     pub(crate) async fn get(&self, path: &str, params: Params<'_>) -> Value {
         self.app.get(path, &[params, &[("token", &self.token)]].concat()).await
     }
 
-    /// A POST with the token.
+    /// Sends a POST with the token.
     pub(crate) async fn post(&self, path: &str, params: Params<'_>) -> Value {
         self.app.post(path, &[params, &[("token", &self.token)]].concat()).await
     }
 
-    /// A call with the token.
+    /// Sends a call with the token.
     pub(crate) async fn call(&self, call: Call) -> Value {
         self.app.call(call.with("token", &self.token)).await
     }
@@ -102,12 +106,12 @@ impl User<'_> {
         list(&ok(self.get("/douyin/message/chat/", &params).await), "message_list")
     }
 
-    /// A list about a user, as this user sees it.
+    /// Returns a list about a user, as this user sees it.
     pub(crate) async fn list_of(&self, path: &str, user: i64, name: &str) -> Vec<Value> {
         list(&ok(self.get(path, &[("user_id", &user.to_string())]).await), name)
     }
 
-    /// The card of a user, as this user sees it.
+    /// Returns the card of a user, as this user sees it.
     pub(crate) async fn card(&self, user: i64) -> Value {
         ok(self.get("/douyin/user/", &[("user_id", &user.to_string())]).await)["user"].clone()
     }
@@ -121,7 +125,7 @@ impl User<'_> {
             .part("data", multipart::Part::bytes(bytes.to_vec()).file_name("video.mp4"))
             .text("token", self.token.clone())
             .text("title", title.to_owned());
-        answer(self.app.http.post(self.app.url("/douyin/publish/action/")).multipart(form)).await
+        send(self.app.http.post(self.app.url("/douyin/publish/action/")).multipart(form)).await
     }
 
     /// Uploads a real video and waits until everyone can see it; returns its id.
@@ -138,12 +142,12 @@ impl User<'_> {
     }
 }
 
-/// A business answer: HTTP 200 and JSON.
-pub(crate) async fn answer(request: RequestBuilder) -> Value {
-    answer_of(request.send().await.unwrap()).await
+/// Sends a request; returns the body of the response, which must be HTTP 200 and JSON.
+pub(crate) async fn send(request: RequestBuilder) -> Value {
+    body(request.send().await.unwrap()).await
 }
 
-async fn answer_of(response: Response) -> Value {
+async fn body(response: Response) -> Value {
     assert_eq!(response.headers()["content-type"], "application/json");
     let status = response.status();
     let body: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
@@ -152,17 +156,17 @@ async fn answer_of(response: Response) -> Value {
     body
 }
 
-/// The answer, which has to be a success.
-pub(crate) fn ok(answer: Value) -> Value {
-    assert_eq!(answer["status_code"], 0, "{answer}");
-    answer
+/// Returns the body, which must be a success.
+pub(crate) fn ok(body: Value) -> Value {
+    assert_eq!(body["status_code"], 0, "{body}");
+    body
 }
 
-/// The code of an answer that has to be a failure with a message.
-pub(crate) fn failure(answer: &Value) -> i64 {
-    assert_ne!(answer["status_code"], 0, "{answer}");
-    assert!(!text(&answer["status_msg"]).is_empty());
-    id(&answer["status_code"])
+/// Returns the status code of the body, which must be a failure with a message.
+pub(crate) fn failure(body: &Value) -> i64 {
+    assert_ne!(body["status_code"], 0, "{body}");
+    assert!(!text(&body["status_msg"]).is_empty());
+    id(&body["status_code"])
 }
 
 pub(crate) fn id(value: &Value) -> i64 {
@@ -173,12 +177,12 @@ pub(crate) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("{value} is not a text"))
 }
 
-/// A list of an answer: never null.
-pub(crate) fn list(answer: &Value, name: &str) -> Vec<Value> {
-    answer[name].as_array().unwrap_or_else(|| panic!("{name} of {answer} is not a list")).clone()
+/// Returns a list in the body, which must not be null.
+pub(crate) fn list(body: &Value, name: &str) -> Vec<Value> {
+    body[name].as_array().unwrap_or_else(|| panic!("{name} of {body} is not a list")).clone()
 }
 
-/// A field of every item.
+/// Returns the id of every item.
 pub(crate) fn ids(items: &[Value]) -> Vec<i64> {
     items.iter().map(|item| id(&item["id"])).collect()
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     app::App,
-    client::{User, answer, id, ids, ok, text},
+    client::{User, id, ids, ok, send, text},
 };
 
 /// Adds the parameters and the token to a POST. The token is empty before registration.
@@ -24,7 +24,7 @@ async fn run_every_command(dialect: Dialect) {
     let video = ada.publish("a video").await;
     let (video_id, ada_id) = (video.to_string(), ada.id_text());
     let post = async |path: &str, parameters: &[(&str, &str)], token: &str| {
-        ok(answer(dialect(app.http.post(app.url(path)), parameters, token)).await)
+        ok(send(dialect(app.http.post(app.url(path)), parameters, token)).await)
     };
 
     let name = format!("bob-{}", &Uuid::new_v4().simple().to_string()[..12]);
@@ -43,7 +43,7 @@ async fn run_every_command(dialect: Dialect) {
     let comment_id = id(&posted["comment"]["id"]).to_string();
     let delete = [("video_id", &*video_id), ("action_type", "2"), ("comment_id", &comment_id)];
     post("/douyin/comment/action/", &delete, &token).await;
-    // A client that holds ids in doubles.
+    // A client that holds ids in doubles sends them in exponent notation.
     let to_user_id = format!("{:e}", ada.id).replace('e', "e+");
     let follow = [("to_user_id", &*to_user_id), ("action_type", "1")];
     post("/douyin/relation/action/", &follow, &token).await;

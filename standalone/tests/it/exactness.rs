@@ -1,4 +1,4 @@
-//! Counts are exact, whatever happens at once and whoever dies.
+//! Counts stay exact under concurrent requests and crashes.
 
 use std::collections::BTreeSet;
 
@@ -17,26 +17,26 @@ use crate::{
     client::{User, id, ids, list, ok},
 };
 
-/// Calls at once: more than any phone, fewer than the server turns away.
-const AT_ONCE: usize = 64;
+/// Concurrent calls: more than one phone sends, below the concurrency limit of the server.
+const CONCURRENCY: usize = 64;
 
 #[tokio::test]
-async fn parallel_likes_of_one_user_are_one_like() {
+async fn parallel_likes_of_one_user_count_once() {
     let app = App::start().await;
     let ada = app.register("ada").await;
     let video = ada.publish("liked").await;
     let bob = app.register("bob").await;
-    let likes = stream::iter(0..64).map(|_| bob.like(video)).buffer_unordered(AT_ONCE);
-    likes.for_each(async |answer| _ = ok(answer)).await;
+    let likes = stream::iter(0..64).map(|_| bob.like(video)).buffer_unordered(CONCURRENCY);
+    likes.for_each(async |body| _ = ok(body)).await;
     assert_eq!(favorite_count(&bob, video).await, 1);
     assert_eq!(bob.card(ada.id).await["total_favorited"], 1);
 
-    // Contradictory ones, then a last word.
+    // Likes and unlikes in parallel, then a final unlike.
     let caller = &bob;
     let changes = stream::iter(0..64).map(|turn| async move {
         if turn % 2 == 0 { caller.like(video).await } else { caller.unlike(video).await }
     });
-    changes.buffer_unordered(AT_ONCE).for_each(async |answer| _ = ok(answer)).await;
+    changes.buffer_unordered(CONCURRENCY).for_each(async |body| _ = ok(body)).await;
     ok(bob.unlike(video).await);
     ok(bob.unlike(video).await);
     assert_eq!(bob.card(ada.id).await["total_favorited"], 0);
@@ -45,20 +45,20 @@ async fn parallel_likes_of_one_user_are_one_like() {
 }
 
 #[tokio::test]
-async fn a_thousand_likes_of_a_thousand_users_are_a_thousand() {
+async fn parallel_likes_of_many_users_all_count() {
     let app = App::start().await;
     let ada = app.register("ada").await;
     let video = ada.publish("popular").await;
     let likes = stream::iter(1..=1000).map(|user| {
-        let user = app.stranger(user);
+        let user = app.unregistered_user(user);
         async move { ok(user.like(video).await) }
     });
-    likes.buffer_unordered(AT_ONCE).for_each(async |_| ()).await;
+    likes.buffer_unordered(CONCURRENCY).for_each(async |_| ()).await;
     assert_eq!(ada.card(ada.id).await["total_favorited"], 1000);
     assert_eq!(favorite_count(&ada, video).await, 1000);
 
     let follows = stream::iter(1..=300).map(|user| {
-        let user = app.stranger(user);
+        let user = app.unregistered_user(user);
         async move {
             ok(user.follow(ada.id).await);
             ok(user.follow(ada.id).await);
@@ -67,46 +67,46 @@ async fn a_thousand_likes_of_a_thousand_users_are_a_thousand() {
             }
         }
     });
-    follows.buffer_unordered(AT_ONCE).for_each(async |()| ()).await;
+    follows.buffer_unordered(CONCURRENCY).for_each(async |()| ()).await;
     assert_eq!(ada.card(ada.id).await["follower_count"], 200);
     app.assert_views_equal_the_log().await;
 }
 
 #[tokio::test]
-async fn after_a_kill_every_answered_write_is_there_once() {
+async fn acknowledged_writes_survive_kills_exactly_once() {
     let mut app = App::start().await;
     let video = app.register("ada").await.publish("survivor").await;
     let mut liked = BTreeSet::new();
     for round in 0..3 {
-        // Some of these calls are cut off by the kill; only those that were answered have to be there.
+        // The kill interrupts some of these calls; only acknowledged ones must survive.
         let first = round * 1000 + 1;
         let running = &app;
         let calls = stream::iter(first..first + 1000).map(|user| {
-            let user = running.stranger(user);
+            let user = running.unregistered_user(user);
             async move {
                 let params =
                     [("video_id", &*video.to_string()), ("action_type", "1"), ("token", &user.token)];
                 let sent =
                     running.http.post(running.url("/douyin/favorite/action/")).query(&params).send().await;
-                sent.is_ok_and(|answer| answer.status() == 200).then_some(user.id)
+                sent.is_ok_and(|response| response.status() == 200).then_some(user.id)
             }
         });
-        let answered: Vec<i64> =
-            calls.buffer_unordered(AT_ONCE).filter_map(async |user| user).take(100).collect().await;
-        liked.extend(answered);
+        let acknowledged: Vec<i64> =
+            calls.buffer_unordered(CONCURRENCY).filter_map(async |user| user).take(100).collect().await;
+        liked.extend(acknowledged);
         app.kill_and_restart().await;
     }
     let report = app.assert_views_equal_the_log().await;
     assert!(report.records >= liked.len());
     for user in liked {
-        let stranger = app.stranger(user);
-        let card = ok(stranger.get("/douyin/feed/", &[]).await);
-        assert_eq!(list(&card, "video_list")[0]["is_favorite"], true, "user {user}");
+        let reader = app.unregistered_user(user);
+        let feed = ok(reader.get("/douyin/feed/", &[]).await);
+        assert_eq!(list(&feed, "video_list")[0]["is_favorite"], true, "user {user}");
     }
 }
 
 #[tokio::test]
-async fn the_feed_shows_every_video_once_while_others_are_published() {
+async fn feed_paging_is_exact_while_videos_are_published() {
     let app = App::start().await;
     let ada = app.register("ada").await;
     publish_in_one_millisecond(&ada, 36).await;
@@ -114,14 +114,14 @@ async fn the_feed_shows_every_video_once_while_others_are_published() {
     let first = ok(app.get("/douyin/feed/", &[]).await);
     let mut seen = ids(&list(&first, "video_list"));
     assert_eq!(seen.len(), 30);
-    let late = ada.publish("too late for this reader").await;
+    let late = ada.publish("newer than the first page").await;
     let second = ok(app.get("/douyin/feed/", &[("latest_time", &id(&first["next_time"]).to_string())]).await);
     seen.extend(ids(&list(&second, "video_list")));
     assert!(!seen.contains(&late));
     let distinct: BTreeSet<_> = seen.iter().collect();
     assert_eq!((seen.len(), distinct.len()), (36, 36));
 
-    // After the end the client wraps round, to the newest.
+    // After the end the client starts again at the newest video.
     let end = ok(app.get("/douyin/feed/", &[("latest_time", &id(&second["next_time"]).to_string())]).await);
     assert_eq!(end["video_list"], json!([]));
     let again = ok(app.get("/douyin/feed/", &[("latest_time", &id(&end["next_time"]).to_string())]).await);
@@ -129,7 +129,7 @@ async fn the_feed_shows_every_video_once_while_others_are_published() {
 }
 
 #[tokio::test]
-async fn a_feed_in_which_many_videos_share_a_millisecond_is_paged_without_loss() {
+async fn feed_paging_is_exact_when_timestamps_collide() {
     let app = App::start().await;
     let ada = app.register("ada").await;
     publish_in_one_millisecond(&ada, 100).await;
@@ -140,7 +140,7 @@ async fn a_feed_in_which_many_videos_share_a_millisecond_is_paged_without_loss()
     assert_eq!((seen.len(), sizes), (100, vec![30, 30, 30, 10]));
 }
 
-/// The whole feed as a phone pages through it.
+/// Returns all pages of the feed.
 async fn pages(app: &App) -> Vec<Vec<i64>> {
     let (mut pages, mut latest_time) = (Vec::new(), String::new());
     loop {
@@ -154,7 +154,7 @@ async fn pages(app: &App) -> Vec<Vec<i64>> {
     }
 }
 
-/// Publishes videos 1 to `count`, each decided by a worker whose clock stands at the same millisecond.
+/// Publishes videos 1 to `count` with the same publication time.
 async fn publish_in_one_millisecond(author: &User<'_>, count: i64) {
     let stores = &author.app.stores;
     let log = KafkaLog::open(&author.app.log.kafka_brokers, Topics::new(&stores.namespace)).unwrap();
@@ -164,16 +164,17 @@ async fn publish_in_one_millisecond(author: &User<'_>, count: i64) {
         let uploaded = upload(number, author.id, now_ms);
         let keys =
             Verdict::Publish { play_key: format!("videos/{number}"), cover_key: format!("covers/{number}") };
-        let decided =
+        let outcome =
             outcomes.decide(&Upload::from_envelope(uploaded.clone()).unwrap(), keys, now_ms).await.unwrap();
-        // So that the worker of the system under test leaves it alone.
+        // Makes the media worker of the system under test skip the upload.
         outcomes.mark_appended(VideoId::new(number).unwrap()).await.unwrap();
         log.append(&uploaded).await.unwrap();
-        log.append(&decided.envelope).await.unwrap();
+        log.append(&outcome.envelope).await.unwrap();
     });
     published.buffer_unordered(4).for_each(async |()| ()).await;
     let count = usize::try_from(count).unwrap();
-    until("all are in the feed", async || pages(author.app).await.iter().flatten().count() == count).await;
+    until("all videos are in the feed", async || pages(author.app).await.iter().flatten().count() == count)
+        .await;
 }
 
 fn upload(video: i64, author: i64, time_ms: i64) -> Envelope {

@@ -1,5 +1,5 @@
-//! The whole system as its users meet it: a `standalone` process over real Kafka, MySQL, Redis and ffmpeg, spoken to
-//! over HTTP. Each test has a process and a namespace of its own.
+//! End-to-end tests over HTTP: a `standalone` process with real Kafka, MySQL, Redis and ffmpeg. Each test has its own
+//! process and namespace.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

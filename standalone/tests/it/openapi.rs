@@ -1,4 +1,4 @@
-//! The description of the API: generated from the code, committed, served.
+//! The `OpenAPI` document: generated from the code, committed and served.
 
 use std::{collections::HashSet, path::Path};
 
@@ -8,7 +8,7 @@ use vidlog_contract::Code;
 use crate::app::App;
 
 #[test]
-fn the_committed_document_is_what_the_code_says() {
+fn committed_document_matches_the_code() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas/openapi.json");
     let generated = vidlog_standalone::openapi().to_pretty_json().unwrap() + "\n";
     if std::env::var_os("UPDATE_SCHEMAS").is_some() {
@@ -17,18 +17,18 @@ fn the_committed_document_is_what_the_code_says() {
     let committed = std::fs::read_to_string(&file).unwrap_or_default();
     assert!(
         committed == generated,
-        "schemas/openapi.json is not what the code says; run the tests with UPDATE_SCHEMAS=1"
+        "schemas/openapi.json is out of date; run the tests with UPDATE_SCHEMAS=1"
     );
 }
 
 #[test]
-fn every_operation_has_a_name_of_its_own_and_every_response_says_what_it_is() {
+fn operation_ids_are_unique_and_responses_described() {
     let document = serde_json::to_value(vidlog_standalone::openapi()).unwrap();
     let mut names = HashSet::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
             let name = operation["operationId"].as_str().unwrap();
-            assert!(names.insert(name), "{name} of {method} {path} is another's");
+            assert!(names.insert(name), "{method} {path} repeats the operation id {name}");
             for (status, response) in operation["responses"].as_object().unwrap() {
                 let response = resolve(&document, response);
                 let description = response["description"].as_str().unwrap_or_default();
@@ -40,7 +40,7 @@ fn every_operation_has_a_name_of_its_own_and_every_response_says_what_it_is() {
 }
 
 #[test]
-fn every_code_is_listed() {
+fn every_status_code_is_documented() {
     let document = serde_json::to_value(vidlog_standalone::openapi()).unwrap();
     let description =
         &document["components"]["schemas"]["Status"]["properties"]["status_code"]["description"];
@@ -50,7 +50,7 @@ fn every_code_is_listed() {
 }
 
 #[tokio::test]
-async fn the_document_is_served_with_a_page_to_try_it() {
+async fn document_and_swagger_ui_are_served() {
     let app = App::start().await;
     let document = app.http.get(app.url("/openapi.json")).send().await.unwrap();
     assert_eq!(document.status(), 200);
@@ -62,11 +62,11 @@ async fn the_document_is_served_with_a_page_to_try_it() {
     assert!(page.text().await.unwrap().contains("swagger-ui"));
 }
 
-/// What a part of the document is, where it may be a reference to another.
+/// Resolves a part of the document that may be a reference.
 fn resolve<'a>(document: &'a Value, part: &'a Value) -> &'a Value {
     part["$ref"].as_str().map_or(part, |reference| {
         document
             .pointer(reference.trim_start_matches('#'))
-            .unwrap_or_else(|| panic!("{reference} is nowhere"))
+            .unwrap_or_else(|| panic!("{reference} does not exist"))
     })
 }

@@ -1,11 +1,11 @@
-//! The rules of the client contract, one by one, as a phone would meet them.
+//! The rules of the client contract, one test each.
 
 use reqwest::{Method, multipart};
 use serde_json::{Value, json};
 
 use crate::{
     app::{App, mp4, until},
-    client::{User, answer, failure, id, ids, list, ok, text},
+    client::{User, failure, id, ids, list, ok, send, text},
 };
 
 const INVALID: i64 = 10_001;
@@ -14,7 +14,7 @@ const FORBIDDEN: i64 = 10_003;
 const NOT_FOUND: i64 = 10_004;
 
 #[tokio::test]
-async fn every_path_answers_with_and_without_a_slash_and_says_so_otherwise() {
+async fn paths_accept_slashes_and_reject_wrong_methods() {
     let app = App::start().await;
     let gets = [
         "feed",
@@ -39,15 +39,13 @@ async fn every_path_answers_with_and_without_a_slash_and_says_so_otherwise() {
     let method = |method: Method, path: &str| app.http.request(method, app.url(&format!("/douyin/{path}")));
     for path in gets {
         let (bare, slash) =
-            (answer(method(Method::GET, path)).await, answer(method(Method::GET, &format!("{path}/"))).await);
+            (send(method(Method::GET, path)).await, send(method(Method::GET, &format!("{path}/"))).await);
         assert_eq!(bare["status_code"], slash["status_code"], "{path}");
         assert_eq!(method(Method::POST, path).send().await.unwrap().status(), 405, "{path}");
     }
     for path in posts {
-        let (bare, slash) = (
-            answer(method(Method::POST, path)).await,
-            answer(method(Method::POST, &format!("{path}/"))).await,
-        );
+        let (bare, slash) =
+            (send(method(Method::POST, path)).await, send(method(Method::POST, &format!("{path}/"))).await);
         assert_eq!(bare, slash, "{path}");
         failure(&bare);
         assert_eq!(method(Method::GET, path).send().await.unwrap().status(), 405, "{path}");
@@ -59,13 +57,13 @@ async fn every_path_answers_with_and_without_a_slash_and_says_so_otherwise() {
 }
 
 #[tokio::test]
-async fn parameters_come_from_the_query_first_then_from_the_form() {
+async fn query_parameters_take_precedence_over_the_form() {
     let app = App::start().await;
     let ada = app.register("ada").await;
     let (one, other) = (app.register("one").await, app.register("other").await);
     let follow = |query: &str, form: &str| {
         let request = app.http.post(app.url(&format!("/douyin/relation/action/?{query}")));
-        answer(request.header("content-type", "application/x-www-form-urlencoded").body(form.to_owned()))
+        send(request.header("content-type", "application/x-www-form-urlencoded").body(form.to_owned()))
     };
     let (token, first, second) = (&ada.token, one.id, other.id);
     ok(follow("", &format!("token={token}&to_user_id={first}&action_type=1&unknown=x")).await);
@@ -79,13 +77,13 @@ async fn parameters_come_from_the_query_first_then_from_the_form() {
 
     // A GET's body is ignored; a bearer token counts where there is no parameter.
     let get = app.http.get(app.url(&format!("/douyin/user/?user_id={first}"))).body("user_id=0");
-    assert_eq!(ok(answer(get).await)["user"]["id"], first);
+    assert_eq!(ok(send(get).await)["user"]["id"], first);
     let bearer = app.http.get(app.url("/douyin/user/")).bearer_auth(token);
-    assert_eq!(ok(answer(bearer).await)["user"]["id"], ada.id);
+    assert_eq!(ok(send(bearer).await)["user"]["id"], ada.id);
     let both = app.http.get(app.url(&format!("/douyin/user/?token={token}"))).bearer_auth("nonsense");
-    assert_eq!(ok(answer(both).await)["user"]["id"], ada.id);
+    assert_eq!(ok(send(both).await)["user"]["id"], ada.id);
 
-    // Ids in exponent notation, as a client sends them that holds numbers in doubles.
+    // A client that holds numbers in doubles sends ids in exponent notation.
     let exponent = format!("{:e}", one.id_text().parse::<f64>().unwrap());
     assert_eq!(ok(app.get("/douyin/user/", &[("user_id", &exponent)]).await)["user"]["id"], first);
     for wrong in ["1.5e0", "-1", "0", "9007199254740992", "1e400", "abc", "NaN"] {
@@ -94,7 +92,7 @@ async fn parameters_come_from_the_query_first_then_from_the_form() {
 }
 
 #[tokio::test]
-async fn without_a_token_one_reads_and_with_a_wrong_one_nobody_does() {
+async fn reads_work_anonymously_but_reject_invalid_tokens() {
     let app = App::start().await;
     let ada = app.register("ada").await;
     let ada_id = ada.id_text();
@@ -109,7 +107,7 @@ async fn without_a_token_one_reads_and_with_a_wrong_one_nobody_does() {
             UNAUTHENTICATED
         );
     }
-    // A list is the caller's own where no user is named; without a caller, or of an unknown user, it is an error.
+    // Without a user id a list is that of the caller. Without a caller, or for an unknown user, it is an error.
     assert_eq!(failure(&app.get("/douyin/publish/list/", &[]).await), INVALID);
     assert_eq!(ok(ada.get("/douyin/publish/list/", &[]).await)["video_list"], json!([]));
     for path in &readable[1..] {
@@ -128,14 +126,14 @@ async fn without_a_token_one_reads_and_with_a_wrong_one_nobody_does() {
         assert_eq!(failure(&app.post(&format!("/douyin/{path}/"), &params).await), UNAUTHENTICATED, "{path}");
     }
     for path in ["relation/friend/list", "message/chat"] {
-        let answer =
+        let body =
             app.get(&format!("/douyin/{path}/"), &[("user_id", &ada_id), ("to_user_id", &ada_id)]).await;
-        assert_eq!(failure(&answer), UNAUTHENTICATED, "{path}");
+        assert_eq!(failure(&body), UNAUTHENTICATED, "{path}");
     }
 }
 
 #[tokio::test]
-async fn commands_check_what_they_are_given() {
+async fn commands_reject_invalid_input() {
     let app = App::start().await;
     let (ada, bob, eve) = (app.register("ada").await, app.register("bob").await, app.register("eve").await);
     let video = ada.publish("checked").await;
@@ -161,7 +159,7 @@ async fn commands_check_what_they_are_given() {
     let date = text(&comment["create_date"]);
     assert!(date.len() == 5 && date.as_bytes()[2] == b'-', "{date}");
 
-    // Only the writer and the video's author take a comment away, and only once.
+    // Only the author of the comment or of the video can delete it, once.
     let comment = id(&comment["id"]);
     assert_eq!(failure(&eve.delete_comment(video, comment).await), FORBIDDEN);
     ok(bob.delete_comment(video, comment).await);
@@ -171,17 +169,17 @@ async fn commands_check_what_they_are_given() {
         [("", "secret"), ("x", "1234"), (&*"n".repeat(33), "secret"), ("x", &*"p".repeat(33))]
     {
         for path in ["register", "login"] {
-            let answer = app
+            let body = app
                 .post(&format!("/douyin/user/{path}/"), &[("username", name), ("password", password)])
                 .await;
-            failure(&answer);
-            assert_eq!((&answer["user_id"], &answer["token"]), (&json!(0), &json!("")), "{path} {name}");
+            failure(&body);
+            assert_eq!((&body["user_id"], &body["token"]), (&json!(0), &json!("")), "{path} {name}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_chat_is_polled_without_loss_or_repetition() {
+async fn chat_polling_returns_each_message_once() {
     let app = App::start().await;
     let (ada, bob) = (app.register("ada").await, app.register("bob").await);
     for turn in 0..5 {
@@ -189,9 +187,9 @@ async fn a_chat_is_polled_without_loss_or_repetition() {
         ok(bob.message(ada.id, &format!("b{turn}")).await);
     }
     let history = ada.chat(bob.id, "").await;
-    let said: Vec<_> = history.iter().map(|message| text(&message["content"])).collect();
+    let contents: Vec<_> = history.iter().map(|message| text(&message["content"])).collect();
     assert_eq!(
-        said,
+        contents,
         ["a0", "b0", "a1", "b1", "a2", "b2", "a3", "b3", "a4", "b4"],
         "oldest first, both directions"
     );
@@ -202,23 +200,23 @@ async fn a_chat_is_polled_without_loss_or_repetition() {
         assert_eq!(ada.chat(bob.id, whole).await, history);
     }
 
-    // Polling gives what the peer sent, strictly later, each message once.
+    // Polling returns messages of the peer that are strictly later.
     let since = ada.chat(bob.id, &times[4].to_string()).await;
-    let said: Vec<_> = since.iter().map(|message| text(&message["content"])).collect();
-    assert_eq!(said, ["b2", "b3", "b4"]);
+    let contents: Vec<_> = since.iter().map(|message| text(&message["content"])).collect();
+    assert_eq!(contents, ["b2", "b3", "b4"]);
     assert!(ada.chat(bob.id, &times[9].to_string()).await.is_empty());
-    assert!(ada.chat(bob.id, "99999999999999").await.is_empty(), "a phone whose clock is ahead");
+    assert!(ada.chat(bob.id, "99999999999999").await.is_empty(), "the clock of the phone is ahead");
     ok(bob.message(ada.id, "b5").await);
-    let said = ada.chat(bob.id, &times[9].to_string()).await;
-    assert_eq!((said.len(), text(&said[0]["content"])), (1, "b5"));
+    let received = ada.chat(bob.id, &times[9].to_string()).await;
+    assert_eq!((received.len(), text(&received[0]["content"])), (1, "b5"));
 }
 
 #[tokio::test]
-async fn lists_are_paged_only_when_asked() {
+async fn lists_are_paged_only_with_a_limit() {
     let app = App::start().await;
     let ada = app.register("ada").await;
     for follower in 1..=25 {
-        ok(app.stranger(follower).follow(ada.id).await);
+        ok(app.unregistered_user(follower).follow(ada.id).await);
     }
     let page = async |cursor: &str| {
         let params = [("user_id", &*ada.id_text()), ("limit", "10"), ("cursor", cursor)];
@@ -226,7 +224,7 @@ async fn lists_are_paged_only_when_asked() {
     };
     let whole = ok(app.get("/douyin/relation/follower/list/", &[("user_id", &ada.id_text())]).await);
     assert!(whole.get("next_cursor").is_none());
-    // Strangers have no card, and so no place in a list; what is paged over is the follows.
+    // Unregistered users have no card, so the list omits them; pages count follows.
     let (mut cursor, mut pages) = (String::new(), 0);
     loop {
         let page = page(&cursor).await;
@@ -238,13 +236,13 @@ async fn lists_are_paged_only_when_asked() {
     }
     assert_eq!(pages, 3);
     for wrong in ["0", "1001", "x"] {
-        let answer = ada.get("/douyin/relation/follower/list/", &[("limit", wrong)]).await;
-        assert_eq!(failure(&answer), INVALID, "{wrong}");
+        let body = ada.get("/douyin/relation/follower/list/", &[("limit", wrong)]).await;
+        assert_eq!(failure(&body), INVALID, "{wrong}");
     }
 }
 
 #[tokio::test]
-async fn an_upload_is_seen_by_its_owner_from_the_first_moment_and_told_its_outcome() {
+async fn owner_sees_upload_immediately_and_its_rejection() {
     let app = App::start().await;
     let (ada, bob) = (app.register("ada").await, app.register("bob").await);
     ok(ada.upload("no video at all", b"just some text, not a video").await);
@@ -256,16 +254,16 @@ async fn an_upload_is_seen_by_its_owner_from_the_first_moment_and_told_its_outco
     assert_eq!(bob.card(ada.id).await["work_count"], 0);
     assert!(bob.list_of("/douyin/publish/list/", ada.id, "video_list").await.is_empty());
 
-    until("it is rejected", async || ada.works().await[0]["state"] == "rejected").await;
+    until("the upload is rejected", async || ada.works().await[0]["state"] == "rejected").await;
     let work = ada.works().await.remove(0);
     assert!(!text(&work["state_reason"]).is_empty());
-    assert_eq!(ada.card(ada.id).await["work_count"], 1, "the owner goes on seeing it, with the reason");
+    assert_eq!(ada.card(ada.id).await["work_count"], 1, "the owner still sees it, with the reason");
     assert_eq!(failure(&bob.like(id(&work["id"])).await), NOT_FOUND);
     assert_eq!(ok(app.get("/douyin/feed/", &[]).await)["video_list"], json!([]));
 
     for (title, file) in [("", mp4()), (&*"t".repeat(121), mp4()), ("empty", &[])] {
-        let answer = ada.upload(title, file).await;
-        assert_eq!(answer["status_code"], INVALID, "{title}: {answer}");
+        let body = ada.upload(title, file).await;
+        assert_eq!(body["status_code"], INVALID, "{title}: {body}");
     }
     let anonymous = User { app: &app, id: 0, name: String::new(), token: String::new() };
     assert_eq!(failure(&anonymous.upload("whose?", mp4()).await), UNAUTHENTICATED);
@@ -273,7 +271,7 @@ async fn an_upload_is_seen_by_its_owner_from_the_first_moment_and_told_its_outco
 }
 
 #[tokio::test]
-async fn bodies_have_limits() {
+async fn oversized_bodies_are_rejected() {
     let app = App::start().await;
     let ada = app.register("ada").await;
     let url = app.url(&format!("/douyin/message/action/?token={}", ada.token));
@@ -287,7 +285,7 @@ async fn bodies_have_limits() {
     let body: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
     failure(&body);
 
-    // Decided from Content-Length, before the body is sent.
+    // `Content-Length` suffices: the body is never sent.
     let part = multipart::Part::bytes(vec![0; 64]).file_name("x.mp4");
     let form = multipart::Form::new().part("data", part);
     let boundary = form.boundary().to_owned();
@@ -304,7 +302,7 @@ async fn bodies_have_limits() {
 }
 
 #[tokio::test]
-async fn latest_time_is_forgiving() {
+async fn latest_time_accepts_seconds_milliseconds_and_garbage() {
     let app = App::start().await;
     let video = app.register("ada").await.publish("timed").await;
     let feed = async |latest: &str| {

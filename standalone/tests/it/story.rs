@@ -1,4 +1,4 @@
-//! The story that the app is for, and what the public suite of the client checks.
+//! The main user journey, which the public test suite of the client checks as well.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn two_users_meet() {
+async fn two_users_use_every_feature() {
     let app = App::start().await;
     let (ada, bob) = (app.register("ada").await, app.register("bob").await);
 
@@ -26,7 +26,7 @@ async fn two_users_meet() {
         assert!(media.bytes().await.unwrap().len() > 500);
     }
 
-    // Bob likes it, twice; both see it at once.
+    // Bob likes it twice, which counts once; both users see it immediately.
     ok(bob.like(video).await);
     ok(bob.like(video).await);
     let seen = list(&ok(bob.get("/douyin/feed/", &[]).await), "video_list").remove(0);
@@ -35,17 +35,17 @@ async fn two_users_meet() {
     assert_eq!(bob.card(bob.id).await["favorite_count"], 1);
     assert_eq!(ada.card(ada.id).await["total_favorited"], 1);
 
-    // Bob comments; Ada answers and takes Bob's comment away.
+    // Bob comments; Ada replies and deletes Bob's comment.
     let posted = ok(bob.comment(video, "lovely 🎬 <b>").await);
     let comment = &posted["comment"];
     assert_eq!((text(&comment["content"]), &comment["user"]["id"]), ("lovely 🎬 <b>", &json!(bob.id)));
     assert_eq!(comment["user"]["name"], bob.name);
-    let answer = ok(ada.comment(video, "thanks").await);
+    let reply = ok(ada.comment(video, "thanks").await);
     let comments = list(
         &ok(app.get("/douyin/comment/list/", &[("video_id", &video.to_string())]).await),
         "comment_list",
     );
-    assert_eq!(ids(&comments), [id(&answer["comment"]["id"]), id(&comment["id"])], "newest first");
+    assert_eq!(ids(&comments), [id(&reply["comment"]["id"]), id(&comment["id"])], "newest first");
     ok(ada.delete_comment(video, id(&comment["id"])).await);
     let feed = ok(ada.get("/douyin/feed/", &[]).await);
     assert_eq!(list(&feed, "video_list")[0]["comment_count"], 1);
@@ -72,7 +72,7 @@ async fn two_users_meet() {
     let friend = bob.list_of("/douyin/relation/friend/list/", bob.id, "user_list").await.remove(0);
     assert_eq!((text(&friend["message"]), &friend["msgType"]), ("hello Bob", &json!(0)));
 
-    // They part.
+    // They undo the like and the follow.
     ok(bob.unlike(video).await);
     ok(bob.unfollow(ada.id).await);
     let card = ada.card(ada.id).await;
@@ -84,22 +84,19 @@ async fn two_users_meet() {
 }
 
 #[tokio::test]
-async fn an_account_is_one_name_and_one_password() {
+async fn login_needs_the_password_and_names_are_unique() {
     let app = App::start().await;
     let ada = app.register("Ada").await;
     let login = async |name: &str, password: &str| {
         app.post("/douyin/user/login/", &[("username", name), ("password", password)]).await
     };
-    let answer = ok(login(&ada.name, "secret").await);
-    assert_eq!(answer["user_id"], ada.id);
-    assert_eq!(
-        app.get("/douyin/user/", &[("token", text(&answer["token"]))]).await["user"]["name"],
-        ada.name
-    );
+    let body = ok(login(&ada.name, "secret").await);
+    assert_eq!(body["user_id"], ada.id);
+    assert_eq!(app.get("/douyin/user/", &[("token", text(&body["token"]))]).await["user"]["name"], ada.name);
 
     let wrong_password = login(&ada.name, "secret2").await;
-    let wrong_name = login("nobody", "secret").await;
-    assert_eq!(wrong_password, wrong_name, "it does not tell which of them was wrong");
+    let wrong_name = login("unknown", "secret").await;
+    assert_eq!(wrong_password, wrong_name, "the response does not reveal which was wrong");
     assert_eq!((&wrong_name["user_id"], &wrong_name["token"]), (&json!(0), &json!("")));
 
     let taken = app

@@ -1,9 +1,9 @@
-//! The runner under faults: processes that die, stores that lose writes.
+//! The runner under faults: killed processes and stores that lose writes.
 
 use std::time::Duration;
 
 use redis::cmd;
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use vidlog_events::Stream;
 use vidlog_projectors::{log::Partition, projections};
 use vidlog_schemas::projections::LIKES_TABLE;
@@ -11,22 +11,22 @@ use vidlog_service_kit::mysql;
 
 use crate::support::{ChildProcess, PARTITIONS, Running, World, envelope, liked, made_up, until};
 
-/// Starts every projection in a process of its own.
+/// Starts all projections in a separate process.
 fn start(world: &World) -> ChildProcess {
     world.start_projectors("127.0.0.1:0", &[])
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_projector_leaves_exact_views() {
+async fn views_stay_exact_after_kills() {
     let world = World::new().await;
     let events = made_up(6000);
     let mut rounds = events.chunks(events.len().div_ceil(4));
     let mut process = start(&world);
     for round in rounds.by_ref().take(3) {
-        // Killed while it folds: after it has begun on the round, before it can have ended.
+        // The kill is during the round: after its first records, before its last.
         let before = folded(&world).await;
         world.append(round).await;
-        until("the projectors fold", async || folded(&world).await > before).await;
+        until("the projectors fold records", async || folded(&world).await > before).await;
         process.kill();
         process = start(&world);
     }
@@ -38,16 +38,16 @@ async fn a_killed_projector_leaves_exact_views() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn instances_come_and_go_in_the_middle_of_a_long_lag() {
+async fn views_stay_exact_when_instances_change_during_lag() {
     let world = World::new().await;
-    // More than a partition's queue holds, in one partition: it is paused and resumed, and changes hands meanwhile.
+    // More records than the queue of one partition holds, so it is paused, resumed and reassigned.
     let lag: Vec<_> =
         (0..12_000).map(|user| envelope(liked(1, user % 4000 + 1), 1_700_000_000_000 + user)).collect();
     world.append(&lag).await;
     let mut first = start(&world);
-    until("the first folds", async || folded(&world).await > 0).await;
+    until("the first instance folds records", async || folded(&world).await > 0).await;
     let second = start(&world);
-    until("they share the groups", async || world.group_members("likes") == 2).await;
+    until("both instances share the groups", async || world.group_members("likes") == 2).await;
     first.kill();
     world.append(&made_up(1000)).await;
     world.assert_views_equal_the_log().await;
@@ -55,7 +55,7 @@ async fn instances_come_and_go_in_the_middle_of_a_long_lag() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_view_whose_store_is_away_at_the_start_begins_when_it_is_back() {
+async fn view_starts_when_its_store_becomes_available() {
     let world = World::new().await;
     world.append(&made_up(300)).await;
     sqlx::query("RENAME TABLE checkpoints_likes_table TO elsewhere")
@@ -63,28 +63,28 @@ async fn a_view_whose_store_is_away_at_the_start_begins_when_it_is_back() {
         .await
         .unwrap();
     let running = Running::start(&world);
-    let told = async || {
+    let is_reported = async || {
         running.readiness.missing().is_some_and(|missing| missing.contains("the store does not return"))
     };
-    until("it is told", told).await;
+    until("the error is reported", is_reported).await;
     sqlx::query("RENAME TABLE elsewhere TO checkpoints_likes_table")
         .execute(&world.target.mysql)
         .await
         .unwrap();
     world.assert_views_equal_the_log().await;
-    until("all is well", async || running.readiness.missing().is_none()).await;
+    until("the projections are ready", async || running.readiness.missing().is_none()).await;
     running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_lost_everything_is_refilled_without_help() {
+async fn emptied_redis_is_refilled_automatically() {
     let world = World::new().await;
     let running = Running::start(&world);
     let events = made_up(800);
     world.append(&events).await;
     world.assert_views_equal_the_log().await;
 
-    // No event comes after the loss: that the store went back has to be noticed by itself.
+    // Without new events the runner must detect the loss by polling.
     world.delete_redis_keys().await;
     let report = world.assert_views_equal_the_log().await;
     assert!(report.lines > 100);
@@ -92,24 +92,24 @@ async fn a_redis_that_lost_everything_is_refilled_without_help() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn how_far_a_mysql_view_is_is_told_again_when_redis_lost_it() {
+async fn mysql_progress_is_republished_after_redis_loss() {
     let world = World::new().await;
     let running = Running::start(&world);
     world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
-    let told = async || {
-        let told = cmd("HVALS").arg(world.target.keys.progress(&LIKES_TABLE)).take();
-        world.target.redis.query::<Vec<i64>>(&told).await.unwrap().contains(&1)
+    let is_published = async || {
+        let query = cmd("HVALS").arg(world.target.keys.progress(&LIKES_TABLE)).take();
+        world.target.redis.query::<Vec<i64>>(&query).await.unwrap().contains(&1)
     };
-    until("readers are told", told).await;
+    until("the progress is published", is_published).await;
 
-    // No event comes after the loss, and the view has lost nothing.
+    // No event follows the loss, and the view itself has lost nothing.
     world.delete_redis_keys().await;
-    until("readers are told again", told).await;
+    until("the progress is published again", is_published).await;
     running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mysql_view_restored_to_an_earlier_position_is_refilled_without_help() {
+async fn restored_mysql_view_is_refilled_automatically() {
     let world = World::new().await;
     let running = Running::start(&world);
     world.append(&made_up(800)).await;
@@ -125,7 +125,7 @@ async fn a_mysql_view_restored_to_an_earlier_position_is_refilled_without_help()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_view_that_is_further_than_its_log_is_left_alone() {
+async fn view_ahead_of_its_log_is_not_changed() {
     let world = World::new().await;
     for number in 0..PARTITIONS {
         for shard in world.target.keys.shards() {
@@ -139,14 +139,14 @@ async fn a_view_that_is_further_than_its_log_is_left_alone() {
     }
     let running = Running::start(&world);
     world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
-    let told =
+    let is_reported =
         async || running.readiness.missing().is_some_and(|missing| missing.contains("the view is at 1000"));
-    until("the mismatch is reported", told).await;
+    until("the mismatch is reported", is_reported).await;
     running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_view_that_was_folded_from_another_log_is_left_alone() {
+async fn view_of_another_log_is_not_changed() {
     let world = World::new().await;
     let likes = |range: std::ops::RangeInclusive<i64>| -> Vec<_> {
         range.map(|user| envelope(liked(1, user), 1_700_000_000_000 + user)).collect()
@@ -156,67 +156,73 @@ async fn a_view_that_was_folded_from_another_log_is_left_alone() {
     world.assert_views_equal_the_log().await;
     running.stop().await;
 
-    // Longer than the view is far: no offset tells that it is not the same.
+    // Longer than the position of the view, so offsets do not reveal the replacement.
     world.recreate_topic(Stream::Likes).await;
     world.append(&likes(11..=30)).await;
     let running = Running::start(&world);
     for view in ["likes/likes:", "likes-table/likes:"] {
-        let told = async || {
+        let is_reported = async || {
             let missing = running.readiness.missing().unwrap_or_default();
             missing.lines().any(|line| line.starts_with(view) && line.contains("this log is not the one"))
         };
-        until("the mismatch is reported", told).await;
+        until("the mismatch is reported", is_reported).await;
     }
-    let likers: i64 = world.target.redis.query(cmd("SCARD").arg(world.target.keys.likers(1))).await.unwrap();
-    assert_eq!(likers, 5);
+    assert_eq!(likers(&world).await, 5);
     running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_was_empty_at_the_start_is_remembered_from_its_first_record_on() {
+async fn identity_of_an_empty_log_is_its_first_record() {
     let world = World::new().await;
     let running = Running::start(&world);
-    until("it is in the groups", async || {
+    until("the instance joins the groups", async || {
         world.group_members("likes") == 1 && world.group_members("likes-table") == 1
     })
     .await;
-    until("all is ready", async || running.readiness.missing().is_none()).await;
+    until("the projections are ready", async || running.readiness.missing().is_none()).await;
 
     let first = envelope(liked(1, 1), 1_700_000_000_000);
     world.append(std::slice::from_ref(&first)).await;
     let first = first.id.to_string();
-    until("Redis remembers it", async || {
-        let known = cmd("HVALS").arg(world.target.keys.logs()).take();
-        world.target.redis.query::<Vec<String>>(&known).await.unwrap() == [first.clone()]
+    until("Redis stores the identity", async || {
+        let query = cmd("HVALS").arg(world.target.keys.logs()).take();
+        world.target.redis.query::<Vec<String>>(&query).await.unwrap() == [first.clone()]
     })
     .await;
-    until("MySQL remembers it", async || {
-        let known = sqlx::query_scalar::<_, String>("SELECT first_record FROM logs");
-        known.fetch_all(&world.target.mysql).await.unwrap() == [first.clone()]
+    until("MySQL stores the identity", async || {
+        let query = sqlx::query_scalar::<_, String>("SELECT first_record FROM logs");
+        query.fetch_all(&world.target.mysql).await.unwrap() == [first.clone()]
     })
     .await;
     running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_view_settles_while_records_trickle_in() {
+async fn trickling_records_do_not_delay_alignment() {
+    /// Shorter than the time after which an idle partition aligns, 500 ms; only a few such intervals reach the time
+    /// between two alignments, 1 s.
+    const TRICKLE: Duration = Duration::from_millis(300);
+    /// Fewer than the batches between two alignments, 32.
+    const RECORDS: i64 = 31;
     let world = World::new().await;
     let running = Running::start(&world);
-    until("it is in the group", async || world.group_members("likes") == 1).await;
-    until("all is ready", async || running.readiness.missing().is_none()).await;
-    // Never still for so long that it settles because of that, and fewer batches than it settles after.
-    for user in 1..=31 {
+    until("the instance joins the group", async || world.group_members("likes") == 1).await;
+    until("the projections are ready", async || running.readiness.missing().is_none()).await;
+    let mut trickle = interval(TRICKLE);
+    trickle.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for user in 1..=RECORDS {
+        trickle.tick().await;
         world.append(&[envelope(liked(1, user), 1_700_000_000_000 + user)]).await;
-        sleep(Duration::from_millis(300)).await;
+        until("the record is folded", async || likers(&world).await == user).await;
         if folded(&world).await > 0 {
             return running.stop().await;
         }
     }
-    panic!("no part of the view came to the same place as the others");
+    panic!("the view did not align");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_writer_that_went_silent_with_a_lock_keeps_no_connection_from_others() {
+async fn lock_of_a_silent_writer_blocks_no_connection() {
     let world = World::new().await;
     let add = "INSERT INTO logs VALUES ('likes', 0, 'a')";
     sqlx::query(add).execute(&world.target.mysql).await.unwrap();
@@ -230,7 +236,7 @@ async fn a_writer_that_went_silent_with_a_lock_keeps_no_connection_from_others()
         sqlx::query(lock).fetch_all(&mut *transaction).await
     };
     assert!(timeout(Duration::from_millis(200), cut_off).await.is_err());
-    // Sooner than the server would give up on the lock by itself, after 50 s.
+    // Shorter than the lock wait timeout of the server, 50 s.
     let others = timeout(Duration::from_secs(30), async {
         loop {
             match sqlx::query_as("SELECT @@wait_timeout, @@sql_mode").fetch_one(&pool).await {
@@ -240,13 +246,18 @@ async fn a_writer_that_went_silent_with_a_lock_keeps_no_connection_from_others()
             }
         }
     });
-    let (silence_s, mode): (u64, String) = others.await.expect("others have the connection");
-    assert_eq!(silence_s, 60, "the server gives up on the silent one");
+    let (silence_s, mode): (u64, String) = others.await.expect("the pool has a connection again");
+    assert_eq!(silence_s, 60, "the server closes silent connections");
     assert!(mode.contains("STRICT_ALL_TABLES"), "{mode}");
     silent.rollback().await.unwrap();
 }
 
-/// Records that the views of likes and of messages have passed.
+/// Returns the number of users who like video 1.
+async fn likers(world: &World) -> i64 {
+    world.target.redis.query(cmd("SCARD").arg(world.target.keys.likers(1))).await.unwrap()
+}
+
+/// Returns the number of records that all parts of the views of likes and messages contain.
 async fn folded(world: &World) -> i64 {
     let mut sum = 0;
     for name in ["likes", "messages-table"] {

@@ -37,7 +37,7 @@ async fn assert_is(world: &World, name: &str, events: &[Envelope]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_scratch_namespace_is_the_state_of_then_and_moves_on_and_goes() {
+async fn scratch_namespace_holds_past_state_until_dropped() {
     let world = World::new().await;
     // Repeated events have their first time, which Kafka looks up records by.
     let mut events = made_up(800);
@@ -65,7 +65,7 @@ async fn a_scratch_namespace_is_the_state_of_then_and_moves_on_and_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_position_is_the_state_that_a_command_answered_with() {
+async fn position_selects_the_state_up_to_its_record() {
     let world = World::new().await;
     let events: Vec<_> =
         (1..=60).map(|user| envelope(liked(user % 7 + 1, user), 1_700_000_000_000 + user)).collect();

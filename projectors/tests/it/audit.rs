@@ -173,7 +173,7 @@ async fn discards_during_an_audit_are_no_difference() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn view_that_is_rebuilt_is_not_held_for_an_audit() {
+async fn audit_does_not_hold_a_view_under_rebuild() {
     let world = World::new().await;
     let running = Running::start(&world);
     let (likes, rounds) = (projection("likes"), AtomicUsize::new(0));

@@ -23,7 +23,7 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(25);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn views_are_exact_after_slots_moved_and_a_node_lost_everything() {
+async fn views_stay_exact_when_slots_move_and_nodes_lose_data() {
     let mut nodes = Nodes::start().await;
     let world = World::on_redis(nodes.url()).await;
     let running = Running::start(&world);
@@ -50,7 +50,7 @@ async fn views_are_exact_after_slots_moved_and_a_node_lost_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn twice_equals_once_on_a_cluster() {
+async fn replayed_batch_is_a_no_op_on_a_cluster() {
     let nodes = Nodes::start().await;
     for (events, cuts) in cases().into_iter().take(3) {
         assert_twice_equals_once(&World::on_redis(nodes.url()).await, &events, &cuts).await;
@@ -58,7 +58,7 @@ async fn twice_equals_once_on_a_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_drops_keys_by_itself_is_refused() {
+async fn redis_with_an_eviction_policy_is_rejected() {
     let nodes = Nodes::start().await;
     let world = World::on_redis(nodes.url()).await;
     let prepare = async || world.target.prepare(&Shutdown::new()).await;

@@ -27,7 +27,7 @@ use crate::support::{DEADLINE, Running, World, envelope, liked, partition_of, un
 const T: i64 = 1_700_000_000_000;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_cannot_be_read_holds_its_key_and_nothing_else() {
+async fn undecodable_record_parks_only_its_key() {
     let world = World::new().await;
     let running = Running::start(&world);
     // Of one partition: garbage of one key, and likes of it and of another.
@@ -74,7 +74,7 @@ async fn a_record_that_cannot_be_read_holds_its_key_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_retry_after_a_fix_brings_a_mysql_view_to_what_it_would_have_been() {
+async fn retry_after_a_fix_makes_mysql_view_exact() {
     let world = World::new().await;
     alter(&world, "ALTER TABLE comments MODIFY text VARCHAR(5) NOT NULL").await;
     let running = Running::start(&world);
@@ -116,7 +116,7 @@ async fn a_retry_after_a_fix_brings_a_mysql_view_to_what_it_would_have_been() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_retried_is_counted_as_parked_no_longer() {
+async fn discarded_key_leaves_the_parked_metric() {
     let world = World::new().await;
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
     let _process = world.start_projectors(&free, &[]);
@@ -134,7 +134,7 @@ async fn what_was_retried_is_counted_as_parked_no_longer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_cannot_be_retried_keeps_no_other_from_it() {
+async fn failed_retry_of_one_key_does_not_block_others() {
     let world = World::new().await;
     let running = Running::start(&world);
     for key in ["1", "2", "3"] {
@@ -151,7 +151,7 @@ async fn a_key_that_cannot_be_retried_keeps_no_other_from_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_known_is_listed_though_a_store_is_away_and_shown_once() {
+async fn redis_outage_does_not_hide_mysql_dead_letters() {
     let world = World::new().await;
     let running = Running::start(&world);
     let partition = world.append_garbage(Stream::Likes, "1").await;
@@ -182,7 +182,7 @@ async fn what_is_known_is_listed_though_a_store_is_away_and_shown_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_at_any_moment_no_record_overtakes() {
+async fn kills_during_parking_keep_record_order() {
     let world = World::new().await;
     let mut process = world.start_projectors("127.0.0.1:0", &[]);
     let mut time = T;
@@ -206,7 +206,7 @@ async fn killed_at_any_moment_no_record_overtakes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_of_failures_stops_the_projection_until_it_is_resumed() {
+async fn consecutive_failures_stop_the_projection_until_resumed() {
     let world = World::new().await;
     let running = Running::start(&world);
     for _ in 0..30 {

@@ -43,7 +43,7 @@ struct Case {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_view_is_what_it_would_have_been_after_all_is_retried() {
+async fn views_equal_the_model_after_all_retries() {
     let mut runner = case_runner();
     for _ in 0..CASES {
         let case = case().new_tree(&mut runner).unwrap().current();
@@ -68,7 +68,7 @@ async fn the_view_is_what_it_would_have_been_after_all_is_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_retry_that_slept_while_another_unparked_the_key_does_not_begin() {
+async fn stale_retry_of_an_unparked_key_does_not_begin() {
     for name in ["likes", "likes-table"] {
         let world = World::new().await;
         let sink = world.target.view(projections::find(name).unwrap());

@@ -21,7 +21,7 @@ const LENGTH: usize = 120;
 const MODEL_MEMORY: usize = 4000;
 
 #[tokio::test]
-async fn where_the_log_is_cut_does_not_matter() {
+async fn batch_boundaries_do_not_change_views() {
     for (events, cuts) in cases() {
         let world = World::new().await;
         fold_in_batches(&world, &events, &cuts).await;
@@ -30,14 +30,14 @@ async fn where_the_log_is_cut_does_not_matter() {
 }
 
 #[tokio::test]
-async fn twice_equals_once() {
+async fn replayed_batches_are_no_ops() {
     for (events, cuts) in cases() {
         assert_twice_equals_once(&World::new().await, &events, &cuts).await;
     }
 }
 
 #[tokio::test]
-async fn a_batch_that_does_not_follow_is_refused() {
+async fn noncontiguous_batch_is_rejected() {
     let world = World::new().await;
     let (events, _) = cases().remove(0);
     for projection in projections::ALL {

@@ -100,7 +100,7 @@ impl<'a> Watch<'a> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_views_of_an_empty_log_are_complete() {
+async fn views_of_an_empty_log_are_complete() {
     let world = World::new().await;
     let instances = [Running::start(&world), Running::start(&world)];
     until_complete(&world).await;
@@ -119,7 +119,7 @@ async fn the_views_of_an_empty_log_are_complete() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_emptied_redis_is_not_promised_before_it_is_filled_again() {
+async fn emptied_redis_is_incomplete_until_refilled() {
     let world = World::new().await;
     let running = Running::start(&world);
     append_likes(&world).await;
@@ -135,7 +135,7 @@ async fn an_emptied_redis_is_not_promised_before_it_is_filled_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_promise_that_outlives_its_view_is_taken_back_before_the_refill() {
+async fn lost_view_is_marked_incomplete_before_the_refill() {
     let world = World::new().await;
     let running = Running::start(&world);
     append_likes(&world).await;
@@ -149,9 +149,8 @@ async fn a_promise_that_outlives_its_view_is_taken_back_before_the_refill() {
     running.stop().await;
 }
 
-/// Deletes the view of likes with its positions, but not what readers are told.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_number_of_shards_is_claimed_again_in_an_emptied_redis_and_another_stops_the_views() {
+async fn shard_count_is_restored_and_a_mismatch_stops_views() {
     let world = World::new().await;
     let running = Running::start(&world);
     append_likes(&world).await;
@@ -181,6 +180,7 @@ async fn a_number_of_shards_is_claimed_again_in_an_emptied_redis_and_another_sto
     running.stop().await;
 }
 
+/// Deletes the view of likes with its positions, but not its published generation.
 async fn lose_likes(world: &World) {
     let mut lost = keys_of(world, &["likers", "favorites", "favorited"]).await;
     lost.extend(keys_of(world, &["checkpoint"]).await.into_iter().filter(|key| key.contains(":likes")));
@@ -188,7 +188,7 @@ async fn lose_likes(world: &World) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_promise_is_taken_back_of_a_view_that_is_lost_while_it_is_paused() {
+async fn paused_view_is_marked_incomplete_when_lost() {
     let world = World::new().await;
     let running = Running::start(&world);
     append_likes(&world).await;
@@ -206,7 +206,7 @@ async fn a_promise_is_taken_back_of_a_view_that_is_lost_while_it_is_paused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refill_that_is_killed_is_completed_by_the_next_process() {
+async fn next_process_completes_a_killed_refill() {
     let world = World::new().await;
     append_likes(&world).await;
     let mut process = world.start_projectors("127.0.0.1:0", &[]);
@@ -225,7 +225,7 @@ async fn a_refill_that_is_killed_is_completed_by_the_next_process() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readers_are_told_the_generation_that_is_live() {
+async fn wrong_published_generation_is_corrected() {
     let world = World::new().await;
     let running = Running::start(&world);
     until_complete(&world).await;
@@ -259,7 +259,7 @@ async fn after_a_switch(first: i64, second: i64) -> World {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readers_are_told_of_a_switch_while_the_log_is_away() {
+async fn cutover_is_published_during_a_kafka_outage() {
     let world = after_a_switch(7, 8).await;
     let running = Running::start(&world);
     until("it is set right", async || promised(&world, &LIKES).await == Some(2)).await;
@@ -267,7 +267,7 @@ async fn readers_are_told_of_a_switch_while_the_log_is_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_live_generation_that_redis_has_lost_is_not_promised() {
+async fn lost_live_generation_is_marked_incomplete() {
     let world = after_a_switch(7, 6).await;
     let running = Running::start(&world);
     until("it is taken back", async || promised(&world, &LIKES).await.is_none()).await;
@@ -280,7 +280,7 @@ async fn a_live_generation_that_redis_has_lost_is_not_promised() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_part_of_redis_lost_while_nobody_ran_is_noticed_at_the_start() {
+async fn startup_detects_a_shard_lost_while_stopped() {
     let world = World::new().await;
     append_likes(&world).await;
     let running = Running::start(&world);

@@ -17,7 +17,7 @@ use crate::support::{Running, World, envelope, liked, until};
 const SILENT: i32 = 8;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn partitions_whose_broker_does_not_answer_hold_up_no_other() {
+async fn unavailable_broker_does_not_block_other_partitions() {
     let mut world = World::new().await;
     let cluster = MockCluster::new(2).unwrap();
     let topic = Topics::new(&world.stores.namespace).name(Stream::Likes);

@@ -185,7 +185,7 @@ async fn aborted_records_at_the_end_are_never_folded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn log_of_aborted_records_alone_counts_as_empty() {
+async fn log_of_only_aborted_records_counts_as_empty() {
     let world = World::new().await;
     let running = Running::start(&world);
     until_caught_up(&world).await;
@@ -207,7 +207,7 @@ async fn log_of_aborted_records_alone_counts_as_empty() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn gaps_between_records_are_passed_over() {
+async fn offset_gaps_between_records_are_skipped() {
     let world = World::new().await;
     abort(&world, &likes(NOBODY..NOBODY + 1)).await;
     for round in 1..6 {
@@ -224,7 +224,7 @@ async fn gaps_between_records_are_passed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn marker_behind_a_paused_view_is_no_lag() {
+async fn commit_marker_is_no_lag_of_a_paused_view() {
     let world = World::new().await;
     let running = Running::start(&world);
     world.append(&likes(1..5)).await;
@@ -308,7 +308,7 @@ async fn dead_letters_behind_a_marker_are_listed_and_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn view_is_filled_from_what_is_left_of_a_cut_log() {
+async fn view_is_filled_from_a_truncated_log() {
     let world = World::new().await;
     let running = Running::start(&world);
     world.append(&likes(1..11)).await;
@@ -342,7 +342,7 @@ async fn view_is_filled_from_what_is_left_of_a_cut_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn log_cut_to_its_end_counts_as_folded() {
+async fn fully_truncated_log_counts_as_folded() {
     let world = World::new().await;
     let running = Running::start(&world);
     world.append(&likes(1..11)).await;

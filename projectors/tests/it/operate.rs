@@ -18,7 +18,7 @@ use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 use crate::support::{ChildProcess, DEADLINE, World, envelope, liked, until};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_paused_projection_folds_nothing_over_a_restart_until_it_is_resumed() {
+async fn pause_survives_a_restart_until_resumed() {
     let world = World::new().await;
     let mut first = start(&world, &[]);
     world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
@@ -58,7 +58,7 @@ async fn a_paused_projection_folds_nothing_over_a_restart_until_it_is_resumed() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_runs_and_what_is_away_is_told_apart() {
+async fn status_distinguishes_unassigned_from_unavailable() {
     let world = World::new().await;
     world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
     assert_eq!(states(&world, "likes"), ["unassigned"; 3]);
@@ -73,7 +73,7 @@ async fn what_nobody_runs_and_what_is_away_is_told_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_processes_of_one_name_the_first_ends_and_says_why() {
+async fn second_process_with_same_instance_name_stops_the_first() {
     let world = World::new().await;
     let run = || {
         let (log, stores) = (world.log.clone(), world.stores.clone());
@@ -99,7 +99,7 @@ async fn of_two_processes_of_one_name_the_first_ends_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_with_a_name_has_its_partitions_again_after_a_restart() {
+async fn named_instance_keeps_its_partitions_across_a_restart() {
     let world = World::new().await;
     // Longer than the restart takes on a slow machine; the others hear of a rebalance after a fifth of it.
     let run = |name| start(&world, &["--only", "likes", "--instance", name, "--session-timeout-ms", "30000"]);
@@ -119,7 +119,7 @@ async fn a_process_with_a_name_has_its_partitions_again_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn some_views_are_audited_and_what_differs_is_an_exit_code() {
+async fn audit_differences_set_the_exit_code() {
     let world = World::new().await;
     let _process = start(&world, &[]);
     world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
@@ -141,7 +141,7 @@ async fn some_views_are_audited_and_what_differs_is_an_exit_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_view_in_mysql_is_audited_while_the_log_grows_and_a_paused_one_where_it_stands() {
+async fn audit_covers_growing_and_paused_views() {
     let world = World::new().await;
     let _process = start(&world, &["--only", "likes", "likes-table"]);
     let (log, stores) = (world.log.clone(), world.stores.clone());
@@ -176,7 +176,7 @@ async fn a_view_in_mysql_is_audited_while_the_log_grows_and_a_paused_one_where_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_of_it_is_there_over_http_for_who_has_the_token() {
+async fn operator_api_requires_the_token() {
     let world = World::new().await;
     let _process = start(&world, &["--only", "likes-table"]);
     world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
@@ -227,7 +227,7 @@ async fn all_of_it_is_there_over_http_for_who_has_the_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_done_over_http_is_told_apart() {
+async fn operator_api_maps_errors_to_http_statuses() {
     let world = World::new().await;
     let routes = routes(&world, Some("right"));
     let refused = async |method: &str, path: &str| {
@@ -249,7 +249,7 @@ async fn what_cannot_be_done_over_http_is_told_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_standing_audit_finds_what_goes_wrong() {
+async fn periodic_audit_reports_differences() {
     let world = World::new().await;
     let _process = start(&world, &["--only", "likes-table"]);
     world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;

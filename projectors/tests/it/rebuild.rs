@@ -75,7 +75,7 @@ async fn left_behind(world: &World, name: &str) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn views_are_rebuilt_while_events_flow() {
+async fn views_are_rebuilt_while_records_arrive() {
     let world = World::new().await;
     let running = Running::start(&world);
     let events = made_up(3000);
@@ -110,7 +110,7 @@ async fn views_are_rebuilt_while_events_flow() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_view_that_is_wrong_is_found_and_replaced() {
+async fn rebuild_finds_and_replaces_a_wrong_view() {
     let world = World::new().await;
     let running = Running::start(&world);
     world.append(&likes(40)).await;
@@ -250,7 +250,7 @@ async fn spoil(world: &World, statement: &str, command: &redis::Cmd) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_that_was_cut_off_is_gone_on_with_or_dropped() {
+async fn interrupted_rebuild_can_be_resumed_or_dropped() {
     let world = World::new().await;
     let running = Running::start(&world);
     world.append(&made_up(3000)).await;
@@ -276,7 +276,7 @@ async fn a_rebuild_that_was_cut_off_is_gone_on_with_or_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_discarded_after_a_rebuild_was_cut_off_is_so_in_it_as_well() {
+async fn resumed_rebuild_applies_later_discards() {
     let world = World::new().await;
     let running = Running::start(&world);
     world.append(&likes(10)).await;
@@ -343,7 +343,7 @@ async fn cut_off_at(world: &World, name: &str, is_reached: fn(&Progress) -> bool
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_view_is_rebuilt_by_one_at_a_time() {
+async fn concurrent_rebuild_of_a_view_is_rejected() {
     let world = World::new().await;
     let first = begin(&world, "likes").await;
     let second = Rebuild::begin(&world.log, &world.stores, projection("likes")).await;
@@ -353,7 +353,7 @@ async fn a_view_is_rebuilt_by_one_at_a_time() {
 }
 
 #[tokio::test]
-async fn a_hold_is_ended_by_nobody_but_who_asked_for_it() {
+async fn only_the_owner_can_end_a_hold() {
     let world = World::new().await;
     let (pool, likes) = (&world.target.mysql, projection("likes"));
     let is_held =
@@ -372,7 +372,7 @@ async fn a_hold_is_ended_by_nobody_but_who_asked_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_are_renamed_within_a_hold_alone() {
+async fn tables_are_renamed_only_during_an_owned_hold() {
     let world = World::new().await;
     let (pool, likes) = (&world.target.mysql, projection("likes-table"));
     let minute = Duration::from_mins(1);
@@ -397,7 +397,7 @@ async fn tables_are_renamed_within_a_hold_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_server_hears_of_who_has_the_lock_all_the_time() {
+async fn lock_connection_is_kept_alive() {
     let world = World::new().await;
     let _begun = begin(&world, "likes").await;
     // Else it would close the connection after a while, and a long rebuild would end before its switch.

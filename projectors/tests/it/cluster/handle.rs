@@ -30,7 +30,7 @@ async fn scanned(redis: &Redis) -> redis::RedisResult<Vec<String>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn commands_of_many_slots_are_answered_in_order() {
+async fn responses_across_slots_keep_command_order() {
     let nodes = Nodes::start().await;
     let redis = Redis::open(&nodes.url()).unwrap();
     // Each key three times: that they are carried out in order shows in what they answer.
@@ -62,7 +62,7 @@ async fn commands_of_many_slots_are_answered_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_on_the_move_is_followed_or_the_call_fails() {
+async fn call_follows_a_migrating_slot_or_fails() {
     let nodes = Nodes::start().await;
     let redis = Redis::open(&nodes.url()).unwrap();
     let (here, gone, new) = ("n:{s01}:here", "n:{s01}:gone", "n:{s01}:new");
@@ -113,7 +113,7 @@ async fn a_slot_on_the_move_is_followed_or_the_call_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_scan_over_which_a_slot_moved_fails() {
+async fn scan_fails_when_a_slot_moves() {
     let nodes = Nodes::start().await;
     let redis = Redis::open(&nodes.url()).unwrap();
     redis.all(&keys().iter().map(|key| as_set(key, "x")).collect::<Vec<_>>()).await.unwrap();
@@ -130,7 +130,7 @@ async fn a_scan_over_which_a_slot_moved_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_that_is_away_fails_calls_in_time_and_is_found_again() {
+async fn cluster_outage_fails_calls_in_time_until_recovery() {
     let mut nodes = Nodes::start().await;
     let redis = Redis::open(&nodes.url()).unwrap();
     for node in 0..3 {

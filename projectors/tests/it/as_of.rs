@@ -39,7 +39,7 @@ async fn assert_is(world: &World, name: &str, events: &[Envelope]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn scratch_namespace_holds_past_state_until_dropped() {
     let world = World::new().await;
-    // Repeated events have their first time, which Kafka looks up records by.
+    // Kafka looks up records by time, and repeated events keep their first time.
     let mut events = made_up(800);
     events.sort_by_key(|envelope| envelope.time_ms);
     world.append(&events).await;
@@ -60,7 +60,7 @@ async fn scratch_namespace_holds_past_state_until_dropped() {
 
     let away = config::Stores { redis_url: "redis://127.0.0.1:1/".to_owned().into(), ..world.stores.clone() };
     let scratch = Scratch::new(&world.log, &away, &"then".parse().unwrap()).unwrap();
-    let folded = timeout(DEADLINE, scratch.fold(&Until::Time(0))).await.expect("it does not wait for ever");
+    let folded = timeout(DEADLINE, scratch.fold(&Until::Time(0))).await.expect("the call ends in time");
     assert!(folded.is_err_and(|error| error.to_string().contains("Redis does not answer")));
 }
 

@@ -30,27 +30,27 @@ const T: i64 = 1_700_000_000_000;
 async fn undecodable_record_parks_only_its_key() {
     let world = World::new().await;
     let running = Running::start(&world);
-    // Of one partition: garbage of one key, and likes of it and of another.
+    // One partition: an undecodable record of one key, and likes of this key and of another.
     world.append(&[envelope(liked(1, 1), T)]).await;
     let partition = world.append_garbage(Stream::Likes, "1").await;
     let other = (2..1000).find(|video| partition_of(&video.to_string()) == partition).unwrap();
     world.append(&[envelope(liked(1, 2), T + 1), envelope(liked(other, 2), T + 2)]).await;
 
-    until("the other key goes on", async || likers(&world, other).await == [2]).await;
-    assert_eq!(likers(&world, 1).await, [1], "what comes behind waits");
-    // That a key is parked is no reason not to be ready.
-    until("all is ready", async || running.readiness.missing().is_none()).await;
+    until("the other key is folded", async || likers(&world, other).await == [2]).await;
+    assert_eq!(likers(&world, 1).await, [1], "later records of the parked key wait");
+    // A parked key does not affect readiness.
+    until("the projections are ready", async || running.readiness.missing().is_none()).await;
 
     let listed = listed(&world, "likes").await;
     assert_eq!(listed.len(), 1);
     assert_eq!((&listed[0]["key"], &listed[0]["class"]), (&"1".into(), &"undecodable".into()));
     assert_eq!(listed[0]["waiting"], 2);
     let letters = letters(&world, "likes");
-    let told: Vec<_> = letters.iter().map(|(partition, class, _)| (*partition, class.as_str())).collect();
-    assert_eq!(told, [(partition, "undecodable"), (partition, "behind")]);
+    let classes: Vec<_> = letters.iter().map(|(partition, class, _)| (*partition, class.as_str())).collect();
+    assert_eq!(classes, [(partition, "undecodable"), (partition, "behind")]);
 
     world.assert_views_equal_the_log().await;
-    // There is no fix for garbage.
+    // A retry cannot decode the record.
     let retried = command(&world, &["retry", "likes"]).await;
     assert_eq!(retried.status.code(), Some(1), "{retried:?}");
     let place =
@@ -61,13 +61,13 @@ async fn undecodable_record_parks_only_its_key() {
     }
     assert_eq!(likers(&world, 1).await, [1, 2]);
     world.append(&[envelope(liked(1, 3), T + 3)]).await;
-    until("the key goes on", async || likers(&world, 1).await == [1, 2, 3]).await;
+    until("the key is folded again", async || likers(&world, 1).await == [1, 2, 3]).await;
     world.assert_views_equal_the_log().await;
     assert!(self::listed(&world, "likes").await.is_empty());
 
-    // What was discarded stays so, when the view is folded anew.
+    // A refill of the view does not park discarded records again.
     world.delete_redis_keys().await;
-    until("the view is back", async || likers(&world, 1).await == [1, 2, 3]).await;
+    until("the view is refilled", async || likers(&world, 1).await == [1, 2, 3]).await;
     world.assert_views_equal_the_log().await;
     assert!(self::listed(&world, "likes").await.is_empty());
     running.stop().await;
@@ -85,19 +85,19 @@ async fn retry_after_a_fix_makes_mysql_view_exact() {
     world.append(&comments).await;
     world.assert_views_equal_the_log().await;
     let parked = listed(&world, "comments-table").await;
-    let told: Vec<_> = parked.iter().map(|key| (key["key"].as_str(), key["class"].as_str())).collect();
-    assert_eq!(told.len(), 2, "{parked:?}");
-    assert!(told.contains(&(Some("1"), Some("unfoldable"))), "{parked:?}");
-    assert_eq!(comments_of(&world, 3).await, 13, "the third goes on");
+    let keys: Vec<_> = parked.iter().map(|key| (key["key"].as_str(), key["class"].as_str())).collect();
+    assert_eq!(keys.len(), 2, "{parked:?}");
+    assert!(keys.contains(&(Some("1"), Some("unfoldable"))), "{parked:?}");
+    assert_eq!(comments_of(&world, 3).await, 13, "the third key is folded");
 
-    // The fix is only half of one: the first gets through.
+    // A partial fix: only one of the keys can be retried.
     alter(&world, "ALTER TABLE comments MODIFY text VARCHAR(12) NOT NULL").await;
     let retried = command(&world, &["retry", "comments-table"]).await;
     assert_eq!(retried.status.code(), Some(1));
     world.assert_views_equal_the_log().await;
     assert_eq!(listed(&world, "comments-table").await.len(), 1);
 
-    // While more of the key comes, all the time.
+    // Retries while further records of the key arrive.
     alter(&world, "ALTER TABLE comments MODIFY text VARCHAR(255) NOT NULL").await;
     let (append, retry) = tokio::join!(
         async {
@@ -122,14 +122,14 @@ async fn discarded_key_leaves_the_parked_metric() {
     let _process = world.start_projectors(&free, &[]);
     world.append_garbage(Stream::Likes, "1").await;
     for projection in ["likes", "likes-table"] {
-        until("it is counted", async || parked_metric(&free, projection).await == Some(1)).await;
+        until("the metric counts the key", async || parked_metric(&free, projection).await == Some(1)).await;
         let parked = listed(&world, projection).await;
         let place = [&parked[0]["partition"], &parked[0]["first_offset"]].map(ToString::to_string);
         let [partition, offset] = place.map(|part| part.replace('"', ""));
         let discarded = command(&world, &["discard", projection, &partition, &offset]).await;
         assert!(discarded.status.success(), "{discarded:?}");
-        // Though no record of the key comes any more.
-        until("it is counted no longer", async || parked_metric(&free, projection).await == Some(0)).await;
+        // Without further records of the key.
+        until("the metric drops the key", async || parked_metric(&free, projection).await == Some(0)).await;
     }
 }
 
@@ -140,13 +140,13 @@ async fn failed_retry_of_one_key_does_not_block_others() {
     for key in ["1", "2", "3"] {
         world.append_garbage(Stream::Likes, key).await;
     }
-    until("all are parked", async || listed(&world, "likes-table").await.len() == 3).await;
+    until("all keys are parked", async || listed(&world, "likes-table").await.len() == 3).await;
     alter(&world, "UPDATE parked_likes_table SET waiting = waiting + 1 WHERE record_key = '2'").await;
     let retried = command(&world, &["retry", "likes-table"]).await;
     assert_eq!(retried.status.code(), Some(1), "{retried:?}");
-    let told = String::from_utf8(retried.stdout).unwrap();
-    assert_eq!(told.lines().count(), 3, "{told}");
-    assert!(told.contains("key 2: 2 wait, but the dead letters have 1"), "{told}");
+    let out = String::from_utf8(retried.stdout).unwrap();
+    assert_eq!(out.lines().count(), 3, "{out}");
+    assert!(out.contains("key 2: 2 wait, but the dead letters have 1"), "{out}");
     running.stop().await;
 }
 
@@ -155,10 +155,10 @@ async fn redis_outage_does_not_hide_mysql_dead_letters() {
     let world = World::new().await;
     let running = Running::start(&world);
     let partition = world.append_garbage(Stream::Likes, "1").await;
-    until("it is parked", async || listed(&world, "likes").await.len() == 1).await;
-    // It is sent to the dead letters once more.
+    until("the key is parked", async || listed(&world, "likes").await.len() == 1).await;
+    // The refill produces the dead letter again.
     world.delete_redis_keys().await;
-    until("it is parked again", async || {
+    until("the key is parked again", async || {
         let waits = listed(&world, "likes").await.len() + listed(&world, "likes-table").await.len();
         letters(&world, "likes").len() == 2 && waits == 2
     })
@@ -194,7 +194,7 @@ async fn kills_during_parking_keep_record_order() {
             }
             world.append(&[envelope(liked(video, time - T), time)]).await;
         }
-        // While keys are being parked.
+        // The kill is while keys are being parked.
         let keys = usize::try_from(round).unwrap();
         until("keys are parked", async || parked_keys(&world).await > keys * 2).await;
         process.kill();
@@ -213,28 +213,28 @@ async fn consecutive_failures_stop_the_projection_until_resumed() {
         world.append_garbage(Stream::Likes, "1").await;
     }
     let names = ["likes", "likes-table"];
-    until("both are stopped", async || {
+    until("both projections are stopped", async || {
         let wanted = desired_state::read(&world.target.mysql).await.unwrap();
         let wish = |name: &str| wanted.get(name).map(|wanted| wanted.run_state.clone());
         names.iter().all(|name| matches!(wish(name), Some(desired_state::RunState::Stopped(_))))
     })
     .await;
-    let is_told =
+    let is_reported =
         async || running.readiness.missing().is_some_and(|missing| missing.contains("one after the other"));
-    until("it is told why", is_told).await;
+    until("the reason is reported", is_reported).await;
     for projection in names.map(|name| vidlog_projectors::projections::find(name).unwrap()) {
         desired_state::resume(&world.target.mysql, &projection).await.unwrap();
     }
-    until("all is well", async || running.readiness.missing().is_none()).await;
+    until("the projections are ready", async || running.readiness.missing().is_none()).await;
     world.assert_views_equal_the_log().await;
 
-    // What an operator had it go on after does not stop it again when it is filled up.
+    // Failures before the resume do not stop the projection again during a refill.
     world.delete_redis_keys().await;
     let is_back = async || {
         let parked = self::listed(&world, "likes").await;
         parked.first().is_some_and(|parked| parked["waiting"] == 30) && running.readiness.missing().is_none()
     };
-    until("the view is back", is_back).await;
+    until("the view is refilled", is_back).await;
     running.stop().await;
 }
 
@@ -263,7 +263,7 @@ async fn dead_letters_follow_their_origin_to_more_partitions() {
         listed(&world, "likes").await.len() == 2 && listed(&world, "likes-table").await.len() == 2
     })
     .await;
-    until("all is ready", async || running.readiness.missing().is_none()).await;
+    until("the projections are ready", async || running.readiness.missing().is_none()).await;
     let letters = letters(&world, "likes");
     assert!(letters.iter().any(|(of, class, _)| *of == partition && class == "undecodable"), "{letters:?}");
     running.stop().await;

@@ -38,7 +38,7 @@ struct Case {
     cuts: Vec<usize>,
     /// How long the process lives while a batch is taken in, in tenths of a millisecond; `None` if it does not die.
     deaths: Vec<Option<u64>>,
-    /// The batches after which what waits is retried.
+    /// The batches after which parked records are retried.
     retries: BTreeSet<usize>,
 }
 
@@ -84,7 +84,7 @@ async fn stale_retry_of_an_unparked_key_does_not_begin() {
         applier.align(1).await.unwrap();
         let (key, parked) = sink.parked().await.unwrap().remove(&partition).unwrap().pop_first().unwrap();
 
-        // One that has seen how the key is parked, and sleeps.
+        // A retry that has read the state of the parked key, and then is suspended.
         let slept = ParkedKeyStore::new(sink.clone(), partition, key);
         assert!(slept.begin(&parked).await.unwrap().is_some());
         retry_all(&world, &sink).await;

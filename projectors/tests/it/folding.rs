@@ -50,7 +50,7 @@ async fn noncontiguous_batch_is_rejected() {
         sink.align(partition, &mut ahead, 5).await.unwrap();
         assert_eq!(ahead.lowest(), 5, "{projection:?}");
 
-        // Another partition, whose store is still empty: as if the store had lost what the runner wrote.
+        // The store has no position of this partition, as if it had lost the writes of the runner.
         let lost = Partition { stream, number: 1 };
         sink.positions(&[lost]).await.unwrap();
         let records: Vec<_> = events

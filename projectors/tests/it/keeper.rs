@@ -1,4 +1,4 @@
-//! What readers are told of views: that they are complete, never while they are not.
+//! Publication of complete generations: never while a view is incomplete.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -18,7 +18,7 @@ fn views() -> impl Iterator<Item = &'static Projection> {
     projections::ALL.iter().filter(|projection| matches!(projection.view, View::Redis(_)))
 }
 
-/// The generation that readers are told to read.
+/// Returns the generation that is published to readers.
 async fn promised(world: &World, projection: &Projection) -> Option<u32> {
     let command = cmd("HGET").arg(world.target.keys.generations()).arg(projection.name).take();
     world.target.redis.query(&command).await.unwrap()
@@ -90,7 +90,7 @@ impl<'a> Watch<'a> {
     async fn while_lost(&self, lose: impl Future<Output = ()>) {
         let lost = async {
             lose.await;
-            until("the loss is noticed", async || self.missed.load(Ordering::Relaxed)).await;
+            until("the view is marked incomplete", async || self.missed.load(Ordering::Relaxed)).await;
             until_complete(self.world).await;
             self.is_over.store(true, Ordering::Relaxed);
         };
@@ -108,11 +108,11 @@ async fn views_of_an_empty_log_are_complete() {
         assert_eq!(promised(&world, projection).await, Some(1));
     }
     for instance in &instances {
-        until("it is ready", async || instance.readiness.missing().is_none()).await;
+        until("the instance is ready", async || instance.readiness.missing().is_none()).await;
     }
     let fields: usize =
         world.target.redis.query(cmd("HLEN").arg(world.target.keys.generations())).await.unwrap();
-    assert_eq!(fields, views().count(), "nothing is left of how it was found out");
+    assert_eq!(fields, views().count(), "no claim tokens remain");
     for instance in instances {
         instance.stop().await;
     }
@@ -130,7 +130,7 @@ async fn emptied_redis_is_incomplete_until_refilled() {
     let watch = Watch::new(&world, |there, all| there < all).await;
     watch.while_lost(world.delete_redis_keys()).await;
     world.assert_views_equal_the_log().await;
-    until("it is ready again", async || running.readiness.missing().is_none()).await;
+    until("the projections are ready again", async || running.readiness.missing().is_none()).await;
     running.stop().await;
 }
 
@@ -142,7 +142,7 @@ async fn lost_view_is_marked_incomplete_before_the_refill() {
     world.assert_views_equal_the_log().await;
     until_complete(&world).await;
 
-    // As when one node of a cluster comes back empty: that it is so has to be noticed first.
+    // As when one node of a cluster restarts empty, which the controller must detect first.
     let watch = Watch::new(&world, |there, all| 0 < there && there < all).await;
     watch.while_lost(lose_likes(&world)).await;
     world.assert_views_equal_the_log().await;
@@ -161,21 +161,21 @@ async fn shard_count_is_restored_and_a_mismatch_stops_views() {
             == Some(world.stores.shards)
     };
     world.delete_redis_keys().await;
-    until("the number is claimed again", known).await;
-    until("all is ready", async || running.readiness.missing().is_none()).await;
+    until("the shard count is restored", known).await;
+    until("the projections are ready", async || running.readiness.missing().is_none()).await;
 
-    // As if a process with another number had been faster.
+    // As if a process with another shard count had started first.
     let _: String = world.target.redis.query(cmd("SET").arg(&key).arg(3)).await.unwrap();
-    let told = async || {
+    let is_reported = async || {
         let missing = running.readiness.missing().unwrap_or_default();
         (0..PARTITIONS).all(|number| {
             missing.contains(&format!("likes/likes:{number}: this namespace has 3 shards in Redis, but"))
         })
     };
-    until("every partition is stopped", told).await;
+    until("every partition reports the mismatch", is_reported).await;
     assert!(!running.readiness.missing().unwrap().contains("likes-table"), "MySQL has no shards");
     let _: String = world.target.redis.query(cmd("SET").arg(&key).arg(world.stores.shards)).await.unwrap();
-    until("all goes on", async || running.readiness.missing().is_none()).await;
+    until("the projections are ready again", async || running.readiness.missing().is_none()).await;
     world.assert_views_equal_the_log().await;
     running.stop().await;
 }
@@ -198,7 +198,7 @@ async fn paused_view_is_marked_incomplete_when_lost() {
     assert_eq!(paused, "likes is paused: 3 partitions stand still\n");
 
     lose_likes(&world).await;
-    until("the loss is noticed", async || promised(&world, &LIKES).await.is_none()).await;
+    until("the view is marked incomplete", async || promised(&world, &LIKES).await.is_none()).await;
     said(&projectors(&world, &["resume", LIKES.name]));
     world.assert_views_equal_the_log().await;
     until_complete(&world).await;
@@ -229,17 +229,17 @@ async fn wrong_published_generation_is_corrected() {
     let world = World::new().await;
     let running = Running::start(&world);
     until_complete(&world).await;
-    // The second, one that nobody made, is believed for a while: others may know it before this process.
+    // Generation 7 does not exist. The controller keeps it for a while, since another process may have created it.
     for other in [0, 7] {
         let command = cmd("HSET").arg(world.target.keys.generations()).arg(LIKES.name).arg(other).take();
         let _: i64 = world.target.redis.query(&command).await.unwrap();
-        until("it is set right", async || promised(&world, &LIKES).await == Some(1)).await;
+        until("the generation is corrected", async || promised(&world, &LIKES).await == Some(1)).await;
     }
     running.stop().await;
 }
 
-/// A world whose log is away, with a view that readers are told to read the first generation of, while the second is
-/// live; both stand where the numbers say.
+/// Creates a world whose log is unavailable, with a view whose published generation is 1 and whose live one is 2, at the
+/// given positions.
 async fn after_a_switch(first: i64, second: i64) -> World {
     let mut world = World::new().await;
     "127.0.0.1:1".clone_into(&mut world.log.kafka_brokers);
@@ -262,7 +262,7 @@ async fn after_a_switch(first: i64, second: i64) -> World {
 async fn cutover_is_published_during_a_kafka_outage() {
     let world = after_a_switch(7, 8).await;
     let running = Running::start(&world);
-    until("it is set right", async || promised(&world, &LIKES).await == Some(2)).await;
+    until("the generation is corrected", async || promised(&world, &LIKES).await == Some(2)).await;
     running.stop().await;
 }
 
@@ -270,12 +270,12 @@ async fn cutover_is_published_during_a_kafka_outage() {
 async fn lost_live_generation_is_marked_incomplete() {
     let world = after_a_switch(7, 6).await;
     let running = Running::start(&world);
-    until("it is taken back", async || promised(&world, &LIKES).await.is_none()).await;
-    let told = async || {
+    until("the view is marked incomplete", async || promised(&world, &LIKES).await.is_none()).await;
+    let is_reported = async || {
         let missing = running.readiness.missing().unwrap_or_default();
         missing.lines().any(|line| line.starts_with("likes/view: waiting for the log: "))
     };
-    until("it is told what is waited for", told).await;
+    until("the cause is reported", is_reported).await;
     running.stop().await;
 }
 
@@ -288,16 +288,16 @@ async fn startup_detects_a_shard_lost_while_stopped() {
     world.assert_views_equal_the_log().await;
     running.stop().await;
 
-    // As a node of a cluster would. Who is complete is told on another one.
+    // As a node of a cluster would. Another node holds the published generations.
     let lost = cmd("KEYS").arg(format!("{}:{{s05}}:*", world.stores.namespace)).take();
     let lost: Vec<String> = world.target.redis.query(&lost).await.unwrap();
     let _: i64 = world.target.redis.query(cmd("DEL").arg(lost)).await.unwrap();
     assert_eq!(promised(&world, &LIKES).await, Some(1));
-    // Nothing is filled up before that is seen.
+    // The pause prevents a refill before the loss is detected.
     let likes = vidlog_projectors::projections::find("likes").unwrap();
     desired_state::pause(&world.target.mysql, &likes).await.unwrap();
     let running = Running::start(&world);
-    until("readers are told", async || promised(&world, &LIKES).await.is_none()).await;
+    until("the view is marked incomplete", async || promised(&world, &LIKES).await.is_none()).await;
     desired_state::resume(&world.target.mysql, &likes).await.unwrap();
     until_complete(&world).await;
     world.assert_views_equal_the_log().await;

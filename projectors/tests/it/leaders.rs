@@ -51,14 +51,14 @@ async fn unavailable_broker_does_not_block_other_partitions() {
 
     append(1).await;
     let running = Running::of(&world, vec![likes]);
-    until("the one that is there is folded", async || folded().await == 1).await;
-    let told = async || {
+    until("the available partition is folded", async || folded().await == 1).await;
+    let reported = async || {
         let missing = running.readiness.missing().unwrap_or_default();
         missing.lines().filter(|line| line.contains("does not return the watermarks")).count()
     };
     let all = usize::try_from(SILENT).unwrap();
-    until("the others are told of", async || told().await == all).await;
+    until("the other partitions are reported", async || reported().await == all).await;
     append(2).await;
-    until("it goes on", async || folded().await == 2).await;
+    until("the available partition is folded further", async || folded().await == 2).await;
     running.stop().await;
 }

@@ -18,9 +18,9 @@ use crate::{
 const T: i64 = 1_700_000_000_000;
 /// A transaction's timeout for the broker.
 const BROKER: Duration = Duration::from_secs(30);
-/// What takes a second or two may take so long on a busy machine.
+/// Deadline of what takes a second or two on an idle machine.
 const BOUND: Duration = Duration::from_mins(1);
-/// A user whose likes are only in aborted transactions.
+/// A user whose likes are in aborted transactions only.
 const NOBODY: i64 = 4711;
 /// One projection of each store.
 const LIKE_VIEWS: [&str; 2] = ["likes", "likes-table"];
@@ -46,7 +46,7 @@ async fn until(what: &str, condition: impl AsyncFn() -> Result<(), String>) {
     }
 }
 
-/// The partitions of all projections, as `status --json` has them, unless a source did not answer.
+/// Returns the partitions of all projections in `status --json`, or an error if a source is unavailable.
 fn partitions(world: &World) -> Result<Vec<(String, Value)>, String> {
     let output = projectors(world, &["status", "--json"]);
     assert!(output.status.success(), "{output:?}");
@@ -329,7 +329,7 @@ async fn view_is_filled_from_a_truncated_log() {
     assert_eq!(likers(&world, 1).await, (1..16).collect::<Vec<_>>());
     assert_eq!(rows(&world, 1).await, 9);
 
-    // A view that is lost is what is left of the log.
+    // A refill of a lost view has only the records that remain in the log.
     world.delete_redis_keys().await;
     until_caught_up(&world).await;
     assert_eq!(likers(&world, 1).await, (11..16).collect::<Vec<_>>());
@@ -361,7 +361,7 @@ async fn fully_truncated_log_counts_as_folded() {
     assert!(out.contains("is live"), "{out}");
     assert_all_finish(&world).await;
 
-    // What comes next is folded, by a view without a position as well.
+    // Later records are folded, also by a view without a position.
     world.append(&likes(11..13)).await;
     until_caught_up(&world).await;
     assert_eq!(likers(&world, 1).await, [11, 12]);
@@ -386,7 +386,7 @@ async fn view_that_missed_deleted_records_waits_for_a_rebuild() {
 
     let running = Running::start(&world);
     until_gone(&running).await;
-    assert_eq!(likers(&world, 1).await, (1..11).collect::<Vec<_>>(), "nothing is passed over");
+    assert_eq!(likers(&world, 1).await, (1..11).collect::<Vec<_>>(), "the missing records are not skipped");
     assert!(caught_up(&world).is_err());
     rebuild_what_is_left(&world).await;
     assert_eq!(likers(&world, 1).await, (16..21).collect::<Vec<_>>());
@@ -400,13 +400,13 @@ async fn running_view_whose_next_records_are_deleted_waits_for_a_rebuild() {
     let running = Running::start(&world);
     world.append(&likes(1..11)).await;
     until_caught_up(&world).await;
-    // What follows an open transaction is in the log, and not for consumers yet.
+    // Consumers do not receive the records after an open transaction.
     let open = world.append_in_transaction(&likes(NOBODY..NOBODY + 1)).await;
     world.append(&likes(11..16)).await;
     let all: Vec<_> = (0..PARTITIONS).map(|number| (number, Offset::End)).collect();
     world.delete_records(Stream::Likes, &all).await;
     until_gone(&running).await;
-    assert_eq!(likers(&world, 1).await, (1..11).collect::<Vec<_>>(), "nothing is passed over");
+    assert_eq!(likers(&world, 1).await, (1..11).collect::<Vec<_>>(), "the missing records are not skipped");
 
     open.abort_transaction(BROKER).unwrap();
     world.append(&likes(16..21)).await;
@@ -416,9 +416,9 @@ async fn running_view_whose_next_records_are_deleted_waits_for_a_rebuild() {
     running.stop().await;
 }
 
-/// Waits until the views of likes need records that are gone, in every partition.
+/// Waits until every partition of the views of likes reports that its next records were deleted.
 async fn until_gone(running: &Running) {
-    until("it is reported", async || {
+    until("the gap is reported", async || {
         let missing = running.readiness.missing().unwrap_or_default();
         let is_reported = |name: &&str| {
             (0..PARTITIONS).all(|number| {

@@ -22,7 +22,7 @@ async fn pause_survives_a_restart_until_resumed() {
     let world = World::new().await;
     let mut first = start(&world, &[]);
     world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
-    until("it runs", async || states(&world, "likes") == ["running"; 3]).await;
+    until("the projection runs", async || states(&world, "likes") == ["running"; 3]).await;
     until("the first like is folded", async || lag(&world, "likes") == Some(0)).await;
 
     assert_eq!(said(&projectors(&world, &["pause", "likes"])), "likes is paused: 3 partitions stand still\n");
@@ -30,7 +30,7 @@ async fn pause_survives_a_restart_until_resumed() {
     until("another projection folds it", async || lag(&world, "likes-table") == Some(0)).await;
     first.kill();
     let second = start(&world, &[]);
-    until("the next process has it", async || {
+    until("the next process owns the partitions", async || {
         let status = status(&world, "likes");
         status.iter().all(|partition| {
             let instance = partition["instance"].as_str().unwrap_or_default();
@@ -52,7 +52,7 @@ async fn pause_survives_a_restart_until_resumed() {
     );
 
     assert_eq!(said(&projectors(&world, &["resume", "likes"])), "likes goes on\n");
-    until("it folds on", async || lag(&world, "likes") == Some(0)).await;
+    until("the projection catches up", async || lag(&world, "likes") == Some(0)).await;
     assert_eq!(said(&projectors(&world, &["resume", "likes"])), "likes was not paused\n");
     world.assert_views_equal_the_log().await;
 }
@@ -69,7 +69,7 @@ async fn status_distinguishes_unassigned_from_unavailable() {
     let arguments = ["status", "--redis-url", "redis://127.0.0.1:1/", "likes", "likes-table"];
     let table = said(&projectors(&world, &arguments));
     assert!(table.contains("likes: positions are not known: the view: "), "{table}");
-    assert!(table.contains("no instance runs it"), "what MySQL and Kafka say is told: {table}");
+    assert!(table.contains("no instance runs it"), "data of MySQL and Kafka is shown: {table}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,24 +87,24 @@ async fn second_process_with_same_instance_name_stops_the_first() {
         (shutdown, task)
     };
     let first = run();
-    until("the first runs", async || states(&world, "likes") == ["running"; 3]).await;
+    until("the first process runs", async || states(&world, "likes") == ["running"; 3]).await;
     let second = run();
-    let ended = timeout(DEADLINE, first.1).await.expect("the first ends").unwrap();
-    let told = ended.unwrap_err().to_string();
-    assert!(told.contains("another process runs as instance \"one\""), "{told}");
+    let ended = timeout(DEADLINE, first.1).await.expect("the first process ends").unwrap();
+    let error = ended.unwrap_err().to_string();
+    assert!(error.contains("another process runs as instance \"one\""), "{error}");
     world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
-    until("the second folds", async || lag(&world, "likes") == Some(0)).await;
+    until("the second process folds", async || lag(&world, "likes") == Some(0)).await;
     second.0.request();
-    timeout(DEADLINE, second.1).await.expect("the second stops").unwrap().unwrap();
+    timeout(DEADLINE, second.1).await.expect("the second process stops").unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn named_instance_keeps_its_partitions_across_a_restart() {
     let world = World::new().await;
-    // Longer than the restart takes on a slow machine; the others hear of a rebalance after a fifth of it.
+    // Longer than a restart takes on a slow machine. The other member learns of a rebalance after a fifth of it.
     let run = |name| start(&world, &["--only", "likes", "--instance", name, "--session-timeout-ms", "30000"]);
     let (first, _second) = (run("first"), run("second"));
-    until("each has some", async || {
+    until("each instance owns partitions", async || {
         let owners = owners(&world);
         owners.iter().all(Option::is_some) && owners.iter().any(|owner| *owner != owners[0])
     })
@@ -113,9 +113,9 @@ async fn named_instance_keeps_its_partitions_across_a_restart() {
     assert!(first.terminate().await.success());
     let without_first: Vec<_> =
         before.iter().map(|owner| owner.clone().filter(|owner| owner == "second")).collect();
-    until("nobody has those of the first", async || owners(&world) == without_first).await;
+    until("the partitions of the first are unassigned", async || owners(&world) == without_first).await;
     let _first = run("first");
-    until("it has them again", async || owners(&world) == before).await;
+    until("the first owns its partitions again", async || owners(&world) == before).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,9 +133,9 @@ async fn audit_differences_set_the_exit_code() {
     );
     let wrong = projectors(&world, &["audit", "likes-table"]);
     assert_eq!(wrong.status.code(), Some(1));
-    let told = String::from_utf8(wrong.stdout).unwrap();
+    let out = String::from_utf8(wrong.stdout).unwrap();
     assert_eq!(
-        told,
+        out,
         "likes/1/1: expected 101 1700000000000, found 101 7\n1 records, 1 lines, 1 differences\n"
     );
 }
@@ -156,7 +156,7 @@ async fn audit_covers_growing_and_paused_views() {
         }
         operator.pause(&of("likes")[0]).await.unwrap();
         let report = operator.audit(&of("likes")).await.unwrap();
-        assert_eq!(report.differences, [], "it is audited where it stands");
+        assert_eq!(report.differences, [], "the paused view is audited at its position");
         (records, report.records)
     };
     let growing = async {
@@ -171,7 +171,7 @@ async fn audit_covers_growing_and_paused_views() {
         audited = audited => audited,
         () = growing => unreachable!(),
     };
-    assert!(records.is_sorted() && records[0] < records[9], "it grew meanwhile: {records:?}");
+    assert!(records.is_sorted() && records[0] < records[9], "the log grows meanwhile: {records:?}");
     assert!(stood > 0);
 }
 
@@ -201,7 +201,7 @@ async fn operator_api_requires_the_token() {
         let (_, one) = call("GET", "/projections/likes-table").await;
         one["audits"]["likes-table"].clone()
     };
-    until("it is audited", async || audit().await["state"] == "done").await;
+    until("the audit ends", async || audit().await["state"] == "done").await;
     let done = audit().await;
     assert_eq!((&done["records"], &done["differences"]), (&1.into(), &0.into()));
 
@@ -210,7 +210,7 @@ async fn operator_api_requires_the_token() {
         let (_, one) = call("GET", "/projections/likes-table").await;
         one["rebuilds"]["likes-table"].clone()
     };
-    until("it is rebuilt", async || rebuilt().await["state"] != "running").await;
+    until("the rebuild ends", async || rebuilt().await["state"] != "running").await;
     let done = rebuilt().await;
     assert_eq!((&done["generation"], &done["differences"]), (&2.into(), &0.into()), "{done}");
 
@@ -253,7 +253,7 @@ async fn periodic_audit_reports_differences() {
     let world = World::new().await;
     let _process = start(&world, &["--only", "likes-table"]);
     world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
-    until("it is folded", async || lag(&world, "likes-table") == Some(0)).await;
+    until("the record is folded", async || lag(&world, "likes-table") == Some(0)).await;
     sqlx::query("UPDATE likes SET liked_ms = 7").execute(&world.target.mysql).await.unwrap();
     let operation =
         Operation { instance: None, ops_token: Some("right".to_owned().into()), audit_every: Some(1) };
@@ -261,7 +261,7 @@ async fn periodic_audit_reports_differences() {
     let plan = Plan { log: &world.log, stores: &world.stores, projections: &projections, instance: None };
     let shutdown = Shutdown::new();
     let routes = operator_api::start(&plan, &operation, &shutdown).unwrap();
-    until("it is found", async || {
+    until("the difference is reported", async || {
         let (_, one) = call(&routes, "GET", "/projections/likes-table", "right").await;
         let audit = &one["audits"]["likes-table"];
         audit["first"] == serde_json::json!(["likes/1/1: expected 101 1700000000000, found 101 7"])
@@ -270,7 +270,7 @@ async fn periodic_audit_reports_differences() {
     shutdown.request();
 }
 
-/// The routes of an ops port with this token.
+/// Returns the routes of an ops port with this token.
 fn routes(world: &World, token: Option<&str>) -> Router {
     let ops_token = token.map(|token| token.to_owned().into());
     let operation = Operation { instance: None, ops_token, audit_every: None };

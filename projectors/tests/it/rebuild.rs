@@ -1,4 +1,4 @@
-//! Views folded anew while the old ones serve.
+//! Rebuilds of views while the old generations serve reads.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +27,7 @@ use crate::{
     support::{DEADLINE, Running, World, envelope, liked, made_up, partition_of, until},
 };
 
-/// One of each store, and the one with totals across shards.
+/// Views of each store, and one with totals across shards.
 const REBUILT: [&str; 4] = ["likes", "feed", "likes-table", "messages-table"];
 const BEING_REBUILT: &str = "is being rebuilt, or its dead letters retried, by another process";
 const COMPARING: fn(&Progress) -> bool = |now| matches!(now, Progress::Comparing { .. });
@@ -39,7 +39,7 @@ fn projection(name: &str) -> Projection {
     projections::find(name).unwrap()
 }
 
-/// Begins a rebuild, once the server has noticed that the one before has gone.
+/// Begins a rebuild once the server has released the lock of the previous one.
 async fn begin(world: &World, name: &str) -> Rebuild {
     let free = async {
         loop {
@@ -50,14 +50,14 @@ async fn begin(world: &World, name: &str) -> Rebuild {
             }
         }
     };
-    timeout(Duration::from_mins(3), free).await.expect("the lock is free in time")
+    timeout(Duration::from_mins(3), free).await.expect("the lock is released in time")
 }
 
 async fn rebuild(world: &World, name: &str, if_different: IfDifferent) -> Outcome {
     begin(world, name).await.run(if_different).await.unwrap()
 }
 
-/// Names of keys of generations beyond the first, and of databases beside the live one.
+/// Returns keys of generations that are not live, and databases other than the live one.
 async fn left_behind(world: &World, name: &str) -> Vec<String> {
     let catalogued = projection(name).catalogued;
     let keys: Vec<String> =
@@ -362,7 +362,7 @@ async fn only_the_owner_can_end_a_hold() {
     let audits = desired_state::hold(pool, &likes, minutes(10)).await.unwrap();
     let rebuilds = desired_state::hold(pool, &likes, minutes(20)).await.unwrap();
     desired_state::end_hold(pool, &likes, audits).await.unwrap();
-    assert!(is_held().await, "the other's goes on");
+    assert!(is_held().await, "the hold of the other owner remains");
     assert_eq!(desired_state::extend_hold(pool, &likes, audits, minutes(30)).await.unwrap(), None);
     let prolonged = desired_state::extend_hold(pool, &likes, rebuilds, minutes(30)).await.unwrap().unwrap();
     assert!(prolonged > rebuilds);
@@ -386,12 +386,12 @@ async fn tables_are_renamed_only_during_an_owned_hold() {
     let of_another = desired_state::hold(pool, &projection("likes"), minute).await.unwrap();
     assert!(!rename(of_another).await, "another projection is held");
     let held = desired_state::hold(pool, &likes, minute).await.unwrap();
-    assert!(!rename(held - 1).await, "someone else's hold");
+    assert!(!rename(held - 1).await, "the hold of another owner");
     let mut reading = pool.begin().await.unwrap();
     sqlx::query("SELECT * FROM likes").fetch_all(&mut *reading).await.unwrap();
-    assert!(!rename(held).await, "someone reads");
+    assert!(!rename(held).await, "a transaction reads the table");
     reading.rollback().await.unwrap();
-    assert!(!rename(held).await, "it was prolonged");
+    assert!(!rename(held).await, "the hold was extended");
     assert!(rename(held + 1).await);
     sqlx::query("SELECT * FROM elsewhere").fetch_all(pool).await.unwrap();
 }
@@ -400,7 +400,7 @@ async fn tables_are_renamed_only_during_an_owned_hold() {
 async fn lock_connection_is_kept_alive() {
     let world = World::new().await;
     let _begun = begin(&world, "likes").await;
-    // Else it would close the connection after a while, and a long rebuild would end before its switch.
+    // The server closes silent connections, which would abort a long rebuild before its cutover.
     let silent_for = async || -> i64 {
         sqlx::query_scalar(
             "SELECT CAST(time AS SIGNED) FROM information_schema.processlist
@@ -410,8 +410,8 @@ async fn lock_connection_is_kept_alive() {
         .await
         .unwrap()
     };
-    until("it is silent", async || silent_for().await >= 2).await;
-    until("the server hears of it", async || silent_for().await < 2).await;
+    until("the connection is silent", async || silent_for().await >= 2).await;
+    until("the connection is used", async || silent_for().await < 2).await;
 }
 
 fn likes(count: i64) -> Vec<Envelope> {

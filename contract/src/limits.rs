@@ -26,6 +26,8 @@ pub const FEED_PAGE: usize = 30;
 pub const WORKS_LIST: usize = 500;
 /// Videos in a response of favorite/list.
 pub const FAVORITE_LIST: usize = 500;
+/// Videos in a response of feed/top.
+pub const TOP_LIST: usize = 500;
 /// Comments in a response of comment/list.
 pub const COMMENT_LIST: usize = 500;
 /// Users in a response of the relation lists.

@@ -9,6 +9,7 @@ mod likes;
 mod likes_table;
 mod membership;
 mod messages_table;
+mod top_videos;
 mod user_cards;
 mod users_table;
 mod video_cards;
@@ -19,7 +20,7 @@ use vidlog_projection_engine::view::{Fold, Projection};
 use vidlog_schemas::projections as catalogue;
 
 /// Every projection.
-pub const ALL: [Projection; 13] = [
+pub const ALL: [Projection; 14] = [
     Projection { catalogued: catalogue::FEED, fold: Fold::Redis(feed::project) },
     Projection { catalogued: catalogue::WORKS, fold: Fold::Redis(works::project) },
     Projection { catalogued: catalogue::VIDEO_CARDS, fold: Fold::Redis(video_cards::project) },
@@ -27,6 +28,7 @@ pub const ALL: [Projection; 13] = [
     Projection { catalogued: catalogue::LIKES, fold: Fold::Redis(likes::project) },
     Projection { catalogued: catalogue::FOLLOWS, fold: Fold::Redis(follows::project) },
     Projection { catalogued: catalogue::COMMENT_COUNTS, fold: Fold::Redis(comment_counts::project) },
+    Projection { catalogued: catalogue::TOP_VIDEOS, fold: Fold::Redis(top_videos::project) },
     Projection { catalogued: catalogue::USERS_TABLE, fold: Fold::MySql(users_table::apply) },
     Projection { catalogued: catalogue::VIDEOS_TABLE, fold: Fold::MySql(videos_table::apply) },
     Projection { catalogued: catalogue::COMMENTS_TABLE, fold: Fold::MySql(comments_table::apply) },

@@ -7,6 +7,7 @@ use crate::routes::{comment, favorite, feed, media, message, publish, relation, 
 #[derive(OpenApi)]
 #[openapi(paths(
     feed::feed,
+    feed::top,
     user::user,
     publish::list,
     favorite::list,

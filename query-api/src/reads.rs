@@ -5,4 +5,5 @@ pub(crate) mod comments;
 pub(crate) mod feed;
 pub(crate) mod friends;
 pub(crate) mod list;
+pub(crate) mod top;
 pub(crate) mod user;

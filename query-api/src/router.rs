@@ -23,6 +23,7 @@ pub fn router(state: QueryState) -> Router {
 pub fn routes(state: QueryState) -> Router {
     Router::new()
         .merge(with_optional_slash("/douyin/feed", get(feed::feed)))
+        .merge(with_optional_slash("/douyin/feed/top", get(feed::top)))
         .merge(with_optional_slash("/douyin/user", get(user::user)))
         .merge(with_optional_slash("/douyin/publish/list", get(publish::list)))
         .merge(with_optional_slash("/douyin/favorite/list", get(favorite::list)))

@@ -32,6 +32,18 @@ const CARD_PROJECTIONS: &[Projection] = &[
     projections::COMMENT_COUNTS,
 ];
 
+/// The projections behind the ranking of videos and their cards.
+const TOP_PROJECTIONS: &[Projection] = &[
+    projections::TOP_VIDEOS,
+    projections::FEED,
+    projections::WORKS,
+    projections::VIDEO_CARDS,
+    projections::USER_CARDS,
+    projections::LIKES,
+    projections::FOLLOWS,
+    projections::COMMENT_COUNTS,
+];
+
 /// A list of videos.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct VideoList {

@@ -168,6 +168,22 @@ impl Keys {
         self.key(self.shard(name_hash("all")), &self.kind(&projections::FEED, "feed-weeks"), "all")
     }
 
+    /// SET of the users who like a video, as the ranking of videos counts them.
+    pub fn top_likers(&self, video: i64) -> Key {
+        self.of_view(&projections::TOP_VIDEOS, "top-likers", video)
+    }
+
+    /// ZSET that ranks the published videos of one shard: member video id, score [`top_score`]. It is the ZSET of the shard
+    /// of [`Keys::top_likers`], so that one script updates both.
+    pub fn top(&self, shard: Shard) -> Key {
+        self.key(shard, &self.kind(&projections::TOP_VIDEOS, "top"), "all")
+    }
+
+    /// The ranking that a video is in.
+    pub fn top_of_video(&self, video: i64) -> Key {
+        self.top(self.top_likers(video).shard)
+    }
+
     /// HASH of a projection's position on one shard: field `<stream>:<partition>`, value the next offset.
     pub fn checkpoint(&self, shard: Shard, projection: &Projection) -> Key {
         self.key(shard, &self.kind(projection, "checkpoint"), projection.name)
@@ -284,6 +300,21 @@ pub const fn feed_week_of(time_ms: i64) -> i64 {
     time_ms.div_euclid(WEEK_MS)
 }
 
+/// The scores of one week in a ranking: a count of likes is below it. Weeks and counts then fit into 2^53, up to which a
+/// ZSET's scores are exact.
+pub const TOP_COUNTS: i64 = 1 << 32;
+
+/// The score of a video in a ranking: the week of its publication, then its likes. So the videos of one week are a range
+/// of scores, and the key of the ranking follows from the video alone.
+pub const fn top_score(week: i64, likes: i64) -> i64 {
+    week * TOP_COUNTS + likes
+}
+
+/// The week of publication that a score in a ranking belongs to.
+pub const fn top_week_of(score: i64) -> i64 {
+    score.div_euclid(TOP_COUNTS)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -295,6 +326,7 @@ mod tests {
         let keys = Keys::new("test", DEFAULT_SHARDS);
         assert_eq!(keys.following(42).shard, keys.followers(42).shard);
         assert_eq!(keys.video_card(42).shard, keys.likers(42).shard);
+        assert_eq!(keys.top_of_video(42).shard, keys.top_likers(42).shard);
         assert!(keys.works(42).name.starts_with("test:{s"));
         assert!(keys.works(42).name.ends_with("}:works:42"));
     }
@@ -304,6 +336,15 @@ mod tests {
         let keys = Keys::new("n", DEFAULT_SHARDS);
         let names: Vec<_> = [1, 2, 3].map(|id| keys.user_card(id).name).into();
         assert_eq!(names, ["n:{s01}:user:1", "n:{s14}:user:2", "n:{s13}:user:3"]);
+    }
+
+    #[test]
+    fn ranking_sorts_weeks_before_likes() {
+        assert!(top_score(7, 0) > top_score(6, TOP_COUNTS - 1));
+        assert!(top_score(7, 3) > top_score(7, 2));
+        assert_eq!((top_week_of(top_score(7, 0)), top_week_of(top_score(7, TOP_COUNTS - 1))), (7, 7));
+        let last_week = feed_week_of(i64::from(u32::MAX) * 1000);
+        assert!(top_score(last_week, TOP_COUNTS - 1) < 1 << 53, "exact as a double until 2106");
     }
 
     #[test]

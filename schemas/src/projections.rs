@@ -60,6 +60,8 @@ projections! {
     FOLLOWS = "follows" of "follows" in Redis "following", "followers";
     /// Comment ids, for the count.
     COMMENT_COUNTS = "comment-counts" of "comments" in Redis "comments", "deleted-comments";
+    /// The most liked videos of each week of publication.
+    TOP_VIDEOS = "top-videos" of "videos", "likes" in Redis "top", "top-likers";
     /// Users.
     USERS_TABLE = "users-table" of "users" in MySql "users";
     /// Videos.

@@ -72,9 +72,21 @@ impl RedisWrites {
     /// Adds a member to a SET, unless another SET on the same shard has it.
     pub fn add_member_unless_in(&mut self, key: Key, member: i64, other: Key) {
         self.push(key, "add_member_unless_in", vec![member.to_string()]);
-        if let Some(write) = self.writes.last_mut() {
-            write.other = Some(other);
-        }
+        self.with_other_key(other);
+    }
+
+    /// Adds a member to a ranking, unless it is there: a ZSET whose scores are a base plus the size of a SET on the same
+    /// shard.
+    pub fn rank(&mut self, ranking: Key, member: i64, base: i64, set: Key) {
+        self.push(ranking, "rank", vec![base.to_string(), member.to_string()]);
+        self.with_other_key(set);
+    }
+
+    /// Updates the score of a member of a ranking, if it is there, to its base plus the current size of its SET. Bases are
+    /// multiples of `step`, and no SET is that large.
+    pub fn update_rank(&mut self, ranking: Key, member: i64, step: i64, set: Key) {
+        self.push(ranking, "update_rank", vec![step.to_string(), member.to_string()]);
+        self.with_other_key(set);
     }
 
     /// Keeps the size of a SET as one part of a total: in a hash, on whatever shard, under the field of an entity.
@@ -106,6 +118,13 @@ impl RedisWrites {
 
     fn push(&mut self, key: Key, action: &'static str, arguments: Vec<String>) {
         self.writes.push(Write { offset: self.offset, key, other: None, action, arguments });
+    }
+
+    /// Sets the second key of the write that was pushed last.
+    fn with_other_key(&mut self, other: Key) {
+        if let Some(write) = self.writes.last_mut() {
+            write.other = Some(other);
+        }
     }
 }
 
@@ -172,6 +191,8 @@ mod tests {
         writes.add_member(keys.likers(1), 4);
         writes.remove_member(keys.likers(1), 5);
         writes.add_member_unless_in(keys.comments(1), 6, keys.deleted_comments(1));
+        writes.rank(keys.top_of_video(9), 9, 100, keys.top_likers(9));
+        writes.update_rank(keys.top_of_video(10), 10, 100, keys.top_likers(10));
         writes.set_part(keys.favorited(1), 8, keys.likers(8));
         let expected = [
             (keys.user_card(1), "name"),
@@ -183,6 +204,8 @@ mod tests {
             (keys.likers(1), "4"),
             (keys.likers(1), "5"),
             (keys.comments(1), "6"),
+            (keys.top_of_video(9), "9"),
+            (keys.top_of_video(10), "10"),
             (keys.favorited(1), "8"),
             (keys.favorited(1), "total"),
         ];

@@ -14,7 +14,7 @@ use vidlog_events::{
 use vidlog_projection_engine::view::Projection;
 use vidlog_schemas::{
     Keys,
-    keys::{Key, feed_week_of},
+    keys::{Key, feed_week_of, top_score},
     projections::{self, Projection as Catalogued},
     rows::VideoState,
 };
@@ -111,6 +111,7 @@ impl Model {
         let own = projections.iter().map(Projection::name).collect();
         let mut output = Output {
             lines: LineWriter { own, keys: keys.clone(), lines: Lines::new(memory) },
+            ranking: Sorter::new(memory / 2),
             likes: LikeCounts::default(),
             messages: Sorter::new(memory / 2),
         };
@@ -273,6 +274,8 @@ fn apply(state: &mut Option<State>, change: Change) {
 struct Output {
     lines: LineWriter,
     likes: LikeCounts,
+    /// What the rank of each video is made of: its week of publication, and its likes.
+    ranking: Sorter,
     /// The messages by conversation, in the order of the log.
     messages: Sorter,
 }
@@ -289,13 +292,21 @@ impl Output {
                 lines.row(&projections::USERS_TABLE, "users", &[user], || format!("{name} {registered_ms}"))
             }
             (Entity::Video(video), Some(State::Video { author, title, uploaded_ms, outcome })) => {
-                lines.video(video, (author, &title, uploaded_ms), outcome.as_ref())
+                lines.video(video, (author, &title, uploaded_ms), outcome.as_ref())?;
+                match outcome {
+                    Some(Outcome::Published { published_ms, .. }) => {
+                        rank(&mut self.ranking, video, &RankPart::Week(feed_week_of(published_ms)))
+                    }
+                    Some(Outcome::Rejected { .. }) | None => Ok(()),
+                }
             }
             (Entity::Like { author, video, user }, link) => {
                 self.likes.add(lines, (author, video), link.is_some())?;
                 let Some(State::Link { since_ms }) = link else {
                     return Ok(());
                 };
+                rank(&mut self.ranking, video, &RankPart::Like)?;
+                lines.member(&projections::TOP_VIDEOS, |keys| keys.top_likers(video), user, "")?;
                 lines.member(&projections::LIKES, |keys| keys.likers(video), user, "")?;
                 lines.member(
                     &projections::LIKES,
@@ -337,6 +348,7 @@ impl Output {
     fn finish(mut self) -> anyhow::Result<Lines> {
         self.likes.finish(&mut self.lines)?;
         let lines = &mut self.lines;
+        write_ranking(lines, self.ranking)?;
         let table = &projections::MESSAGES_TABLE;
         let mut last: Option<((i64, i64), i64)> = None;
         for entry in self.messages.sorted()? {
@@ -354,6 +366,36 @@ impl Output {
         }
         Ok(self.lines.lines)
     }
+}
+
+/// What the rank of a video is made of.
+#[derive(Serialize, Deserialize)]
+enum RankPart {
+    Week(i64),
+    Like,
+}
+
+fn rank(ranking: &mut Sorter, video: i64, part: &RankPart) -> anyhow::Result<()> {
+    ranking.push(&video.to_be_bytes(), &serde_json::to_vec(part)?);
+    if ranking.is_full() { ranking.spill() } else { Ok(()) }
+}
+
+/// Writes the rank of each published video.
+fn write_ranking(lines: &mut LineWriter, ranking: Sorter) -> anyhow::Result<()> {
+    let mut last: Option<(i64, Option<i64>, i64)> = None;
+    for entry in ranking.sorted()? {
+        let (key, part) = entry?;
+        let video = i64::from_be_bytes(key.as_slice().try_into().context("failed to read a video")?);
+        if let Some(done) = last.take_if(|(last, ..)| *last != video) {
+            lines.rank(done)?;
+        }
+        let (_, week, likes) = last.get_or_insert((video, None, 0));
+        match serde_json::from_slice(&part)? {
+            RankPart::Week(published) => *week = Some(published),
+            RankPart::Like => *likes += 1,
+        }
+    }
+    last.map_or(Ok(()), |done| lines.rank(done))
 }
 
 /// Writes those lines that are of some projections' views.
@@ -391,6 +433,15 @@ impl LineWriter {
             self.lines.set(&LineKey::row(table, primary_key), &content());
         }
         self.lines.spill_if_full()
+    }
+
+    /// The rank of a video, if it is published.
+    fn rank(&mut self, (video, week, likes): (i64, Option<i64>, i64)) -> anyhow::Result<()> {
+        let Some(week) = week else {
+            return Ok(());
+        };
+        let score = top_score(week, likes).to_string();
+        self.member(&projections::TOP_VIDEOS, |keys| keys.top_of_video(video), video, &score)
     }
 
     fn video(

@@ -30,6 +30,7 @@ pub fn touched(keys: &Keys, event: &Event) -> Vec<LineKey> {
             if let VideoEvent::VideoPublished(event) = event {
                 let week = feed_week_of(event.published_ms);
                 touched.extend([member(&keys.feed_week(week), video), member(&keys.feed_weeks(), week)]);
+                touched.push(member(&keys.top_of_video(video), video));
             }
             touched
         }
@@ -44,6 +45,8 @@ pub fn touched(keys: &Keys, event: &Event) -> Vec<LineKey> {
                 member(&keys.favorites(user), video),
                 member(&favorited, video),
                 LineKey::member(&favorited.name, "total"),
+                member(&keys.top_likers(video), user),
+                member(&keys.top_of_video(video), video),
             ]
         }
         Event::Follow(event) => {

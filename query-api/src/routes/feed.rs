@@ -3,10 +3,11 @@
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
-use vidlog_contract::{ApiResponse, Call, objects::Video, times};
+use vidlog_contract::{ApiResponse, Call, limits, objects::Video, times};
+use vidlog_schemas::keys::TOP_COUNTS;
 
-use super::{CARD_PROJECTIONS, FreshResult, freshness_requirement};
-use crate::{reads, state::QueryState};
+use super::{CARD_PROJECTIONS, FreshResult, TOP_PROJECTIONS, VideoList, freshness_requirement};
+use crate::{paging::Page, reads, state::QueryState};
 
 /// A page of the feed.
 #[derive(Serialize, ToSchema)]
@@ -43,4 +44,33 @@ pub(crate) async fn feed(State(state): State<QueryState>, call: Call) -> FreshRe
         let video_list = page.into_iter().map(|published| published.video).collect();
         ApiResponse::new(Feed { video_list, next_time })
     }))
+}
+
+/// The last week whose scores in a ranking are exact (see [`TOP_COUNTS`]).
+const LAST_WEEK: i64 = (limits::MAX_ID / TOP_COUNTS) - 1;
+
+/// The most liked videos published in a week, most liked first.
+#[utoipa::path(
+    get,
+    path = "/douyin/feed/top/",
+    operation_id = "feedTop",
+    tag = "videos",
+    params(
+        ("week" = Option<i64>, Query, description = "weeks since 1970-01-01; default: the newest with a published video"),
+        ("limit" = Option<i64>, Query, description = "1 to 500"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
+    ),
+    security((), ("token" = []), ("bearer" = [])),
+    responses((status = 200, body = ApiResponse<VideoList>))
+)]
+pub(crate) async fn top(State(state): State<QueryState>, call: Call) -> FreshResult<VideoList> {
+    let week = call.params.optional_number("week", 0..=LAST_WEEK)?;
+    let page = Page::from_params(&call.params, limits::TOP_LIST)?;
+    let requirement = freshness_requirement(&call, None, TOP_PROJECTIONS)?;
+    let models = &state.models;
+    let read = models
+        .freshness
+        .read(requirement, |source| reads::top::page(models, source, call.viewer(), week, page))
+        .await?;
+    Ok(read.map(|(video_list, next_cursor)| ApiResponse::new(VideoList { video_list, next_cursor })))
 }

@@ -14,4 +14,5 @@ mod media;
 mod outage;
 mod relations;
 mod support;
+mod top;
 mod users;

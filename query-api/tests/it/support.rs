@@ -13,7 +13,7 @@ use vidlog_query_api::{QueryState, router};
 use vidlog_read_models::{MediaUrls, ReadModels};
 use vidlog_redis_shards::Redis;
 use vidlog_schemas::{
-    keys::{feed_week_of, partition_field},
+    keys::{feed_week_of, partition_field, top_score},
     projections::{self, Projection},
     rows::VideoState,
 };
@@ -163,6 +163,7 @@ impl World {
                 cmd("ZADD").arg(self.keys.works(author)).arg(id).arg(id).take(),
                 cmd("ZADD").arg(self.keys.feed_week(week)).arg(published_ms).arg(id).take(),
                 cmd("ZADD").arg(self.keys.feed_weeks()).arg(week).arg(week).take(),
+                cmd("ZADD").arg(self.keys.top_of_video(id)).arg(top_score(week, 0)).arg(id).take(),
             ]);
         }
         card.arg("reason").arg(reason(state));
@@ -176,6 +177,7 @@ impl World {
             cmd("ZADD").arg(self.keys.favorites(user)).arg(liked_ms).arg(video).take(),
             cmd("HINCRBY").arg(self.keys.favorited(author)).arg(video).arg(1).take(),
             cmd("HINCRBY").arg(self.keys.favorited(author)).arg("total").arg(1).take(),
+            cmd("ZINCRBY").arg(self.keys.top_of_video(video)).arg(1).arg(video).take(),
         ])
         .await;
         let insert = sqlx::query("INSERT INTO likes VALUES (?, ?, ?, ?)").bind(video).bind(user);

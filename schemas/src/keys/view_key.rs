@@ -104,6 +104,8 @@ mod tests {
             (projections::VIDEO_CARDS, keys.video_card(1)),
             (projections::COMMENT_COUNTS, keys.comments(1)),
             (projections::COMMENT_COUNTS, keys.deleted_comments(1)),
+            (projections::TOP_VIDEOS, keys.top_likers(1)),
+            (projections::TOP_VIDEOS, keys.top_of_video(1)),
             (projections::FEED, keys.feed_week(1)),
             (projections::FEED, keys.feed_weeks()),
         ];

@@ -52,6 +52,24 @@ function actions.add_member_unless_in(key, arguments)
     end
 end
 
+-- arguments: base of the score, member, index of the key of the set whose size is added
+function actions.rank(key, arguments)
+    if not redis.call('ZSCORE', key, arguments[2]) then
+        local size = redis.call('SCARD', KEYS[tonumber(arguments[3])])
+        redis.call('ZADD', key, string.format('%.0f', tonumber(arguments[1]) + size), arguments[2])
+    end
+end
+
+-- arguments: the step between bases, member, index of the key of the set whose size is added
+function actions.update_rank(key, arguments)
+    local score = redis.call('ZSCORE', key, arguments[2])
+    if score then
+        local base = tonumber(score) - tonumber(score) % tonumber(arguments[1])
+        local size = redis.call('SCARD', KEYS[tonumber(arguments[3])])
+        redis.call('ZADD', key, string.format('%.0f', base + size), arguments[2])
+    end
+end
+
 -- arguments: field of the part, its count; the field `total` is kept as the sum of the parts
 function actions.set_part(key, arguments)
     local before = redis.call('HGET', key, arguments[1]) or '0'

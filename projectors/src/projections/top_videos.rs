@@ -1,0 +1,33 @@
+//! The most liked videos of each week of publication.
+//!
+//! Likes and publications are two streams, folded in any order. Both lie on the video's shard, and each write takes the
+//! size of the set as it is then, so the last one leaves the exact count whichever stream it comes from.
+
+use vidlog_events::{Envelope, Event, LikeEvent, VideoEvent};
+use vidlog_projection_engine::view::RedisWrites;
+use vidlog_schemas::keys::{Keys, TOP_COUNTS, feed_week_of, top_score};
+
+pub(super) fn project(keys: &Keys, envelope: &Envelope, writes: &mut RedisWrites) {
+    match &envelope.event {
+        Event::Video(VideoEvent::VideoPublished(published)) => {
+            let (video, base) =
+                (published.video_id.get(), top_score(feed_week_of(published.published_ms), 0));
+            writes.rank(keys.top_of_video(video), video, base, keys.top_likers(video));
+        }
+        Event::Like(LikeEvent::VideoLiked(liked)) => {
+            let video = liked.video_id.get();
+            writes.add_member(keys.top_likers(video), liked.user_id.get());
+            writes.update_rank(keys.top_of_video(video), video, TOP_COUNTS, keys.top_likers(video));
+        }
+        Event::Like(LikeEvent::VideoUnliked(unliked)) => {
+            let video = unliked.video_id.get();
+            writes.remove_member(keys.top_likers(video), unliked.user_id.get());
+            writes.update_rank(keys.top_of_video(video), video, TOP_COUNTS, keys.top_likers(video));
+        }
+        Event::Video(VideoEvent::VideoUploaded(_) | VideoEvent::VideoRejected(_))
+        | Event::User(_)
+        | Event::Follow(_)
+        | Event::Comment(_)
+        | Event::Message(_) => {}
+    }
+}

@@ -14,9 +14,9 @@ use super::{
 
 /// Key names that are fetched, and lines that are looked up, in one round trip.
 pub(crate) const PAGE: usize = 1000;
-/// Members that are read in one round trip. Redis serves nobody else meanwhile: a thousand members take it less than a
-/// millisecond.
-const CHUNK: usize = 1000;
+/// Members that are read in one round trip. Redis serves no other client meanwhile: with 1000, a chunk of a set of 2 million
+/// took 1.4 to 4.6 ms on a busy machine.
+const CHUNK: usize = 500;
 /// Fields that hold text that people wrote.
 const TEXTS: [&str; 3] = ["name", "title", "reason"];
 

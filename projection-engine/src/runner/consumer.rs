@@ -381,7 +381,7 @@ impl Poller {
             if code == RDKafkaErrorCode::FencedInstanceId {
                 let instance = self.settings.instance.as_deref().unwrap_or_default();
                 bail!(
-                    "another process joined as instance {instance:?} and replaced this one; give each a name of its own \
+                    "another process runs as instance {instance:?} and replaced this one; give each a name of its own \
                      with --instance"
                 );
             }

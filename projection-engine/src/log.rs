@@ -6,11 +6,11 @@ mod range;
 mod record;
 mod record_key;
 
-use std::{collections::BTreeMap, ops::ControlFlow, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, ensure};
 use rdkafka::{
-    ClientConfig, Message, Offset, TopicPartitionList,
+    ClientConfig, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
     metadata::{MetadataPartition, MetadataTopic},
@@ -32,8 +32,6 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 const LEADER_RETRY: Duration = Duration::from_millis(100);
 /// Attempts to find a partition's leader, a [`LEADER_RETRY`] apart.
 const LEADER_ATTEMPTS: u32 = 30;
-/// The growth of the range in which the last record before an offset is looked for.
-const LOOK_BACK: i64 = 100;
 
 /// Offsets in the log: the next offset of partitions.
 pub type Offsets = BTreeMap<Partition, i64>;
@@ -96,41 +94,6 @@ impl Log {
             }
         })
         .await
-    }
-
-    /// The time of the last record before an offset, in ms since 1970; `None` if the log has none there.
-    pub async fn time_before(&self, partition: Partition, offset: i64) -> anyhow::Result<Option<i64>> {
-        let log = self.clone();
-        let asked = spawn_blocking(move || {
-            let topic = log.topics.name(partition.stream);
-            let (start, _) = log.consumer()?.fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT)?;
-            // What is right before may be no record: further and further back until there is one.
-            let mut size = 1;
-            loop {
-                let range = start.max(offset.saturating_sub(size))..offset;
-                let is_all = range.start == start;
-                let mut time = None;
-                log.read(
-                    Source::Events,
-                    &Ranges::from([(partition, range)]),
-                    || false,
-                    |_, item| {
-                        if let Item::Record(message) = item {
-                            time = message.timestamp().to_millis();
-                        }
-                        Ok(ControlFlow::Continue(()))
-                    },
-                )?;
-                if time.is_some() || is_all {
-                    return Ok(time);
-                }
-                size *= LOOK_BACK;
-            }
-        });
-        let time: anyhow::Result<_> = asked.await.context("reading the log panicked")?;
-        time.with_context(|| {
-            format!("failed to read the time of the last record of {} before {offset}", partition.id())
-        })
     }
 
     async fn places<Place, Ask>(

@@ -19,9 +19,13 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
     message::BorrowedMessage,
 };
+use tokio::task::spawn_blocking;
 use vidlog_events::Stream;
 
 use super::{BROKER_TIMEOUT, Log, Partition};
+
+/// The growth of the range in which the last record before an offset is looked for.
+const LOOK_BACK: i64 = 100;
 
 /// The longest that the reader does not check whether it is cancelled.
 const POLL: Duration = Duration::from_millis(100);
@@ -47,6 +51,41 @@ pub enum Item<'a> {
 }
 
 impl Log {
+    /// Returns the time of the last record before an offset, in ms since 1970; `None` if the log has none there.
+    pub async fn time_before(&self, partition: Partition, offset: i64) -> anyhow::Result<Option<i64>> {
+        let log = self.clone();
+        let asked = spawn_blocking(move || {
+            let topic = log.topics.name(partition.stream);
+            let (start, _) = log.consumer()?.fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT)?;
+            // The offsets right before may hold no record: the range grows until it has one.
+            let mut size = 1;
+            loop {
+                let range = start.max(offset.saturating_sub(size))..offset;
+                let is_all = range.start == start;
+                let mut time = None;
+                log.read(
+                    Source::Events,
+                    &Ranges::from([(partition, range)]),
+                    || false,
+                    |_, item| {
+                        if let Item::Record(message) = item {
+                            time = message.timestamp().to_millis();
+                        }
+                        Ok(ControlFlow::Continue(()))
+                    },
+                )?;
+                if time.is_some() || is_all {
+                    return Ok(time);
+                }
+                size *= LOOK_BACK;
+            }
+        });
+        let time: anyhow::Result<_> = asked.await.context("reading the log panicked")?;
+        time.with_context(|| {
+            format!("failed to read the time of the last record of {} before {offset}", partition.id())
+        })
+    }
+
     /// Reads ranges to their ends, and visits each record and each end. A visit that breaks skips the rest of its
     /// partition. Blocks; returns early, without an error, once `is_cancelled` holds. Fails if the broker sends nothing for
     /// 10 s.

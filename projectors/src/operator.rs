@@ -111,7 +111,7 @@ impl Operator {
         let dead_letters = DeadLetterQueue::new(self.log.clone());
         let mut retried = Vec::new();
         dead_letters::retry(&self.target, &dead_letters, projection, None, |one| {
-            retried.push(one.to_string())
+            retried.push(one.to_string());
         })
         .await?;
         Ok(retried)

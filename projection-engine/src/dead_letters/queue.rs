@@ -50,7 +50,7 @@ struct Shared {
 }
 
 impl DeadLetterQueue {
-    /// The dead_letters of a log.
+    /// The dead-letter queue of a log.
     pub fn new(log: Log) -> Self {
         Self { log, clock: Clock::system(), shared: Arc::default() }
     }

@@ -66,7 +66,7 @@ pub(super) struct Worker {
     pub(super) requests: std::sync::mpsc::Sender<Request>,
     pub(super) stop: CancellationToken,
     pub(super) status: StatusHandle,
-    /// Called with the position after each batch: the offset_committer for lag tools.
+    /// Called with the position after each batch.
     pub(super) offset_committer: Box<dyn Fn(i64) + Send + Sync>,
 }
 

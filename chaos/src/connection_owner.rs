@@ -11,7 +11,10 @@ use vidlog_test_support::{Link, Proxy};
 
 /// The links of processes. Clones share them.
 #[derive(Clone, Default)]
-pub(crate) struct ConnectionOwners(Arc<Mutex<Vec<(u32, Arc<Link>)>>>);
+pub(crate) struct ConnectionOwners(Arc<Mutex<Vec<OwnLink>>>);
+
+/// A process id, and the link of the process.
+type OwnLink = (u32, Arc<Link>);
 
 impl ConnectionOwners {
     /// Sets the link of a process's future connections.

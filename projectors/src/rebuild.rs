@@ -7,10 +7,10 @@
 
 mod compare;
 mod generation;
+mod pair;
 mod progress;
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -24,28 +24,26 @@ use tokio::{
 use tracing::warn;
 use vidlog_service_kit::config;
 
-pub use self::{compare::ENOUGH, progress::Progress};
 use self::{
-    compare::{Comparison, Pair},
+    compare::Comparison,
     generation::{GRACE, Generations},
+    pair::{NEARLY_THERE, Pair, lowest},
+    progress::PUBLISH_INTERVAL,
 };
+pub use self::{compare::ENOUGH, progress::Progress};
 use crate::comparison::Difference;
 use vidlog_projection_engine::{
     desired_state::hold::{BETWEEN_HOLDS, CHECK_INTERVAL, HOLDS, Hold},
     log::{Extent, Log, Offsets, Partition, identity::FirstRecords},
     replay::{Tally, replay},
-    store::{Parked, Position, Stores},
+    store::{Parked, Stores},
     view::Projection,
 };
 
 /// Connections to MySQL.
 const MYSQL_CONNECTIONS: u32 = 8;
-/// A round of catching up that leaves fewer records than this to the next is the last.
-const NEARLY_THERE: i64 = 2000;
 /// How long a hold takes to be known to every process: several times of asking.
 const HOLD_IS_KNOWN: Duration = Duration::from_millis(350);
-/// How often the progress is told.
-const TELL_EVERY: Duration = Duration::from_millis(500);
 
 /// What becomes of a next generation that differs from the live one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,7 +238,7 @@ impl Rebuild {
                 self.tell(Progress::Folding { folded, of, elapsed: begun.elapsed() });
                 tokio::select! {
                     ended = &mut round => break ended?,
-                    () = sleep(TELL_EVERY) => {}
+                    () = sleep(PUBLISH_INTERVAL) => {}
                 }
             }
             if left < NEARLY_THERE {
@@ -308,9 +306,4 @@ enum Held {
     Different,
     /// The live one went on, or could not be replaced.
     Restless,
-}
-
-/// The lowest of some positions: what all parts of a view have.
-fn lowest(positions: &BTreeMap<Partition, Position>) -> Offsets {
-    positions.iter().map(|(partition, position)| (*partition, position.lowest())).collect()
 }

@@ -1,6 +1,6 @@
 //! Tests the command side against real Kafka, MySQL and Redis. Each test has its own namespace.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod accounts;
 mod commands;

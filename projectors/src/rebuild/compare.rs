@@ -3,12 +3,11 @@
 //! Both are read in chunks and merged in order. Held in memory are some pages of each, the members that were written to
 //! while a stretch was read, and the lines that differ: the comparison stops at [`ENOUGH`] of them.
 
-mod keys;
-mod rows;
+mod state;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    pin::pin,
     time::Duration,
 };
 
@@ -18,145 +17,41 @@ use tokio::{
     time::{Instant, sleep},
 };
 use vidlog_projection_engine::{
-    log::{Log, Offsets, Partition},
-    replay::{Tally, replay},
-    store::{Position, SharedStore, Stores},
-    view::Projection,
+    log::{Log, Offsets},
+    replay::replay,
 };
 use vidlog_schemas::{keys::ViewKey, projections::View};
 
-use super::{NEARLY_THERE, Progress, TELL_EVERY};
-use crate::comparison::{Difference, LineKey, combine};
+pub(super) use self::state::Comparison;
+pub use self::state::ENOUGH;
+use super::{
+    pair::{NEARLY_THERE, Pair, lowest},
+    progress::Progress,
+};
+use crate::comparison::{
+    LineKey, Lines, Merge, PAGE, key_sizes, open_snapshot, read_keys, read_lines, rows, snapshot_connection,
+};
 
-/// Differing lines at which a comparison stops: enough to see what is wrong.
-pub const ENOUGH: usize = 1000;
 /// How long the live generation may take to align its parts to the furthest of them.
 const ALIGN_TIMEOUT: Duration = Duration::from_mins(1);
 /// Between two readings of its position.
 const LOOK: Duration = Duration::from_millis(50);
+/// Lines that are read before what was written to meanwhile is compared again. Bounds the touched members, which are held
+/// in memory, and the records that are left to fold at the end.
+const STRETCH: usize = 100_000;
+/// Lines that differ before they are confirmed.
+const MAX_UNCONFIRMED: usize = 2000;
+/// Bytes of the lines of each generation that are held in memory.
+const MEMORY: usize = 32 << 20;
 
-/// The live and the next generation of a view.
-pub(super) struct Pair {
-    pub(super) projection: Projection,
-    /// The partitions of its streams.
-    pub(super) partitions: Vec<Partition>,
-    pub(super) live: Stores,
-    pub(super) next: Stores,
-}
-
-/// Lines that differ: what the next generation has, and what the live one has.
-type Differing = BTreeMap<LineKey, (Option<String>, Option<String>)>;
-
-/// The state of a comparison of two generations.
-pub(super) struct Comparison {
-    /// Keys or rows of the next generation that were compared.
-    pub(super) lines: usize,
-    /// Lines that differ at one position.
-    certain: Differing,
-    /// Lines that differed while the live generation moved, which may be the only reason.
-    unconfirmed: Differing,
-    /// The sizes of Redis keys that differ, in the next and in the live generation.
-    sizes: BTreeMap<String, (usize, usize)>,
-    /// What was folded since the comparison began, with the members that it wrote to.
-    pub(super) since: Arc<Tally>,
-    progress: watch::Sender<Progress>,
-    published: Instant,
-}
-
-impl Comparison {
-    fn new(progress: &watch::Sender<Progress>) -> Self {
-        Self {
-            lines: 0,
-            certain: BTreeMap::new(),
-            unconfirmed: BTreeMap::new(),
-            sizes: BTreeMap::new(),
-            since: Arc::new(Tally { touched: Some(Mutex::default()), ..Tally::default() }),
-            progress: progress.clone(),
-            published: Instant::now(),
-        }
-    }
-
-    /// Whether the generations differ.
-    pub(super) fn has_differences(&self) -> bool {
-        !self.certain.is_empty()
-    }
-
-    /// Whether the whole view was compared.
-    pub(super) fn is_complete(&self) -> bool {
-        !self.is_enough()
-    }
-
-    /// The differences, those of one Redis key combined.
-    pub(super) fn differences(&self) -> Vec<Difference> {
-        combine(&self.certain, &self.sizes)
-    }
-
-    /// Whether enough lines differ. It stays so, as the rest of the view is not compared then.
-    fn is_enough(&self) -> bool {
-        self.certain.len() >= ENOUGH
-    }
-
-    /// Counts keys or rows that were compared.
-    fn count(&mut self, lines: usize) {
-        self.lines += lines;
-        if self.published.elapsed() >= TELL_EVERY {
-            self.published = Instant::now();
-            self.progress.send_replace(Progress::Comparing { lines: self.lines });
-        }
-    }
-
-    fn add(&mut self, key: LineKey, expected: Option<String>, found: Option<String>) {
-        if !self.is_enough() {
-            self.certain.insert(key, (expected, found));
-        }
-    }
-
-    /// The lines that were written to since the last call.
-    fn take_touched(&self) -> BTreeSet<LineKey> {
-        let touched = self
-            .since
-            .touched
-            .as_ref()
-            .map(|touched| std::mem::take(&mut *touched.lock().unwrap_or_else(PoisonError::into_inner)));
-        let members = touched.unwrap_or_default();
-        let line = |(key, member): (vidlog_schemas::keys::Key, String)| {
-            Some(LineKey::member(&ViewKey::read(&key.name)?.name, member))
-        };
-        members.into_iter().filter_map(line).collect()
-    }
+/// Names of keys, without the generation.
+#[derive(Default)]
+struct Names {
+    live: BTreeSet<String>,
+    next: BTreeSet<String>,
 }
 
 impl Pair {
-    pub(super) fn next_sink(&self) -> SharedStore {
-        self.next.view(self.projection)
-    }
-
-    /// Where the live generation stands in every partition.
-    pub(super) async fn live_positions(&self) -> anyhow::Result<BTreeMap<Partition, Position>> {
-        let sink = self.live.view(self.projection);
-        let positions =
-            sink.positions(&self.partitions).await.context("the store does not say where it stands")?;
-        Ok(self.partitions.iter().copied().zip(positions).collect())
-    }
-
-    /// How many records are left to some places.
-    pub(super) async fn left(&self, until: &Offsets) -> anyhow::Result<i64> {
-        let partitions: Vec<Partition> = until.keys().copied().collect();
-        let positions = self.next_sink().positions(&partitions).await?;
-        Ok(positions.iter().zip(until.values()).map(|(at, end)| (end - at.lowest()).max(0)).sum())
-    }
-
-    /// Tells readers how far the next generation is, before it is theirs. Those of a view in MySQL do not tell generations
-    /// apart, and the two are at one position.
-    pub(super) async fn publish_progress(&self, places: &Offsets) -> anyhow::Result<()> {
-        if let View::Redis(_) = self.projection.catalogued.view {
-            for (partition, next) in places {
-                self.next_sink().publish_progress(*partition, *next).await?;
-            }
-        }
-        Ok(())
-    }
-
     /// Compares the whole view.
     ///
     /// MySQL shows the live view at one position, to which the next one is brought. Redis does not: there the live view
@@ -175,6 +70,121 @@ impl Pair {
         Ok(comparison)
     }
 
+    /// Compares all rows: the live ones as a snapshot shows them, and those of the next generation, which is brought to
+    /// the position of the snapshot.
+    async fn compare_rows(&self, log: &Log, comparison: &mut Comparison) -> anyhow::Result<()> {
+        let mut live = snapshot_connection(&self.live.mysql).await?;
+        let (offsets, mut snapshot) = open_snapshot(&mut live, &self.projection).await?;
+        replay(log, &self.next_sink(), &offsets, &comparison.since).await?;
+        let mut next = self.next.mysql.acquire().await.context("failed to reach MySQL")?;
+        {
+            let next = pin!(rows(&self.projection, &mut next));
+            let live = pin!(rows(&self.projection, &mut snapshot));
+            let mut merge = Merge::new(next, live);
+            while !comparison.is_enough()
+                && let Some((key, expected, found)) = merge.next().await?
+            {
+                comparison.count(usize::from(expected.is_some()));
+                if expected != found {
+                    comparison.add(key, expected, found);
+                }
+            }
+        }
+        snapshot.commit().await?;
+        Ok(())
+    }
+
+    /// Compares all keys.
+    ///
+    /// The live generation is written to meanwhile, so a line that differs is unconfirmed. A scan may miss lines that come
+    /// or go during it. In either generation they do so by a record beyond the position of the next generation at the
+    /// start. The next one folds every such record before this ends or, those of the live one's last moments, right after
+    /// ([`Pair::compare_again`]), and each line that it writes to is looked up again, whether it was found or not.
+    async fn compare_keys(&self, log: &Log, comparison: &mut Comparison) -> anyhow::Result<()> {
+        let (mut next, mut live) = (Lines::new(MEMORY), Lines::new(MEMORY));
+        let mut scan = self.live.redis.scan(&self.live.keys.pattern(), PAGE);
+        let mut read = 0;
+        while let Some(names) = scan.next().await? {
+            let names = self.of_view(&names);
+            read += read_keys(&self.next, names.next, &mut next).await?;
+            read += read_keys(&self.live, names.live, &mut live).await?;
+            if read >= STRETCH {
+                read = 0;
+                self.compare_again(log, comparison).await?;
+            }
+        }
+
+        let (next, live) = (pin!(next.into_stream()), pin!(live.into_stream()));
+        let mut merge = Merge::new(next, live);
+        let (mut last, mut differing) = (None::<LineKey>, BTreeSet::new());
+        while let Some((key, expected, found)) = merge.next().await? {
+            if expected.is_some() && last.as_ref().is_none_or(|last| !last.is_of_same_name(&key)) {
+                comparison.count(1);
+                last = Some(key.clone());
+            }
+            if expected != found {
+                differing.insert(key);
+            }
+            if differing.len() >= MAX_UNCONFIRMED {
+                self.look_up(std::mem::take(&mut differing), comparison).await?;
+                self.compare_again(log, comparison).await?;
+                if comparison.is_enough() {
+                    break;
+                }
+            }
+        }
+        self.look_up(differing, comparison).await
+    }
+
+    /// The keys that are of the view's two generations.
+    fn of_view(&self, names: &[String]) -> Names {
+        let mut found = Names::default();
+        let catalogued = &self.projection.catalogued;
+        let (live, next) = (self.live.keys.generation(catalogued), self.next.keys.generation(catalogued));
+        for key in names.iter().filter_map(|name| ViewKey::read(name)) {
+            if key.projection != *catalogued {
+                continue;
+            }
+            if key.generation == live {
+                found.live.insert(key.name);
+            } else if key.generation == next {
+                found.next.insert(key.name);
+            }
+        }
+        found
+    }
+
+    /// Compares some lines by looking them up in both generations. Those that differ are unconfirmed.
+    async fn look_up(&self, lines: BTreeSet<LineKey>, comparison: &mut Comparison) -> anyhow::Result<()> {
+        let mut lines = lines.into_iter();
+        loop {
+            let page: BTreeSet<LineKey> = lines.by_ref().take(PAGE).collect();
+            if page.is_empty() {
+                return Ok(());
+            }
+            let mut expected = read_lines(&self.next, &page).await?;
+            let mut found = read_lines(&self.live, &page).await?;
+            for key in page {
+                let (expected, found) = (expected.remove(&key), found.remove(&key));
+                if expected != found {
+                    comparison.unconfirmed.insert(key, (expected, found));
+                }
+            }
+        }
+    }
+
+    /// Reads the sizes of the Redis keys that differ.
+    pub(super) async fn read_sizes(&self, comparison: &mut Comparison) -> anyhow::Result<()> {
+        let names = comparison.certain.keys().filter_map(LineKey::redis).map(|(name, _)| name.into_owned());
+        let names: BTreeSet<String> = names.collect();
+        let next = key_sizes(&self.next, names.clone()).await?;
+        let live = key_sizes(&self.live, names.clone()).await?;
+        let size = |of: &BTreeMap<String, usize>, name: &String| of.get(name).copied().unwrap_or(0);
+        let sizes = |name: String| (name.clone(), (size(&next, &name), size(&live, &name)));
+        comparison.sizes = names.into_iter().map(sizes).collect();
+        Ok(())
+    }
+
     /// Folds what the live generation has by now, and compares again the lines that this wrote to: only they are
     /// unconfirmed afterwards. A line that was unconfirmed before and was not written to is a difference. Lines of MySQL
     /// are never unconfirmed.
@@ -184,7 +194,7 @@ impl Pair {
             self.live_positions().await?.into_iter().map(|(at, position)| (at, position.highest())).collect();
         let deadline = Instant::now() + ALIGN_TIMEOUT;
         loop {
-            let reached = super::lowest(&self.live_positions().await?);
+            let reached = lowest(&self.live_positions().await?);
             if reached.iter().all(|(partition, next)| read_at.get(partition).is_none_or(|at| at <= next)) {
                 break;
             }
@@ -198,7 +208,7 @@ impl Pair {
         }
         // Comparing rows takes long, and the records since then must not be left to the hold.
         loop {
-            let until = super::lowest(&self.live_positions().await?);
+            let until = lowest(&self.live_positions().await?);
             let left = self.left(&until).await?;
             replay(log, &self.next_sink(), &until, &comparison.since).await?;
             if left < NEARLY_THERE {

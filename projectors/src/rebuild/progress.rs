@@ -2,6 +2,9 @@
 
 use std::{fmt, time::Duration};
 
+/// The interval at which a rebuild publishes its progress.
+pub(super) const PUBLISH_INTERVAL: Duration = Duration::from_millis(500);
+
 /// How far a rebuild is.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Progress {

@@ -1,0 +1,99 @@
+//! The state of a comparison of two generations: what was compared, and what differs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::{sync::watch, time::Instant};
+use vidlog_projection_engine::replay::Tally;
+use vidlog_schemas::keys::{Key, ViewKey};
+
+use crate::{
+    comparison::{Difference, LineKey, combine},
+    rebuild::progress::{PUBLISH_INTERVAL, Progress},
+};
+
+/// Differing lines at which a comparison stops: enough to see what is wrong.
+pub const ENOUGH: usize = 1000;
+
+/// Lines that differ: what the next generation has, and what the live one has.
+type Differing = BTreeMap<LineKey, (Option<String>, Option<String>)>;
+
+/// The state of a comparison of two generations.
+pub(in crate::rebuild) struct Comparison {
+    /// Keys or rows of the next generation that were compared.
+    pub(in crate::rebuild) lines: usize,
+    /// Lines that differ at one position.
+    pub(super) certain: Differing,
+    /// Lines that differed while the live generation moved, which may be the only reason.
+    pub(super) unconfirmed: Differing,
+    /// The sizes of Redis keys that differ, in the next and in the live generation.
+    pub(super) sizes: BTreeMap<String, (usize, usize)>,
+    /// What was folded since the comparison began, with the members that it wrote to.
+    pub(in crate::rebuild) since: Arc<Tally>,
+    progress: watch::Sender<Progress>,
+    published: Instant,
+}
+
+impl Comparison {
+    pub(super) fn new(progress: &watch::Sender<Progress>) -> Self {
+        Self {
+            lines: 0,
+            certain: BTreeMap::new(),
+            unconfirmed: BTreeMap::new(),
+            sizes: BTreeMap::new(),
+            since: Arc::new(Tally { touched: Some(Mutex::default()), ..Tally::default() }),
+            progress: progress.clone(),
+            published: Instant::now(),
+        }
+    }
+
+    /// Whether the generations differ.
+    pub(in crate::rebuild) fn has_differences(&self) -> bool {
+        !self.certain.is_empty()
+    }
+
+    /// Whether the whole view was compared.
+    pub(in crate::rebuild) fn is_complete(&self) -> bool {
+        !self.is_enough()
+    }
+
+    /// The differences, those of one Redis key combined.
+    pub(in crate::rebuild) fn differences(&self) -> Vec<Difference> {
+        combine(&self.certain, &self.sizes)
+    }
+
+    /// Whether enough lines differ. It stays so, as the rest of the view is not compared then.
+    pub(super) fn is_enough(&self) -> bool {
+        self.certain.len() >= ENOUGH
+    }
+
+    /// Counts keys or rows that were compared.
+    pub(super) fn count(&mut self, lines: usize) {
+        self.lines += lines;
+        if self.published.elapsed() >= PUBLISH_INTERVAL {
+            self.published = Instant::now();
+            self.progress.send_replace(Progress::Comparing { lines: self.lines });
+        }
+    }
+
+    pub(super) fn add(&mut self, key: LineKey, expected: Option<String>, found: Option<String>) {
+        if !self.is_enough() {
+            self.certain.insert(key, (expected, found));
+        }
+    }
+
+    /// The lines that were written to since the last call.
+    pub(super) fn take_touched(&self) -> BTreeSet<LineKey> {
+        let touched = self
+            .since
+            .touched
+            .as_ref()
+            .map(|touched| std::mem::take(&mut *touched.lock().unwrap_or_else(PoisonError::into_inner)));
+        let members = touched.unwrap_or_default();
+        let line =
+            |(key, member): (Key, String)| Some(LineKey::member(&ViewKey::read(&key.name)?.name, member));
+        members.into_iter().filter_map(line).collect()
+    }
+}

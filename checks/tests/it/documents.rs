@@ -8,13 +8,17 @@ static SOURCES: LazyLock<Sources> = LazyLock::new(Sources::of_repository);
 
 /// Terms of other programs, and examples.
 const FOREIGN: &[&str] = &[
+    "/tmp",
     "DeleteRecords",
     "Lock wait timeout exceeded",
     "MOVED",
     "OOM",
+    "SMEMBERS",
+    "TMPDIR",
     "TRYAGAIN",
     "cluster_handling/async_connection",
     "end - 1",
+    "https://app.example",
     "maxmemory-policy noeviction",
     "progress >= mark",
     "projectors/likes: Derive the count",

@@ -31,6 +31,8 @@ async fn two_users_use_every_feature() {
     ok(bob.like(video).await);
     let seen = list(&ok(bob.get("/douyin/feed/", &[]).await), "video_list").remove(0);
     assert_eq!((&seen["favorite_count"], &seen["is_favorite"]), (&json!(1), &json!(true)));
+    let top = list(&ok(bob.get("/douyin/feed/top/", &[]).await), "video_list");
+    assert_eq!((ids(&top), &top[0]["favorite_count"]), (vec![video], &json!(1)));
     assert_eq!(ids(&bob.list_of("/douyin/favorite/list/", bob.id, "video_list").await), [video]);
     assert_eq!(bob.card(bob.id).await["favorite_count"], 1);
     assert_eq!(ada.card(ada.id).await["total_favorited"], 1);

@@ -15,7 +15,10 @@ use std::sync::{
 };
 
 pub use self::view_key::{FIRST_GENERATION, ViewKey};
-use crate::projections::{self, Projection, View};
+use crate::{
+    hash::fnv1a,
+    projections::{self, Projection, View},
+};
 
 /// Default number of shards of a namespace: enough for about eight nodes.
 pub const DEFAULT_SHARDS: u16 = 16;
@@ -165,7 +168,7 @@ impl Keys {
 
     /// ZSET of the weeks with published videos: member and score the week's number.
     pub fn feed_weeks(&self) -> Key {
-        self.key(self.shard(name_hash("all")), &self.kind(&projections::FEED, "feed-weeks"), "all")
+        self.key(self.shard(fnv1a(b"all")), &self.kind(&projections::FEED, "feed-weeks"), "all")
     }
 
     /// SET of the users who like a video, as the ranking of videos counts them.
@@ -265,7 +268,7 @@ impl Keys {
     }
 
     fn of_name(&self, kind: &str, name: &str) -> Key {
-        self.key(self.shard(name_hash(name)), kind, name)
+        self.key(self.shard(fnv1a(name.as_bytes())), kind, name)
     }
 
     fn key(&self, shard: Shard, kind: &str, entity: &str) -> Key {
@@ -282,12 +285,6 @@ impl Keys {
         let shard = z % u64::from(self.shards);
         Shard(u16::try_from(shard).unwrap_or_default())
     }
-}
-
-/// FNV-1a, 64 bits.
-fn name_hash(name: &str) -> u64 {
-    name.bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Returns the field of a partition's position in checkpoints, progress and recent writes.

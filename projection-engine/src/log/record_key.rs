@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use vidlog_schemas::hash::fnv1a;
+
 /// Bytes of a key that are kept as they are; what is longer is told apart by a digest.
 const KEY_LENGTH: usize = 100;
 
@@ -25,11 +27,7 @@ impl RecordKey {
         };
         let mut text: String = key.iter().map(shown).collect();
         if text.len() > KEY_LENGTH {
-            // FNV-1a, 64 bits.
-            let digest = key.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-            });
-            text = format!("%long{digest:016x}");
+            text = format!("%long{:016x}", fnv1a(key));
         }
         Self(text)
     }

@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, fmt};
 
+use vidlog_schemas::hash::fnv1a;
+
 /// Separates the name of a Redis key from the member, and the name of a table from the primary key.
 const SEPARATOR: u8 = 0;
 
@@ -83,10 +85,7 @@ impl fmt::Display for LineKey {
 
 /// Replaces text that people wrote in a line: its length in bytes and its FNV-1a hash of 64 bits.
 pub fn digest(text: &str) -> String {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("#{}:{hash:016x}", text.len())
+    format!("#{}:{:016x}", text.len(), fnv1a(text.as_bytes()))
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStoreExt, path::Path}
 use tracing::warn;
 use vidlog_contract::{ApiError, error::Status};
 use vidlog_read_models::builtin;
+use vidlog_schemas::hash::fnv1a;
 
 use self::conditions::{Selection, quoted, select};
 use crate::state::QueryState;
@@ -110,7 +111,7 @@ const fn is_plain(byte: u8) -> bool {
 
 async fn find<'a>(state: &QueryState, key: &'a str) -> Result<MediaFile<'a>, ApiError> {
     if let Some((_, bytes)) = BUILTIN.into_iter().find(|(builtin, _)| *builtin == key) {
-        let (size, e_tag) = (bytes.len() as u64, format!("\"{:016x}\"", hash(bytes)));
+        let (size, e_tag) = (bytes.len() as u64, format!("\"{:016x}\"", fnv1a(bytes)));
         return Ok(MediaFile { key, size, e_tag, content: Content::Builtin(bytes) });
     }
     if !SERVED.iter().any(|folder| key.starts_with(folder)) {
@@ -207,13 +208,6 @@ fn read_error(error: &object_store::Error) -> ApiError {
     }
     warn!(%error, "media read failed");
     ApiError::unavailable("the file can't be read right now; try again in a moment")
-}
-
-/// FNV-1a, 64 bits.
-fn hash(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
-//! What the state was then: a scratch namespace, folded from the log up to a time or a position.
+//! Folds the log up to an earlier time or position into a scratch namespace.
 //!
-//! It lies beside the real one, with keys and a database of its own, and is served by a query-api that is pointed at it.
+//! The scratch namespace has its own Redis keys and its own database, beside the real ones. A query-api that
+//! is configured for it serves it.
 
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
@@ -19,20 +20,22 @@ use vidlog_projection_engine::{
 use vidlog_schemas::{Keys, projections::View};
 use vidlog_service_kit::{config, shutdown::Shutdown};
 
-/// Projections that are folded at once.
-const AT_ONCE: usize = 4;
+/// Number of projections that are folded concurrently.
+const CONCURRENCY: usize = 4;
 const CONNECTIONS: u32 = 16;
-/// Longer names would not leave room for the database's own.
+/// Maximum length of a name: MySQL limits a database name to 64 characters, which also has to hold the name
+/// of the real database.
 const NAME_LENGTH: usize = 20;
-/// Keys that are looked for, and deleted, in one round trip.
+/// Number of keys that are scanned, and deleted, per round trip.
 const PAGE: usize = 1000;
 
-/// Up to where the log is folded.
+/// End of the fold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Until {
-    /// All that was appended before a time, in ms since 1970.
+    /// Folds the records that were appended before a time, in ms since 1970.
     Time(i64),
-    /// All before these next offsets, and elsewhere what was appended no later than that.
+    /// Folds the records before these next offsets, and in other partitions those that were appended no
+    /// later.
     Positions(Vec<(Partition, i64)>),
 }
 
@@ -54,7 +57,7 @@ impl FromStr for Until {
     }
 }
 
-/// `<stream>:<partition>:<next offset>`, as commands answer it.
+/// Parses `<stream>:<partition>:<next offset>`, the format in which commands return positions.
 fn position(text: &str) -> Option<(Partition, i64)> {
     let mut parts = text.split(':');
     let name = parts.next()?;
@@ -64,7 +67,7 @@ fn position(text: &str) -> Option<(Partition, i64)> {
     parts.next().is_none().then_some((Partition { stream, number }, next))
 }
 
-/// The name of a scratch namespace: lower-case letters, digits and underscores.
+/// Name of a scratch namespace: lower-case letters, digits and underscores.
 #[derive(Clone, Debug)]
 pub struct Name(String);
 
@@ -80,7 +83,7 @@ impl FromStr for Name {
     }
 }
 
-/// A scratch namespace of some namespace.
+/// Scratch namespace beside a real one.
 pub struct Scratch {
     log: Log,
     live: Stores,
@@ -89,19 +92,19 @@ pub struct Scratch {
     database: String,
 }
 
-/// What was folded, and how it can be asked.
+/// Result of a fold, with what a query-api needs to serve it.
 #[derive(Debug)]
 pub struct Folded {
-    /// Records, of all projections together.
+    /// Records folded, summed over the projections.
     pub records: i64,
-    /// The scratch namespace.
+    /// Scratch namespace.
     pub namespace: String,
-    /// Its database, on the server of the real one.
+    /// Database of the scratch namespace, on the server of the real one.
     pub database: String,
 }
 
 impl Scratch {
-    /// A scratch namespace by its name; nothing is made yet.
+    /// Creates a handle of a scratch namespace. It creates nothing in the stores.
     pub fn new(log: &config::Log, stores: &config::Stores, name: &Name) -> anyhow::Result<Self> {
         let live = Stores::open(stores, CONNECTIONS)?;
         let (namespace, name) = (format!("{}-as-of-{}", stores.namespace, name.0), &name.0);
@@ -111,16 +114,17 @@ impl Scratch {
         Ok(Self { log: Log::new(log, &stores.namespace), live, target, namespace, database })
     }
 
-    /// Folds into it what it does not have yet. What it has of an earlier call must not be beyond.
+    /// Folds the records that the scratch namespace does not have yet. Fails if an earlier call folded
+    /// further.
     pub async fn fold(&self, until: &Until) -> anyhow::Result<Folded> {
-        let until = self.places(until).await?;
+        let until = self.end_offsets(until).await?;
         let create = format!("CREATE DATABASE IF NOT EXISTS `{}`", self.database);
         sqlx::query(AssertSqlSafe(create))
             .execute(&self.live.mysql)
             .await
             .context("failed to create its database")?;
         let target = &self.target;
-        // Else what prepares the stores would wait for it.
+        // Fails early if Redis is down: `prepare` would wait for it.
         let _: String = target.redis.query(&cmd("PING")).await.context("Redis does not answer")?;
         target.prepare(&Shutdown::new()).await?;
 
@@ -131,15 +135,15 @@ impl Scratch {
             let own: Offsets = own.map(|(partition, end)| (*partition, *end)).collect();
             let sink = target.view(projection);
             let partitions: Vec<Partition> = own.keys().copied().collect();
-            let stands = sink.positions(&partitions).await?;
+            let positions = sink.positions(&partitions).await?;
             ensure!(
-                stands.iter().zip(own.values()).all(|(at, end)| at.highest() <= *end),
+                positions.iter().zip(own.values()).all(|(at, end)| at.highest() <= *end),
                 "{} has been folded beyond that already; drop it first",
                 self.namespace
             );
             Box::pin(replay(&self.log, &sink, &own, &tally)).await
         });
-        stream::iter(folding).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+        stream::iter(folding).buffer_unordered(CONCURRENCY).try_collect::<()>().await?;
         self.declare_complete(target).await?;
         Ok(Folded {
             records: tally.folded.load(std::sync::atomic::Ordering::Relaxed),
@@ -148,7 +152,7 @@ impl Scratch {
         })
     }
 
-    /// Removes all of it. Says what it was.
+    /// Drops all keys and the database. Returns a message for the operator.
     pub async fn drop_all(&self) -> anyhow::Result<String> {
         let target = &self.target;
         let mut scan = target.redis.scan(&target.keys.pattern(), PAGE);
@@ -164,7 +168,7 @@ impl Scratch {
         Ok(format!("the namespace {} and the database {} are dropped", self.namespace, self.database))
     }
 
-    async fn places(&self, until: &Until) -> anyhow::Result<Offsets> {
+    async fn end_offsets(&self, until: &Until) -> anyhow::Result<Offsets> {
         let streams = Stream::ALL.to_vec();
         match until {
             Until::Time(time_ms) => self.log.at_time(streams, *time_ms).await,
@@ -181,14 +185,14 @@ impl Scratch {
                         time_ms.with_context(|| format!("the log has no record before {field}:{next}"))?,
                     );
                 }
-                let mut places = self.log.at_time(streams, latest_ms + 1).await?;
-                places.extend(positions.iter().copied().collect::<BTreeMap<_, _>>());
-                Ok(places)
+                let mut resolved = self.log.at_time(streams, latest_ms + 1).await?;
+                resolved.extend(positions.iter().copied().collect::<BTreeMap<_, _>>());
+                Ok(resolved)
             }
         }
     }
 
-    /// Readers read a view of Redis once it is said to be complete.
+    /// Marks the views in Redis as complete; until then, readers refuse to read them.
     async fn declare_complete(&self, target: &Stores) -> anyhow::Result<()> {
         let mut set = cmd("HSET");
         set.arg(target.keys.generations());

@@ -1,7 +1,8 @@
 //! Compares the live views with the log, which it folds without the projections' code.
 //!
-//! Every member of every Redis key and every row is compared, in bounded memory: whatever exceeds it is sorted in temporary
-//! files. Each view is compared at one position of its own, to which the log is folded, so events may arrive meanwhile.
+//! Compares every member of every Redis key and every row, in bounded memory: larger data is sorted in
+//! temporary files. Each view is compared at one position of its own, to which the log is folded, so events
+//! may arrive meanwhile.
 
 mod excluded;
 mod fold;
@@ -41,38 +42,38 @@ use crate::{
     projections,
 };
 
-/// How long the views may take to reach the end of the log.
+/// Timeout for the views to reach the end of the log.
 const CATCH_UP: Duration = Duration::from_mins(1);
-/// Between two readings of their positions.
+/// Interval between two reads of their positions.
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// Bytes of changes that the folds of all projections hold in memory together.
 const FOLD_MEMORY: usize = 64 << 20;
-/// Bytes of lines that were read of all views in Redis, held in memory together.
+/// Bytes of lines of all views in Redis that are held in memory together.
 const FOUND_MEMORY: usize = 48 << 20;
 
 /// The result of an audit.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
-    /// Records that were folded.
+    /// Records folded.
     pub records: usize,
-    /// Redis keys and MySQL rows that were expected.
+    /// Number of Redis keys and MySQL rows that were expected.
     pub lines: usize,
     /// The first differences of each projection.
     pub differences: Vec<Difference>,
-    /// All differences, those that are not listed included.
+    /// Number of differences, including those that are not listed.
     pub difference_count: usize,
-    /// The same by projection.
+    /// Results by projection.
     pub projections: Vec<Audited>,
 }
 
 /// The result of the audit of one projection.
 #[derive(Debug, Serialize)]
 pub struct Audited {
-    /// Its name.
+    /// Name of the projection.
     pub name: &'static str,
-    /// Redis keys or MySQL rows that were expected.
+    /// Number of Redis keys or MySQL rows that were expected.
     pub lines: usize,
-    /// Redis keys or MySQL rows that differ.
+    /// Number of Redis keys or MySQL rows that differ.
     pub differences: usize,
 }
 
@@ -83,8 +84,8 @@ pub async fn audit(log: &config::Log, stores: &config::Stores) -> anyhow::Result
     audit_some(&log, &target, &projections::ALL).await
 }
 
-/// Audits the views of some projections. Those that run first have to reach the present end of the log; each is compared
-/// at the position that it has then.
+/// Audits the views of some projections. Running ones have to reach the current end of the log first; each
+/// view is compared at its position after that.
 pub async fn audit_some(log: &Log, target: &Stores, projections: &[Projection]) -> anyhow::Result<Report> {
     let all_wanted = wanted(target).await?;
     let mut target = target.clone();
@@ -158,7 +159,8 @@ async fn compare_views(
         let sink = target.view(*projection);
         views.push(View { sink, dead_letters: dead_letters.clone(), partitions });
     }
-    // The first pass may take long. The second folds what arrived meanwhile, so few lines are left to the rounds.
+    // The first pass may take long. The second folds what arrived meanwhile, so few lines are left to the
+    // rounds.
     for _ in 0..2 {
         let mut steps = Vec::new();
         for (view, folding) in views.iter().zip(foldings) {
@@ -182,7 +184,7 @@ async fn compare_views(
     Ok(compared)
 }
 
-/// Makes sure that the log has the records that the views have folded.
+/// Fails if the log lacks records that the views have folded.
 async fn ensure_log_has(log: &Log, steps: &[fold::Step]) -> anyhow::Result<()> {
     let is_folded = |stream: &Stream| {
         steps.iter().flat_map(|(_, until)| until.keys()).any(|partition| partition.stream == *stream)
@@ -199,7 +201,7 @@ async fn ensure_log_has(log: &Log, steps: &[fold::Step]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How many records were folded of the partitions, by any of the folds.
+/// Returns the number of records of the partitions that any of the folds read.
 fn records(views: &[ComparedView]) -> usize {
     let mut furthest = Offsets::new();
     for (partition, at) in views.iter().flat_map(|view| &view.offsets) {

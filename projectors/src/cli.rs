@@ -1,4 +1,4 @@
-//! The command line of the projectors.
+//! Command line of the projectors.
 
 pub mod dead_letters;
 
@@ -15,71 +15,75 @@ use vidlog_service_kit::config::{Log, Secret, Stores, Telemetry};
 #[derive(Debug, Parser)]
 #[command(name = "projectors", version)]
 pub struct Cli {
-    /// What to do.
+    /// Command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// Command to run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run projections until asked to stop.
+    /// Run projections until SIGTERM or SIGINT.
     Run(Run),
     /// List the projections.
     List,
-    /// How the projections are: position, lag, state, rate and errors of each partition.
+    /// Show position, lag, state, rate and errors of each partition.
     Status(Look),
-    /// Have projections stand still until they are resumed, whatever is restarted meanwhile.
+    /// Pause projections until `resume`; a pause survives restarts.
     Pause(Choose),
-    /// Have projections go on that were paused, or that stopped themselves.
+    /// Resume projections that were paused or that stopped themselves.
     Resume(Choose),
-    /// Fold the log anew and compare every key and row with the views. Exit code 1 if any differs.
+    /// Fold the log with independent code and compare every key and row with the views. Exit code 1 if any
+    /// differs.
     Audit(Look),
-    /// Fold a view anew beside the one that serves, compare the two, and switch. Exit code 1 if they differ.
+    /// Fold a new generation of a view, compare it with the live one, and switch. Exit code 1 if they differ.
     ///
-    /// Cut off at any moment, it goes on where it was when it is run again; the old view serves until the switch.
+    /// An interrupted rebuild continues where it stopped when you run the command again. The old generation
+    /// serves until the switch.
     Rebuild(Rebuild),
-    /// Fold a scratch namespace up to a time or a position: what the state was then.
+    /// Fold the log into a scratch namespace up to a time or a position, to inspect an earlier state.
     AsOf(AsOf),
-    /// See the records that could not be folded, and say what is to become of them.
+    /// List, show, retry or discard the records that failed to fold.
     DeadLetters(DeadLetters),
 }
 
 /// Settings of `run`.
 #[derive(Args, Debug)]
 pub struct Run {
-    /// The projections to run, by name; all of them if none is given.
+    /// Names of the projections to run; all by default.
     #[arg(long, num_args = 1.., value_parser = projections::parse)]
     pub only: Vec<Projection>,
-    /// Address of `/livez`, `/readyz`, `/metrics` and `/projections`. Not for the public.
+    /// Address of `/livez`, `/readyz`, `/metrics` and `/projections`. Do not expose it to the public.
     #[arg(long, env = "VIDLOG_OPS_LISTEN", default_value = "127.0.0.1:18084")]
     pub ops_listen: String,
-    /// How they are operated.
+    /// Operation settings.
     #[command(flatten)]
     pub operation: Operation,
-    /// Where the log is.
+    /// Connection to Kafka.
     #[command(flatten)]
     pub log: Log,
-    /// Where the stores are.
+    /// Connections to MySQL and Redis.
     #[command(flatten)]
     pub stores: Stores,
-    /// What is logged.
+    /// Telemetry settings.
     #[command(flatten)]
     pub telemetry: Telemetry,
 }
 
-/// How the projections of a process are operated.
+/// Settings for operating the projections of a process.
 #[derive(Args, Clone, Debug)]
 pub struct Operation {
-    /// The name of this process among those that run the same projections. With a name its partitions wait for it while
-    /// it restarts, for the session timeout. No two processes may have the same.
+    /// Name of this process in its consumer groups (`group.instance.id`): after a restart within the session
+    /// timeout it gets the same partitions back. Must be unique among the processes that run the same
+    /// projections.
     #[arg(long, env = "VIDLOG_INSTANCE")]
     pub instance: Option<String>,
-    /// Who has this token may look at the projections and operate them on the ops port, as `Authorization: Bearer`.
-    /// Without one nobody may.
+    /// Bearer token for `/projections` on the ops port, which shows and operates the projections. Without a
+    /// token these routes refuse every request.
     #[arg(long, env = "VIDLOG_OPS_TOKEN", hide_env_values = true)]
     pub ops_token: Option<Secret>,
-    /// Audit the projections of this process again and again, with a pause of so many seconds.
+    /// Audit the projections of this process repeatedly, with a pause of this many seconds between two
+    /// rounds.
     #[arg(long, env = "VIDLOG_AUDIT_EVERY", value_parser = clap::value_parser!(u64).range(1..))]
     pub audit_every: Option<u64>,
 }
@@ -87,16 +91,16 @@ pub struct Operation {
 /// Settings of `status` and `audit`.
 #[derive(Args, Debug)]
 pub struct Look {
-    /// The projections, by name; all of them if none is given.
+    /// Names of the projections; all by default.
     #[arg(value_parser = projections::parse)]
     pub projections: Vec<Projection>,
-    /// For programs.
+    /// Print JSON.
     #[arg(long)]
     pub json: bool,
-    /// Where the log is.
+    /// Connection to Kafka.
     #[command(flatten)]
     pub log: Log,
-    /// Where the stores are.
+    /// Connections to MySQL and Redis.
     #[command(flatten)]
     pub stores: Stores,
 }
@@ -104,13 +108,13 @@ pub struct Look {
 /// Settings of `pause` and `resume`.
 #[derive(Args, Debug)]
 pub struct Choose {
-    /// The projections, by name.
+    /// Names of the projections.
     #[arg(required = true, value_parser = projections::parse)]
     pub projections: Vec<Projection>,
-    /// Where the log is.
+    /// Connection to Kafka.
     #[command(flatten)]
     pub log: Log,
-    /// Where the stores are.
+    /// Connections to MySQL and Redis.
     #[command(flatten)]
     pub stores: Stores,
 }
@@ -118,19 +122,19 @@ pub struct Choose {
 /// Settings of `rebuild`.
 #[derive(Args, Debug)]
 pub struct Rebuild {
-    /// The projection, by name.
+    /// Name of the projection.
     #[arg(value_parser = projections::parse)]
     pub projection: Projection,
-    /// Switch even if the two differ: the fold was changed, or the view that serves is wrong.
+    /// Switch even if the generations differ: after a change of the fold, or if the live view is wrong.
     #[arg(long)]
     pub take_over: bool,
-    /// Drop what a rebuild that was cut off has left, and do nothing else.
+    /// Drop what earlier rebuilds left, without a rebuild.
     #[arg(long, conflicts_with = "take_over")]
     pub drop: bool,
-    /// Where the log is.
+    /// Connection to Kafka.
     #[command(flatten)]
     pub log: Log,
-    /// Where the stores are.
+    /// Connections to MySQL and Redis.
     #[command(flatten)]
     pub stores: Stores,
 }
@@ -138,19 +142,20 @@ pub struct Rebuild {
 /// Settings of `as-of`.
 #[derive(Args, Debug)]
 pub struct AsOf {
-    /// What the scratch namespace is to be called.
+    /// Name of the scratch namespace: a-z, 0-9 and _.
     pub name: as_of::Name,
-    /// A time, such as 2026-01-31T18:00:00Z: what was appended before it. Or positions, such as likes:3:1042: what was
-    /// before them, and elsewhere no later.
+    /// Time such as 2026-01-31T18:00:00Z: fold the records that were appended before it. Or positions such as
+    /// likes:3:1042: fold the records before these offsets, and in other partitions those that were appended
+    /// no later.
     #[arg(long, required_unless_present = "drop")]
     pub until: Option<Until>,
-    /// Remove the scratch namespace.
+    /// Drop the scratch namespace.
     #[arg(long, conflicts_with = "until")]
     pub drop: bool,
-    /// Where the log is.
+    /// Connection to Kafka.
     #[command(flatten)]
     pub log: Log,
-    /// Where the stores are.
+    /// Connections to MySQL and Redis.
     #[command(flatten)]
     pub stores: Stores,
 }

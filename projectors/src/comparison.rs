@@ -1,8 +1,8 @@
 //! Compares two views of a projection line by line, in bounded memory.
 //!
-//! A line is a member of a Redis key or a row of a MySQL table, with its content. Redis sets, sorted sets and hashes are
-//! read in chunks, so the size of a key affects neither memory nor the duration of a command. Lines that arrive unordered
-//! are sorted in temporary files ([`Lines`]); two ordered sides are then merged.
+//! A line is a member of a Redis key or a row of a MySQL table, with its content. Redis sets, sorted sets and
+//! hashes are read in chunks, so the size of a key affects neither memory nor the duration of a command.
+//! Lines that arrive unordered are sorted in temporary files ([`Lines`]); two ordered sides are then merged.
 
 mod difference;
 mod keys;

@@ -1,7 +1,8 @@
-//! The projectors: they fold the log into the read models.
+//! Projectors: fold the event log into the read models.
 //!
-//! This crate has the code that knows events and operators: the projections, and what operators do with them. All else
-//! is the projection engine's, of which it gives on what the other crates need.
+//! This crate has the code that depends on events and on operators: the projections, and the commands that
+//! operate them. The generic part is in the projection engine; the modules that other crates need are
+//! re-exported here.
 
 pub mod as_of;
 pub mod audit;

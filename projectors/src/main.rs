@@ -1,4 +1,4 @@
-//! Runs projections as a process of its own.
+//! The `projectors` binary: runs projections, and the commands that operate them.
 
 use std::process::ExitCode;
 
@@ -69,10 +69,10 @@ async fn run(config: Run) -> anyhow::Result<()> {
         &shutdown,
     )?);
     let ops = tokio::spawn(serve(bind(&config.ops_listen).await?, router, shutdown.clone()));
-    let ran = vidlog_projectors::run(plan, readiness, shutdown.clone()).await;
+    let result = vidlog_projectors::run(plan, readiness, shutdown.clone()).await;
     shutdown.request();
     ops.await.context("the ops server panicked")??;
-    ran
+    result
 }
 
 async fn status(config: Look) -> anyhow::Result<ExitCode> {

@@ -1,4 +1,4 @@
-//! The hands of an operator: looking, pausing, resuming, auditing, rebuilding.
+//! Operator actions: status, pause, resume, audit, retry and discard dead letters.
 
 pub(crate) mod dead_letters;
 
@@ -21,14 +21,14 @@ use vidlog_projection_engine::{
     view::Projection,
 };
 
-/// MySQL connections of an operator.
+/// Size of the MySQL connection pool.
 const MYSQL_CONNECTIONS: u32 = 4;
-/// How long the processes may take to stand still: longer than their tasks may take to end.
-const STAND_STILL: Duration = Duration::from_secs(10);
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(50);
+/// Timeout for the processes to stop folding: longer than their tasks take to end.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval between two reads of the reports.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Who operates the projections of a namespace. Clones share their connections.
+/// Operates the projections of a namespace. Clones share their connections.
 #[derive(Clone)]
 pub struct Operator {
     log: Log,
@@ -36,26 +36,27 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// An operator of a namespace. It connects when it has something to do.
+    /// Creates an operator of a namespace. It connects on first use.
     pub fn open(log: &config::Log, stores: &config::Stores) -> anyhow::Result<Self> {
         let target = Stores::open(stores, MYSQL_CONNECTIONS)?;
         let log = Log::new(log, &stores.namespace);
         Ok(Self { log, target })
     }
 
-    /// How projections are.
+    /// Returns the status of projections.
     pub async fn status(&self, projections: &[Projection]) -> Status {
         status::gather(&self.log, &self.target, projections).await
     }
 
-    /// Has a projection stand still until it is resumed, and waits until it does. Says what came of it.
+    /// Pauses a projection until it is resumed, and waits until its processes have stopped folding. Returns a
+    /// message for the operator.
     pub async fn pause(&self, projection: &Projection) -> anyhow::Result<String> {
         let name = projection.name();
-        let before = self.wanted(projection).await?;
+        let before = self.desired_state(projection).await?;
         desired_state::pause(&self.target.mysql, projection)
             .await
             .context("failed to write it into MySQL")?;
-        let deadline = Instant::now() + STAND_STILL;
+        let deadline = Instant::now() + PAUSE_TIMEOUT;
         loop {
             let reports = self.reports(projection).await?;
             let folding: Vec<_> = reports
@@ -75,14 +76,14 @@ impl Operator {
                 let folding = folding.join(", ");
                 return Ok(format!("{name} {already}, but it is not known yet to stand still: {folding}"));
             }
-            sleep(LOOK).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Has a projection go on that was paused, or that stopped itself. Says what came of it.
+    /// Resumes a projection that was paused or that stopped itself. Returns a message for the operator.
     pub async fn resume(&self, projection: &Projection) -> anyhow::Result<String> {
         let name = projection.name();
-        let before = self.wanted(projection).await?;
+        let before = self.desired_state(projection).await?;
         desired_state::resume(&self.target.mysql, projection)
             .await
             .context("failed to write it into MySQL")?;
@@ -101,12 +102,12 @@ impl Operator {
         audit_some(&self.log, &self.target, projections).await
     }
 
-    /// What waits in the dead letters of a projection.
+    /// Returns the parked keys of a projection as JSON.
     pub async fn dead_letters(&self, projection: Projection) -> anyhow::Result<Value> {
         Ok(dead_letters::as_json(&dead_letters::waiting(&self.target, projection).await?))
     }
 
-    /// Folds what waits in the dead letters of a projection, in order. Says what came of each key.
+    /// Folds the parked records of a projection, in order. Returns a message per key.
     pub async fn retry(&self, projection: Projection) -> anyhow::Result<Vec<String>> {
         let dead_letters = DeadLetterQueue::new(self.log.clone());
         let mut retried = Vec::new();
@@ -117,7 +118,8 @@ impl Operator {
         Ok(retried)
     }
 
-    /// Passes over a record that waits, for good, and folds what waits behind it. Says what came of it.
+    /// Skips a parked record for good, and folds the ones parked behind it. Returns a message for the
+    /// operator.
     pub async fn discard(
         &self,
         projection: Projection,
@@ -130,10 +132,10 @@ impl Operator {
         Ok(discarded.to_string())
     }
 
-    async fn wanted(&self, projection: &Projection) -> anyhow::Result<DesiredState> {
-        let mut wanted =
+    async fn desired_state(&self, projection: &Projection) -> anyhow::Result<DesiredState> {
+        let mut states =
             desired_state::read(&self.target.mysql).await.context("failed to ask MySQL what is wanted")?;
-        Ok(wanted.remove(projection.name()).unwrap_or_default())
+        Ok(states.remove(projection.name()).unwrap_or_default())
     }
 
     async fn reports(&self, projection: &Projection) -> anyhow::Result<Vec<Report>> {

@@ -1,4 +1,4 @@
-//! The operator's API: operates the projections of a process over HTTP, on the ops port.
+//! Operator API: operates the projections of a process over HTTP, on the ops port.
 
 mod audits;
 mod rebuilds;
@@ -12,8 +12,7 @@ use vidlog_service_kit::shutdown::Shutdown;
 use self::{audits::Audits, rebuilds::Rebuilds, routes::OperatorApi};
 use crate::{cli::Operation, operator::Operator, run::Plan};
 
-/// Starts what operates the projections of a process from within: standing audits, if they are wished, and the routes of
-/// the ops port, which are returned.
+/// Starts the periodic audits, if configured, and returns the routes for the ops port.
 pub fn start(plan: &Plan<'_>, operation: &Operation, shutdown: &Shutdown) -> anyhow::Result<Router> {
     let audits = Audits::new(Operator::open(plan.log, plan.stores)?);
     if let Some(seconds) = operation.audit_every {

@@ -1,4 +1,4 @@
-//! The list of projections: the one place that names them all.
+//! All projections: the only list of them in this crate.
 
 mod comment_counts;
 mod comments_table;
@@ -19,7 +19,7 @@ mod works;
 use vidlog_projection_engine::view::{Fold, Projection};
 use vidlog_schemas::projections as catalogue;
 
-/// Every projection.
+/// All projections.
 pub const ALL: [Projection; 14] = [
     Projection { catalogued: catalogue::FEED, fold: Fold::Redis(feed::project) },
     Projection { catalogued: catalogue::WORKS, fold: Fold::Redis(works::project) },
@@ -37,12 +37,12 @@ pub const ALL: [Projection; 14] = [
     Projection { catalogued: catalogue::FOLLOWS_TABLE, fold: Fold::MySql(follows_table::apply) },
 ];
 
-/// The projection of a name.
+/// Finds a projection by name.
 pub fn find(name: &str) -> Option<Projection> {
     ALL.into_iter().find(|projection| projection.name() == name)
 }
 
-/// The projection of a name that a person gave.
+/// Parses the name of a projection; the error is for a user of the command line.
 pub fn parse(name: &str) -> Result<Projection, String> {
     find(name)
         .ok_or_else(|| format!("there is no projection {name:?}; `projectors list` names those there are"))

@@ -1,9 +1,10 @@
-//! Folds a view anew while the old one serves: blue/green.
+//! Rebuilds a view without downtime (blue/green): folds the next generation while the live one serves.
 //!
-//! The next generation is folded beside the live one, up to where that stands and never beyond. Both are compared at one
-//! position: first all there is, while the live one goes on; then, while that is held still for a moment, what it has
-//! changed since. Then the next one takes over in one step, at exactly the position of the one before, so that no reader
-//! sees anything go back. Whatever interrupts it leaves the old generation serving; it is gone on with, or dropped.
+//! The next generation is folded up to the position of the live one and never beyond. Both are compared at
+//! one position: first in full, while the live one continues; then, during a brief hold of the live one, the
+//! lines that changed since. The next one takes over in one step, at exactly the position of its predecessor,
+//! so readers never see the view go back. An interruption before the switch leaves the old generation live; a
+//! later call continues or drops the next one.
 
 mod compare;
 mod generation;
@@ -40,34 +41,34 @@ use vidlog_projection_engine::{
     view::Projection,
 };
 
-/// Connections to MySQL.
+/// Size of the MySQL connection pool.
 const MYSQL_CONNECTIONS: u32 = 8;
-/// How long a hold takes to be known to every process: several times of asking.
-const HOLD_IS_KNOWN: Duration = Duration::from_millis(350);
+/// Time until every process has read a new hold: several intervals of its polling.
+const HOLD_PROPAGATION: Duration = Duration::from_millis(350);
 
-/// What becomes of a next generation that differs from the live one.
+/// Action if the next generation differs from the live one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IfDifferent {
-    /// It is kept, beside the live one, for whoever wants to look.
+    /// Keep both, so that an operator can inspect the differences. The live one stays live.
     Keep,
-    /// It takes over: the fold was changed, or the live one was wrong.
+    /// Switch: the fold was changed, or the live generation is wrong.
     TakeOver,
 }
 
-/// What a rebuild came to.
+/// Result of a rebuild.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Keys or rows that were compared.
+    /// Number of keys or rows that were compared.
     pub lines: usize,
-    /// Those that differ: expected is what the next generation has, found what the live one has.
+    /// Differing keys or rows: `expected` is from the next generation, `found` from the live one.
     pub differences: Vec<Difference>,
     /// Whether the whole view was compared; the comparison stops at [`ENOUGH`] differing members and rows.
     pub is_complete: bool,
-    /// The live generation, before and after.
+    /// Number of the live generation before and after.
     pub generation: (u32, u32),
 }
 
-/// A rebuild of one projection's view.
+/// Rebuild of one projection's view.
 pub struct Rebuild {
     projection: Projection,
     log: Log,
@@ -77,7 +78,7 @@ pub struct Rebuild {
 }
 
 impl Rebuild {
-    /// Prepares a rebuild: takes the lock that no two have at once, and makes the place for the next generation.
+    /// Takes the view's lock, which excludes other rebuilds, and reads the live generation.
     pub async fn begin(
         log: &config::Log,
         stores: &config::Stores,
@@ -90,24 +91,24 @@ impl Rebuild {
         Ok(Self { projection, log, live, generations, progress })
     }
 
-    /// Tells how far it is.
+    /// Returns a receiver of the progress.
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
     }
 
-    /// Drops what an earlier rebuild left. The live generation is not touched.
+    /// Drops what earlier rebuilds left. Does not change the live generation.
     pub async fn drop_next(self) -> anyhow::Result<()> {
         self.generations.drop_all_but_live().await
     }
 
-    /// Rebuilds.
+    /// Rebuilds the view.
     pub async fn run(self, if_different: IfDifferent) -> anyhow::Result<Outcome> {
         let partitions = self.partitions().await?;
         self.ensure_same_log(&partitions).await?;
         let next = self.make_next().await?;
         let pair = Pair { projection: self.projection, partitions, live: self.live.clone(), next };
         self.catch_up(&pair).await?;
-        self.tell(Progress::Comparing { lines: 0 });
+        self.publish(Progress::Comparing { lines: 0 });
         let mut comparison = pair.compare_all(&self.log, &self.progress).await?;
         for _ in 0..HOLDS {
             pair.compare_again(&self.log, &mut comparison).await?;
@@ -119,11 +120,11 @@ impl Rebuild {
                 self.partitions().await? == pair.partitions,
                 "partitions were added to the log meanwhile; run this again"
             );
-            self.tell(Progress::TakingOver);
+            self.publish(Progress::TakingOver);
             match self.hold_and_take_over(&pair, &mut comparison, if_different).await? {
                 Held::TookOver => {
                     self.catch_up_with_late_writes(&pair).await;
-                    self.tell(Progress::Waiting);
+                    self.publish(Progress::Waiting);
                     sleep(GRACE).await;
                     self.generations.drop_old().await.with_context(|| {
                         let live = self.generations.next_number();
@@ -132,7 +133,7 @@ impl Rebuild {
                     return Ok(self.outcome(&comparison, self.generations.next_number()));
                 }
                 Held::Different => return Ok(self.outcome(&comparison, self.generations.live)),
-                Held::Restless => sleep(BETWEEN_HOLDS).await,
+                Held::Moving => sleep(BETWEEN_HOLDS).await,
             }
         }
         bail!(
@@ -142,33 +143,35 @@ impl Rebuild {
         )
     }
 
-    /// The partitions of the projection's streams.
+    /// Returns the partitions of the projection's streams.
     async fn partitions(&self) -> anyhow::Result<Vec<Partition>> {
         Ok(self.log.ends(self.projection.streams().collect()).await?.into_keys().collect())
     }
 
-    /// Makes sure that this is the log that the live view was folded from.
+    /// Fails if this is not the log that the live view was folded from, by its first records.
     async fn ensure_same_log(&self, partitions: &[Partition]) -> anyhow::Result<()> {
         let extents = self.log.extents(self.projection.streams().collect()).await?;
         // A log whose first records were deleted has no identity.
-        let begins = |(partition, extent): (Partition, Extent)| {
+        let from_start = |(partition, extent): (Partition, Extent)| {
             (extent.start == 0 && partitions.contains(&partition)).then_some((partition, extent.end))
         };
-        let ends: Offsets = extents.into_iter().filter_map(begins).collect();
+        let ends: Offsets = extents.into_iter().filter_map(from_start).collect();
         let records = FirstRecords::new(self.log.clone());
         let firsts = spawn_blocking(move || records.read(&ends))
             .await
             .context("reading the log panicked")?
             .context("the log's first records can't be read")?;
         let known: Vec<_> = firsts.into_iter().filter_map(|(at, first)| Some((at, first?))).collect();
-        let remembered = self.live.view(self.projection).log_identities(&known).await?;
-        let is_other = known.iter().zip(&remembered).any(|((_, first), remembered)| first != remembered);
+        let recorded = self.live.view(self.projection).log_identities(&known).await?;
+        let is_other = known.iter().zip(&recorded).any(|((_, first), recorded)| first != recorded);
         ensure!(!is_other, "this is another log than the one that the live view was folded from");
         Ok(())
     }
 
-    /// Makes the next generation, or finds what a rebuild that was cut off has left of it. If a record waits there that does
-    /// not wait in the live one any more, it was retried or discarded since: then all is folded anew.
+    /// Creates the next generation, or continues the one of an interrupted rebuild.
+    ///
+    /// Starts over if the next generation has a parked key whose first parked record differs from the live
+    /// one's: records were retried or discarded since, and that moves no position.
     async fn make_next(&self) -> anyhow::Result<Stores> {
         let found = self.generations.make_next().await?;
         let waits = found.view(self.projection).parked().await?;
@@ -186,8 +189,10 @@ impl Rebuild {
         self.generations.make_next().await
     }
 
-    /// A process that had not heard of the hold may have written to the tables that were replaced, and told readers of
-    /// it. What it wrote is in the log.
+    /// Folds records into the new live tables that a process wrote to the replaced tables.
+    ///
+    /// A process that had not read the hold yet may have committed to the old tables and published that
+    /// position to readers. The records are in the log.
     async fn catch_up_with_late_writes(&self, pair: &Pair) {
         let caught_up = async {
             let Some(replaced) = self.generations.replaced()? else {
@@ -199,7 +204,7 @@ impl Rebuild {
             replay(&self.log, &live, &until.collect(), &Arc::default()).await
         };
         if let Err(error) = caught_up.await {
-            // Those that fold it by now do the same.
+            // Best effort: the processes that fold the new generation reach the same position.
             warn!(
                 projection = self.projection.name(),
                 error = format!("{error:#}"),
@@ -209,7 +214,7 @@ impl Rebuild {
     }
 
     fn outcome(&self, comparison: &Comparison, after: u32) -> Outcome {
-        self.tell(Progress::Done);
+        self.publish(Progress::Done);
         Outcome {
             lines: comparison.lines,
             differences: comparison.differences(),
@@ -218,11 +223,11 @@ impl Rebuild {
         }
     }
 
-    fn tell(&self, progress: Progress) {
+    fn publish(&self, progress: Progress) {
         self.progress.send_replace(progress);
     }
 
-    /// Folds until little is left: what came while it folded, again and again.
+    /// Folds in rounds to the live position until a round leaves few records to the next.
     async fn catch_up(&self, pair: &Pair) -> anyhow::Result<()> {
         let begun = Instant::now();
         let tally = Arc::new(Tally::default());
@@ -235,7 +240,7 @@ impl Rebuild {
             tokio::pin!(round);
             loop {
                 let folded = tally.folded.load(Ordering::Relaxed);
-                self.tell(Progress::Folding { folded, of, elapsed: begun.elapsed() });
+                self.publish(Progress::Folding { folded, of, elapsed: begun.elapsed() });
                 tokio::select! {
                     ended = &mut round => break ended?,
                     () = sleep(PUBLISH_INTERVAL) => {}
@@ -247,7 +252,7 @@ impl Rebuild {
         }
     }
 
-    /// Holds the live generation, and lets go of it whatever happens.
+    /// Holds the live generation, compares the rest and switches. Ends the hold also after an error.
     async fn hold_and_take_over(
         &self,
         pair: &Pair,
@@ -255,7 +260,7 @@ impl Rebuild {
         if_different: IfDifferent,
     ) -> anyhow::Result<Held> {
         let mut hold = Hold::begin(&self.live.mysql, self.projection).await?;
-        sleep(HOLD_IS_KNOWN).await;
+        sleep(HOLD_PROPAGATION).await;
         let held = self.take_over(pair, comparison, if_different, &mut hold).await;
         hold.end().await;
         held
@@ -269,41 +274,41 @@ impl Rebuild {
         hold: &mut Hold<'_>,
     ) -> anyhow::Result<Held> {
         while !hold.is_over() {
-            let rest = pair.live_positions().await?;
-            if rest.values().any(|position| position.lowest() < position.highest()) {
+            let positions = pair.live_positions().await?;
+            if positions.values().any(|position| position.lowest() < position.highest()) {
                 sleep(CHECK_INTERVAL).await;
                 continue;
             }
-            replay(&self.log, &pair.next_sink(), &lowest(&rest), &comparison.since).await?;
+            replay(&self.log, &pair.next_sink(), &lowest(&positions), &comparison.since).await?;
             pair.compare_rest(comparison).await?;
             if comparison.has_differences() {
                 pair.read_sizes(comparison).await?;
             }
-            // Someone who does not know of the hold may still have written: then all of this is of no account, and what
-            // differs is looked at again with what was written.
+            // A process that has not read the hold may still have written. In that case, discard the result
+            // and compare again, including its writes.
             if comparison.has_differences() && if_different == IfDifferent::Keep {
-                if pair.live_positions().await? == rest {
+                if pair.live_positions().await? == positions {
                     return Ok(Held::Different);
                 }
                 continue;
             }
-            pair.publish_progress(&lowest(&rest)).await?;
-            if hold.is_over() || !hold.extend().await? || pair.live_positions().await? != rest {
+            pair.publish_progress(&lowest(&positions)).await?;
+            if hold.is_over() || !hold.extend().await? || pair.live_positions().await? != positions {
                 continue;
             }
             let took_over = self.generations.take_over(hold).await?;
-            return Ok(if took_over { Held::TookOver } else { Held::Restless });
+            return Ok(if took_over { Held::TookOver } else { Held::Moving });
         }
-        Ok(Held::Restless)
+        Ok(Held::Moving)
     }
 }
 
-/// What came of a hold.
+/// Result of a hold.
 enum Held {
     /// The next generation is live.
     TookOver,
-    /// It differs, and is not.
+    /// The generations differ; the old one stays live.
     Different,
-    /// The live one went on, or could not be replaced.
-    Restless,
+    /// The live generation kept moving, or could not be replaced.
+    Moving,
 }

@@ -1,4 +1,4 @@
-//! Runs projections in a process.
+//! Runs projections in this process.
 
 use std::sync::Arc;
 
@@ -17,31 +17,34 @@ use vidlog_projection_engine::{
     view::{Fold, Projection},
 };
 
-/// MySQL connections of a process: partitions take turns on them.
+/// Size of the MySQL connection pool, which the partitions share.
 const MYSQL_CONNECTIONS: u32 = 16;
 
-/// What runs, where, and as whom.
+/// Projections to run, and the stores, log and instance name to run them with.
 #[derive(Clone, Copy)]
 pub struct Plan<'a> {
-    /// Where the log is.
+    /// Connection to Kafka.
     pub log: &'a config::Log,
-    /// Where the stores are.
+    /// Connections to MySQL and Redis.
     pub stores: &'a config::Stores,
-    /// What runs.
+    /// Projections to run.
     pub projections: &'a [Projection],
-    /// The name of this process, by which it has the same partitions after a restart; no two may have the same. Without
-    /// one it is a new member of its consumer groups each time.
+    /// Name of this process in its consumer groups (`group.instance.id`), by which it gets the same
+    /// partitions after a restart. It must be unique. Without a name, the process joins as a new member each
+    /// time.
     pub instance: Option<&'a str>,
 }
 
-/// Runs projections until shutdown is given, each by itself. A store, a broker or a record that one of them can't go on
-/// with holds up only that one; what can't be set up at all is an error, and that another took this instance's place.
+/// Runs projections until shutdown, each independently.
+///
+/// A store, broker or record that fails blocks only the projections that need it. Returns an error if the
+/// setup is impossible, or if another process joined with the same instance name (fencing).
 pub fn run(
     plan: Plan<'_>,
     readiness: Readiness,
     shutdown: Shutdown,
 ) -> impl Future<Output = anyhow::Result<()>> + '_ {
-    // At once, not when it is first polled: whoever asks before that must not be told that all is ready.
+    // Runs before the future is first polled, so that `/readyz` cannot succeed earlier.
     for projection in plan.projections {
         readiness.not_ready(projection.name(), "joining its consumer group");
     }
@@ -55,7 +58,8 @@ async fn run_all(plan: Plan<'_>, readiness: Readiness, shutdown: Shutdown) -> an
     let Some(desired_states) = desired_state::watch(target.mysql.clone(), shutdown.clone()).await else {
         return Ok(());
     };
-    // Before anyone looks at a view: the runners follow only when the log answers, which may take long.
+    // Sets the generations before the reporter and the controllers read a view: the runners set them only
+    // once Kafka responds.
     for projection in projections {
         let generation =
             desired_states.borrow().get(projection.name()).cloned().unwrap_or_default().generation;
@@ -65,7 +69,7 @@ async fn run_all(plan: Plan<'_>, readiness: Readiness, shutdown: Shutdown) -> an
     let kafka = log::Log::new(log, &stores.namespace);
     let statuses = Arc::new(PartitionStatusRegistry::default());
     let reporter = Reporter {
-        instance: instance.map_or_else(this_process, str::to_owned),
+        instance: instance.map_or_else(default_instance, str::to_owned),
         target: target.clone(),
         statuses: statuses.clone(),
         readiness: readiness.clone(),
@@ -81,28 +85,28 @@ async fn run_all(plan: Plan<'_>, readiness: Readiness, shutdown: Shutdown) -> an
         desired_states,
         statuses,
     });
-    let mut running = JoinSet::new();
+    let mut tasks = JoinSet::new();
     for projection in projections {
         let runner = Runner::new(target.view(*projection), settings.clone(), readiness.clone());
-        running.spawn(runner.run(shutdown.clone()));
+        tasks.spawn(runner.run(shutdown.clone()));
         if let Fold::Redis(fold) = projection.fold {
             let (stores, log, readiness) = (target.clone(), kafka.clone(), readiness.clone());
             let controller = CompletenessController::new(*projection, fold, stores, log, readiness);
             let shutdown = shutdown.clone();
-            running.spawn(async move {
+            tasks.spawn(async move {
                 controller.run(shutdown).await;
                 Ok(())
             });
         }
     }
-    while let Some(ended) = running.join_next().await {
+    while let Some(ended) = tasks.join_next().await {
         ended.context("a projection panicked")??;
     }
     Ok(())
 }
 
-/// What a process without a name is told apart by.
-fn this_process() -> String {
+/// Returns the instance name of a process without a configured one: host name and process id.
+fn default_instance() -> String {
     let machine = rustix::system::uname();
     format!("{}/{}", machine.nodename().to_string_lossy(), std::process::id())
 }

@@ -1,4 +1,4 @@
-//! How the projections are: what each process says of its partitions, what the stores and the log say, side by side.
+//! Status of projections: merges what their processes report with the state of the stores and the log.
 
 mod gather;
 mod join;
@@ -11,83 +11,83 @@ use serde::Serialize;
 pub use self::gather::gather;
 pub(crate) use self::report::{Report, Reporter, read as read_reports};
 
-/// How some projections are.
+/// Status of some projections.
 #[derive(Debug, Serialize)]
 pub struct Status {
-    /// Each of them.
+    /// One entry per projection.
     pub projections: Vec<ProjectionStatus>,
-    /// What could not be found out, and why.
+    /// Sources that failed, each with the reason.
     pub unknown: Vec<String>,
 }
 
-/// How a projection is. What is not known is null.
+/// Status of a projection. Unavailable values are `None` (JSON null).
 #[derive(Debug, Serialize)]
 pub struct ProjectionStatus {
-    /// Its name.
+    /// Name.
     pub name: &'static str,
-    /// The live generation.
+    /// Live generation.
     pub generation: Option<u32>,
-    /// Why its positions are not known.
+    /// Reason why the positions are unavailable.
     pub unknown: Option<String>,
-    /// Each partition of its topics.
+    /// One entry per partition of its topics.
     pub partitions: Vec<PartitionStatus>,
 }
 
-/// How a partition of a projection is. What is not known is null.
+/// Status of a partition of a projection. Unavailable values are `None` (JSON null).
 #[derive(Debug, Serialize)]
 pub struct PartitionStatus {
     /// `<stream>:<number>`.
     pub partition: String,
-    /// The offset of the first record that readers do not see folded.
+    /// Offset of the first record that the visible view does not include.
     pub position: Option<i64>,
-    /// Where the log ends: the offset that the next record will have.
+    /// End offset of the partition: the offset of the next record.
     pub end: Option<i64>,
-    /// How many records there are between.
+    /// Offsets from the position to the end.
     pub lag: Option<i64>,
-    /// How old the first of them is; 0 if there is none.
+    /// Age of the first unfolded record; 0 if there is none.
     pub lag_seconds: Option<f64>,
-    /// Whether it is folded.
+    /// State of the partition.
     pub state: State,
-    /// Why it is in that state.
+    /// Reason for the state.
     pub why: Option<String>,
-    /// Records folded, over the last 10 seconds.
+    /// Records folded per second, averaged over the last 10 seconds.
     pub records_per_second: Option<f64>,
-    /// The process that has it.
+    /// Process that owns the partition.
     pub instance: Option<String>,
-    /// How many records wait in the dead letters.
+    /// Number of parked records in the dead-letter queue.
     pub dead_letters: Option<i64>,
-    /// The last error that this process had with it.
+    /// Last error that this process had with the partition.
     pub last_error: Option<LastError>,
 }
 
-/// An error, since which it may long have gone well again.
+/// A past error; the partition may have recovered since.
 #[derive(Debug, Serialize)]
 pub struct LastError {
-    /// In words for an operator.
+    /// Message for operators.
     pub message: String,
-    /// Its age.
+    /// Age in seconds.
     pub seconds_ago: f64,
 }
 
-/// How a partition of a projection is.
+/// State of a partition of a projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// It is folded.
+    /// The process folds the partition.
     Running,
-    /// It is about to be folded, but for a reason that is told.
+    /// The process does not fold the partition yet, for the given reason.
     Waiting,
-    /// It can't be folded on without an operator, for a reason that is told.
+    /// Folding cannot continue until an operator acts, for the given reason.
     Blocked,
     /// An operator paused the projection.
     Paused,
-    /// A rebuild needs a moment of stillness.
+    /// A rebuild or an audit holds the projection briefly.
     Held,
-    /// The projection stopped itself, for a reason that is told.
+    /// The projection stopped itself, for the given reason.
     Stopped,
-    /// No process says that it has it.
+    /// No process reports that it owns the partition.
     Unassigned,
-    /// That can't be found out now.
+    /// The desired state or the reports are unavailable.
     Unknown,
 }
 
@@ -103,7 +103,7 @@ impl State {
         Self::Unknown,
     ];
 
-    /// Its name, as JSON and the table of reports have it.
+    /// Returns the name that JSON and the table `projector_status` use.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Running => "running",

@@ -11,9 +11,9 @@ use vidlog_projection_engine::{
 
 /// The records that a view does not have, by partition.
 ///
-/// The write that moves a view's position past a record also parks its key. So what is parked when a position is read, or
-/// later, includes all that is parked before that position. Only a parked record can be discarded, so a discarded record
-/// is not in the view, whenever the discards are read.
+/// The write that moves a view's position past a record also parks its key. So the keys that are parked when
+/// a position is read, or later, include all that were parked before that position. Only a parked record can
+/// be discarded, so a discarded record is not in the view, no matter when the discards are read.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Excluded {
     /// The parked keys, each with the offset of its first parked record.
@@ -23,7 +23,7 @@ pub(super) struct Excluded {
 }
 
 impl Excluded {
-    /// Reads what is parked and discarded now.
+    /// Reads the currently parked keys and discarded records.
     pub(super) async fn read(
         sink: &SharedStore,
         dead_letters: &DeadLetterQueue,
@@ -38,7 +38,7 @@ impl Excluded {
         Ok(Self { parked, discards })
     }
 
-    /// The same discards, with what is parked now.
+    /// Returns the same discards with the currently parked keys.
     pub(super) async fn with_parked(&self, sink: &SharedStore) -> anyhow::Result<Self> {
         let parked = sink
             .parked()
@@ -51,7 +51,7 @@ impl Excluded {
         Ok(Self { parked: parked.collect(), discards: self.discards.clone() })
     }
 
-    /// Whether the view does not have a record.
+    /// Returns whether the view does not have a record.
     pub(super) fn has(&self, partition: Partition, offset: i64, key: impl FnOnce() -> RecordKey) -> bool {
         if self.discards.get(&partition).is_some_and(|discards| discards.contains(&offset)) {
             return true;
@@ -60,12 +60,12 @@ impl Excluded {
         parked.and_then(|parked| parked.get(&key())).is_some_and(|first| *first <= offset)
     }
 
-    /// Whether any key is parked.
+    /// Returns whether any key is parked.
     pub(super) fn has_parked(&self) -> bool {
         self.parked.values().any(|parked| !parked.is_empty())
     }
 
-    /// Whether the keys that are parked from before some offsets are still parked in a later reading.
+    /// Returns whether the keys that are parked from before some offsets are still parked in a later reading.
     pub(super) fn still_hold_in(&self, later: &Self, offsets: &Offsets) -> bool {
         self.parked.iter().all(|(partition, parked)| {
             let end = offsets.get(partition).copied().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! Folds the log into the audit's models: from its start, and later on from where a fold ended.
+//! Folds the log into the audit's models: from its start, and later from the end of the previous fold.
 
 use std::{collections::BTreeSet, ops::ControlFlow};
 
@@ -27,17 +27,17 @@ pub(super) struct Folding {
     projection: Projection,
     /// The next offset of each of the projection's partitions.
     pub(super) at: Offsets,
-    /// The records that were left out, and are to be.
+    /// Records that the fold excludes.
     pub(super) excluded: Excluded,
     model: Model,
     /// The lines in Redis that the records since the last call of [`Folding::take_touched`] may have changed.
     touched: Option<Lines>,
-    /// Of the first generation.
+    /// Keys of the first generation.
     keys: Keys,
 }
 
 impl Folding {
-    /// Begins at the start of a projection's partitions.
+    /// Starts at the beginning of a projection's partitions.
     pub(super) fn new(projection: Projection, partitions: &[Partition], keys: &Keys, memory: usize) -> Self {
         Self {
             projection,
@@ -49,13 +49,14 @@ impl Folding {
         }
     }
 
-    /// The lines that records may have changed since the last call; the first call begins to collect them.
+    /// Returns the lines that records may have changed since the last call; the first call starts the
+    /// collection.
     pub(super) fn take_touched(&mut self) -> Lines {
         let touched = self.touched.replace(Lines::new(TOUCHED_MEMORY));
         touched.unwrap_or_else(|| Lines::new(TOUCHED_MEMORY))
     }
 
-    /// The lines that the view should have, named as in the first generation. It blocks.
+    /// Returns the lines that the view should have, named as in the first generation. Blocking.
     pub(super) fn into_lines(self, memory: usize) -> anyhow::Result<Lines> {
         self.model.into_lines(&[self.projection], &self.keys, memory)
     }
@@ -98,7 +99,7 @@ impl Folding {
     }
 }
 
-/// A fold, and the offsets to which it is to go on.
+/// A fold, and the offsets up to which to continue it.
 pub(super) type Step = (Folding, Offsets);
 
 /// Continues the folds of some projections, each to its own offsets, in one pass over the log.
@@ -120,7 +121,7 @@ pub(super) async fn fold_on(log: &Log, steps: Vec<Step>) -> anyhow::Result<Vec<F
         .context("reading the log panicked")?
 }
 
-/// It blocks.
+/// Blocking part of the pass over the log.
 fn read_on(
     log: &Log,
     mut steps: Vec<Step>,
@@ -149,7 +150,7 @@ fn read_on(
     Ok(steps.into_iter().map(|(folding, at)| Folding { at, ..folding }).collect())
 }
 
-/// The ranges that any of the folds lacks and the log has.
+/// Returns the ranges of the log that any of the folds still has to read.
 async fn ranges(log: &Log, steps: &[Step]) -> anyhow::Result<Ranges> {
     let mut ranges = Ranges::new();
     for (folding, until) in steps {

@@ -1,8 +1,8 @@
-//! The expected lines of the views, derived from the log without the projections' code.
+//! Derives the expected lines of the views from the log, without the projections' code.
 //!
-//! Each event is one change of one entity: a user, a video, a like, a follow, a comment or a message. The changes are
-//! sorted by entity, each entity is folded by itself, and what it comes to is written as lines. So only one entity is in
-//! memory at a time, whatever the size of the log.
+//! Each event is one change of one entity: a user, a video, a like, a follow, a comment or a message. The
+//! changes are sorted by entity, each entity is folded by itself, and its state is written as lines. So only
+//! one entity is in memory at a time, no matter how large the log is.
 
 use std::fmt::Display;
 
@@ -21,15 +21,16 @@ use vidlog_schemas::{
 
 use crate::comparison::{LineKey, Lines, Sorter, digest};
 
-/// The changes that the events so far come to. Events of one entity have to be added in their order.
+/// Changes of the events so far. Add events of one entity in their order.
 #[derive(Debug)]
 pub struct Model {
     changes: Sorter,
-    /// Changes so far.
+    /// Number of changes so far.
     count: i64,
 }
 
-/// What a change is about. Likes are ordered by author, then by video, so that they can be counted in one pass.
+/// Entity that a change belongs to. Likes are ordered by author, then by video, so that they can be counted
+/// in one pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Entity {
     User(i64),
@@ -40,7 +41,7 @@ enum Entity {
     Message { low: i64, high: i64, message: i64 },
 }
 
-/// A change of an entity. Text that people wrote is in it as a digest.
+/// Change of an entity. Contains a digest instead of user-written text.
 #[derive(Serialize, Deserialize)]
 enum Change {
     Registered {
@@ -68,7 +69,7 @@ enum Change {
     Sent(Message, i64),
 }
 
-/// What an entity's changes come to.
+/// State of an entity after its changes.
 enum State {
     User { name: String, registered_ms: i64 },
     Video { author: i64, title: String, uploaded_ms: i64, outcome: Option<Outcome> },
@@ -92,12 +93,13 @@ struct Message {
 }
 
 impl Model {
-    /// No changes; at most about so many bytes of them are held in memory, the others in a temporary file.
+    /// Creates a model without changes. Holds about the given number of bytes of changes in memory, the rest
+    /// in a temporary file.
     pub const fn new(memory: usize) -> Self {
         Self { changes: Sorter::new(memory), count: 0 }
     }
 
-    /// Adds the change that an event comes to. It blocks now and then.
+    /// Adds the change of an event. Blocks when it writes to the temporary file.
     pub fn fold(&mut self, envelope: &Envelope) -> anyhow::Result<()> {
         let (entity, change) = change(&envelope.event, envelope.time_ms, self.count);
         let change = serde_json::to_vec(&change).context("failed to write a change")?;
@@ -106,7 +108,8 @@ impl Model {
         if self.changes.is_full() { self.changes.spill() } else { Ok(()) }
     }
 
-    /// The lines that the views of some projections should have, named as in the generations of the keys. It blocks.
+    /// Returns the lines that the views of some projections should have, named as in the generations of the
+    /// keys. Blocking.
     pub fn into_lines(self, projections: &[Projection], keys: &Keys, memory: usize) -> anyhow::Result<Lines> {
         let own = projections.iter().map(Projection::name).collect();
         let mut output = Output {
@@ -165,7 +168,7 @@ impl Entity {
     }
 }
 
-/// What an event changes, and how. The count is that of the changes before it.
+/// Returns the entity and the change of an event. The count is the number of changes before it.
 fn change(event: &Event, time_ms: i64, count: i64) -> (Entity, Change) {
     match event {
         Event::User(UserEvent::UserRegistered(event)) => {
@@ -270,11 +273,11 @@ fn apply(state: &mut Option<State>, change: Change) {
     }
 }
 
-/// Writes the lines of entities, which come in order.
+/// Writes the lines of entities, which arrive in order.
 struct Output {
     lines: LineWriter,
     likes: LikeCounts,
-    /// What the rank of each video is made of: its week of publication, and its likes.
+    /// Inputs of each video's rank: its week of publication, and its likes.
     ranking: Sorter,
     /// The messages by conversation, in the order of the log.
     messages: Sorter,
@@ -368,7 +371,7 @@ impl Output {
     }
 }
 
-/// What the rank of a video is made of.
+/// Input of a video's rank.
 #[derive(Serialize, Deserialize)]
 enum RankPart {
     Week(i64),
@@ -398,7 +401,7 @@ fn write_ranking(lines: &mut LineWriter, ranking: Sorter) -> anyhow::Result<()> 
     last.map_or(Ok(()), |done| lines.rank(done))
 }
 
-/// Writes those lines that are of some projections' views.
+/// Writes the lines of some projections' views, and drops the others.
 struct LineWriter {
     /// The names of the projections.
     own: Vec<&'static str>,
@@ -485,7 +488,8 @@ impl LineWriter {
     }
 }
 
-/// Counts the likes of each video and each author. An author whose likes are all withdrawn keeps a total of zero.
+/// Counts the likes of each video and each author. An author whose likes are all withdrawn keeps a total of
+/// zero.
 #[derive(Default)]
 struct LikeCounts {
     /// Author and video.

@@ -1,9 +1,10 @@
-//! Rounds bring what was read of a view in Redis, and the fold of the log, to one position, while the view is written to.
+//! Brings the lines of a view in Redis and the fold of the log to one position, in rounds, while the view is
+//! written to.
 //!
-//! Redis has no snapshot of many keys. But a line that no record changes is the same at every position, and the log
-//! determines which lines may have changed (`touched`). So each round continues the fold to the view's position and reads
-//! only those lines again. A round that starts and ends with all parts of the view at the same position makes the snapshot
-//! complete. A view that does not stop by itself is held briefly.
+//! Redis has no snapshot of many keys. But a line that no record changes is the same at every position, and
+//! the log determines which lines may have changed (`touched`). So each round continues the fold to the
+//! view's position and reads only those lines again. A round that starts and ends with all parts of the view
+//! at the same position completes the snapshot. A view that does not stop by itself is held briefly.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -27,15 +28,15 @@ use super::{
 };
 use crate::comparison::{LineKey, Lines, PAGE, read_lines};
 
-/// Rounds without a hold: the view may stop by itself, or the number of touched lines may shrink.
+/// Number of rounds without a hold: the view may stop by itself, or the number of touched lines may shrink.
 const ROUNDS: u32 = 5;
-/// Between two rounds: an idle partition aligns its shards within half a second.
+/// Interval between two rounds: an idle partition aligns its shards within half a second.
 const PAUSE: Duration = Duration::from_millis(300);
 
 /// A view in Redis that is read while it is written to.
 ///
-/// Each line that was found has the content of the fold's position, or of a later one. In the latter case the fold still
-/// passes the record that changed it, and the line is read again.
+/// Each line that was read has its content at the fold's position, or at a later one. In the latter case the
+/// fold still has to pass the record that changed it, and the line is read again.
 pub(super) struct Rounds {
     view: View,
     folding: Folding,
@@ -50,20 +51,20 @@ enum Round {
     AtRest { is_unconfirmed: bool },
     /// The view moved meanwhile, or its parts are at different positions.
     Moving {
-        /// Lines that were read again.
+        /// Number of lines that were read again.
         touched: usize,
     },
 }
 
 impl Rounds {
-    /// Continues from lines that were read when the view was at the fold's position or later.
+    /// Starts from lines that were read when the view was at the fold's position or later.
     pub(super) fn new(view: View, mut folding: Folding, found: Lines) -> Self {
-        // Collects from now on.
+        // Starts the collection of touched lines.
         folding.take_touched();
         Self { view, folding, found, lock: None }
     }
 
-    /// Makes rounds until all is at one position.
+    /// Runs rounds until the fold and all lines are at one position.
     pub(super) async fn converge(mut self, log: &Log) -> anyhow::Result<ViewSnapshot> {
         let mut before = usize::MAX;
         for number in 0..ROUNDS {
@@ -74,7 +75,7 @@ impl Rounds {
             (self, round) = self.round(log).await?;
             match round {
                 Round::AtRest { is_unconfirmed } => return Ok(self.snapshot(is_unconfirmed)),
-                // More rounds would not leave less to a hold.
+                // Further rounds would not leave fewer lines to a hold.
                 Round::Moving { touched } if touched > 0 && touched >= before => break,
                 Round::Moving { touched } => before = touched,
             }
@@ -117,7 +118,7 @@ impl Rounds {
         )
     }
 
-    /// Whether the projection is to run. A paused or stopped one is not held.
+    /// Returns whether the projection's desired state is to run. A paused or stopped projection is not held.
     async fn is_to_run(&self) -> anyhow::Result<bool> {
         let all = desired_state::read(&self.view.sink.stores().mysql).await;
         let mut all = all.context("failed to read from MySQL whether the projection is to run")?;
@@ -125,9 +126,9 @@ impl Rounds {
         Ok(matches!(wish, RunState::Run | RunState::Hold))
     }
 
-    /// Holds the projection for some rounds. The hold ends whatever happens in them.
+    /// Runs some rounds during a hold of the projection. Ends the hold also after an error.
     async fn held(mut self, log: &Log, lock: ViewLock) -> anyhow::Result<(Self, Round)> {
-        // Nothing is discarded while we have the lock, so discards are not read again during the hold.
+        // The lock excludes discards, so they are not read again during the hold.
         self.folding.excluded = self.view.excluded(&self.folding).await?;
         self.lock = Some(lock);
         let mut round;
@@ -166,7 +167,8 @@ impl Rounds {
         self.folding = folded.pop().context("a fold was lost")?;
         let touched = self.read_touched().await?;
 
-        // Parts at different positions: a shard without writes is behind until it is aligned, or a crash left it behind.
+        // Parts are at different positions: a shard without writes is behind until it is aligned, or a crash
+        // left it behind.
         let is_aligned = before.iter().all(|position| position.lowest() == position.highest());
         if !is_aligned || self.view.positions().await? != before {
             return Ok((self, Round::Moving { touched }));
@@ -178,7 +180,7 @@ impl Rounds {
         Ok((self, Round::AtRest { is_unconfirmed }))
     }
 
-    /// Reads the lines again that the fold touched. Returns how many they are.
+    /// Reads the lines again that the fold touched. Returns their number.
     async fn read_touched(&mut self) -> anyhow::Result<usize> {
         let mut touched = std::pin::pin!(self.folding.take_touched().into_stream().try_chunks(PAGE));
         let mut count = 0;
@@ -198,7 +200,7 @@ impl Rounds {
         Ok(count)
     }
 
-    /// The records that the view does not have by now.
+    /// Returns the records that the view does not have at its current position.
     async fn excluded(&self) -> anyhow::Result<Excluded> {
         if self.lock.is_none() {
             return self.view.excluded(&self.folding).await;

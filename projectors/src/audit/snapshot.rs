@@ -24,7 +24,7 @@ pub(super) struct ViewSnapshot {
     pub(super) is_unconfirmed: bool,
 }
 
-/// A view that was compared.
+/// A compared view.
 pub(super) struct ComparedView {
     pub(super) compared: Compared,
     /// The position.

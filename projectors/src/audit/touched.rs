@@ -12,8 +12,8 @@ const USER_FIELDS: [&str; 2] = ["name", "registered_ms"];
 const VIDEO_FIELDS: [&str; 7] =
     ["author", "title", "state", "play_key", "cover_key", "published_ms", "reason"];
 
-/// The lines, of all views in Redis, that folding an event may change. A line too many costs a lookup; a missing one makes
-/// the audit report a difference that is none.
+/// Lists the lines, of all views in Redis, that folding an event may change. An extra line costs a lookup; a
+/// missing one makes the audit report a false difference.
 pub fn touched(keys: &Keys, event: &Event) -> Vec<LineKey> {
     match event {
         Event::User(UserEvent::UserRegistered(event)) => {

@@ -1,4 +1,4 @@
-//! A view that is audited: its position, its parked keys and its lock.
+//! View under audit: its position, its parked keys and its lock.
 
 use anyhow::{Context, ensure};
 use vidlog_projection_engine::{
@@ -14,7 +14,7 @@ use super::{
     fold::{Folding, Step},
 };
 
-/// A view that is audited.
+/// View under audit.
 pub(super) struct View {
     pub(super) sink: SharedStore,
     pub(super) dead_letters: DeadLetterQueue,
@@ -31,13 +31,13 @@ impl View {
         self.sink.positions(&self.partitions).await.context("failed to read the view's position")
     }
 
-    /// The offsets that all parts of the view have folded.
+    /// Returns the offsets that all parts of the view have folded.
     pub(super) fn lowest(&self, positions: &[Position]) -> Offsets {
         self.partitions.iter().copied().zip(positions.iter().map(Position::lowest)).collect()
     }
 
-    /// The records that the view does not have by now. Fails if a key that was parked in what is folded by now is not
-    /// parked any more.
+    /// Returns the records that the view does not have at its current position. Fails if a key that was
+    /// parked in the folded part is not parked any more.
     pub(super) async fn excluded(&self, folding: &Folding) -> anyhow::Result<Excluded> {
         let excluded = Excluded::read(&self.sink, &self.dead_letters, &self.partitions).await?;
         self.ensure_still_parked(&folding.excluded, &excluded, &folding.at)?;
@@ -58,12 +58,12 @@ impl View {
         Ok(())
     }
 
-    /// Whether a process has the view's lock. Only it can fold parked records now.
+    /// Returns whether any process has the view's lock. Only that process can fold parked records now.
     pub(super) async fn is_locked(&self) -> anyhow::Result<bool> {
         Ok(ViewLock::is_taken(&self.sink.stores().mysql, self.projection()).await?)
     }
 
-    /// The next step of a fold: to the offsets that all parts of the view have folded.
+    /// Returns the next step of a fold: to the offsets that all parts of the view have folded.
     pub(super) async fn step(&self, mut folding: Folding) -> anyhow::Result<Step> {
         let until = self.lowest(&self.positions().await?);
         // In this order, so that every key that is parked before the position is excluded.

@@ -1,4 +1,4 @@
-//! `projectors dead-letters`: what waits, and what is to become of it.
+//! `projectors dead-letters`: lists, shows, retries and discards dead letters.
 
 use std::collections::BTreeMap;
 
@@ -19,63 +19,64 @@ use crate::{
     projections,
 };
 
-/// Connections to MySQL.
+/// Size of the MySQL connection pool.
 const MYSQL_CONNECTIONS: u32 = 4;
 
 /// Settings of `dead-letters`.
 #[derive(Args, Debug)]
 pub struct DeadLetters {
-    /// What to do.
+    /// Action to run.
     #[command(subcommand)]
     pub action: Action,
-    /// Where the log is.
+    /// Connection to Kafka.
     #[command(flatten)]
     pub log: config::Log,
-    /// Where the stores are.
+    /// Connections to MySQL and Redis.
     #[command(flatten)]
     pub stores: config::Stores,
 }
 
-/// What to do with dead letters.
+/// Actions on dead letters.
 #[derive(Debug, Subcommand)]
 pub enum Action {
-    /// List the keys whose records wait.
+    /// List the parked keys.
     List {
-        /// The projection; all if none is given.
+        /// Name of the projection; all by default.
         #[arg(value_parser = projections::parse)]
         projection: Option<Projection>,
-        /// As JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Show a record that waits, with its headers and its value.
+    /// Show a dead letter with its headers and its value.
     Show(Place),
-    /// Fold what waits, in order, as after a fix. Exit code 1 if anything still waits.
+    /// Fold the parked records in order, for example after a fix. Exit code 1 if any stays parked.
     Retry {
-        /// The projection.
+        /// Name of the projection.
         #[arg(value_parser = projections::parse)]
         projection: Projection,
-        /// Only this key.
+        /// Retry only this key.
         #[arg(long)]
         key: Option<String>,
     },
-    /// Pass over the first record that waits of a key, for good, and fold the rest. Exit code 1 if it still waits.
+    /// Skip the first parked record of a key for good, and fold the rest. Exit code 1 if any stays parked.
     Discard(Place),
 }
 
-/// A record, as a projection has it among its dead letters.
+/// Identifies a dead letter of a projection.
 #[derive(Args, Debug)]
 pub struct Place {
-    /// The projection.
+    /// Name of the projection.
     #[arg(value_parser = projections::parse)]
     pub projection: Projection,
-    /// The partition, as `likes:3`.
+    /// Partition, such as `likes:3`.
     pub partition: Partition,
-    /// The record's offset in its topic.
+    /// Offset of the record in its topic.
     pub offset: i64,
 }
 
-/// Does what is asked; true if nothing is left that should not be.
+/// Runs a command. Returns true if it succeeded in full: all sources responded, and no record of the chosen
+/// keys stays parked.
 pub async fn run(command: DeadLetters) -> anyhow::Result<bool> {
     let DeadLetters { action, log, stores } = command;
     let target = Stores::open(&stores, MYSQL_CONNECTIONS)?;
@@ -97,7 +98,7 @@ pub async fn run(command: DeadLetters) -> anyhow::Result<bool> {
         Action::Retry { projection, key } => {
             let key = key.as_deref().map(RecordKey::from_text);
             let (mut retried, mut is_done) = (0, true);
-            // Told one by one: it may take long, and end with an error.
+            // Prints each key at once: a retry may take long and may end with an error.
             retry(&target, &dead_letters, projection, key.as_ref(), |one| {
                 println!("{one}");
                 (retried, is_done) = (retried + 1, is_done && one.is_folded());
@@ -141,7 +142,7 @@ async fn show(dead_letters: &DeadLetterQueue, place: &Place) -> anyhow::Result<S
     let (log, name) = (dead_letters.log().clone(), place.projection.name());
     let (partition, offset) = (place.partition, place.offset);
     let read = move || {
-        // Whoever folds the log anew sends it anew. The last of each class tells all there is.
+        // A rebuild sends the same dead letter again. One per class suffices, so the last one is kept.
         let mut found: BTreeMap<Class, DeadLetter> = BTreeMap::new();
         letter::read(&log, name, partition, |letter| {
             if letter.offset == offset {
@@ -166,14 +167,14 @@ async fn show(dead_letters: &DeadLetterQueue, place: &Place) -> anyhow::Result<S
     Ok(lines.join("\n"))
 }
 
-/// As a terminal may have it: what controls it is shown, not followed.
+/// Escapes control characters, which a record could use to control the terminal.
 fn printable(text: &str) -> String {
-    let shown = |character: char| match character {
+    let escape = |character: char| match character {
         '\n' | '\t' => character.to_string(),
         _ if character.is_control() => character.escape_default().to_string(),
         _ => character.to_string(),
     };
-    text.chars().map(shown).collect()
+    text.chars().map(escape).collect()
 }
 
 #[cfg(test)]

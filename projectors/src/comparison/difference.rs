@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use super::{line::LineKey, merge::Pair};
 
-/// Differences that are listed; further ones are only counted.
+/// Number of differences that are listed; further ones are only counted.
 const MAX_LISTED: usize = 1000;
-/// Bytes of differing members that are listed of one key.
+/// Bytes of differing members that are listed per key.
 const MAX_LISTED_BYTES: usize = 400;
 
 /// A Redis key or a MySQL row that differs between two views.
@@ -16,8 +16,8 @@ const MAX_LISTED_BYTES: usize = 400;
 pub struct Difference {
     /// The Redis key as it is in the first generation, or the MySQL table and primary key.
     pub name: String,
-    /// What the view should have; `None` if the key or row should not exist. Of a key: its size and the members that
-    /// differ.
+    /// What the view should have; `None` if the key or row should not exist. Of a key: its size and the
+    /// members that differ.
     pub expected: Option<String>,
     /// What the view has; `None` if the key or row is missing.
     pub found: Option<String>,
@@ -33,11 +33,11 @@ impl fmt::Display for Difference {
 /// The result of a comparison.
 #[derive(Debug, Default)]
 pub(crate) struct Compared {
-    /// Keys and rows that were expected.
+    /// Number of keys and rows that were expected.
     pub(crate) lines: usize,
-    /// Keys and rows that differ.
+    /// Number of keys and rows that differ.
     pub(crate) count: usize,
-    /// The first of them.
+    /// First differences.
     pub(crate) differences: Vec<Difference>,
 }
 
@@ -57,7 +57,7 @@ impl DifferenceCollector {
         self.last.get_or_insert_with(|| Group::new(key.clone())).add(&key, expected, found);
     }
 
-    /// Ends the comparison.
+    /// Ends the comparison and returns its result.
     pub(crate) fn finish(mut self) -> Compared {
         if let Some(last) = self.last.take() {
             self.close(last);

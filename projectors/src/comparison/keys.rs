@@ -12,12 +12,12 @@ use super::{
     lines::Lines,
 };
 
-/// Key names that are fetched, and lines that are looked up, in one round trip.
+/// Number of key names that are fetched, and of lines that are looked up, per round trip.
 pub(crate) const PAGE: usize = 1000;
-/// Members that are read in one round trip. Redis serves no other client meanwhile: with 1000, a chunk of a set of 2 million
-/// took 1.4 to 4.6 ms on a busy machine.
+/// Number of members that are read per round trip. Redis serves no other client meanwhile: with 1000, a chunk
+/// of a set of 2 million took 1.4 to 4.6 ms on a busy machine.
 const CHUNK: usize = 500;
-/// Fields that hold text that people wrote.
+/// Fields that hold user-written text.
 const TEXTS: [&str; 3] = ["name", "title", "reason"];
 
 /// The type of a key.
@@ -41,8 +41,8 @@ impl Kind {
         cmd(command).arg(name).take()
     }
 
-    /// Reads a chunk of the members. A member that is there from the first chunk to the last is in one of them, whatever
-    /// is added or removed meanwhile.
+    /// Reads a chunk of the members. A member that exists from the first chunk to the last is in one of them,
+    /// no matter which members are added or removed meanwhile.
     fn scan(&self, name: &str, cursor: u64) -> Cmd {
         let command = match self {
             Self::Set => "SSCAN",
@@ -64,7 +64,7 @@ impl Kind {
         cmd(command).arg(name).arg(members).take()
     }
 
-    /// The cursor of the next chunk, 0 after the last, and the lines of this chunk.
+    /// Returns the cursor of the next chunk, 0 after the last, and the lines of this chunk.
     fn chunk(&self, name: &str, answer: Value) -> anyhow::Result<(u64, Vec<(LineKey, String)>)> {
         if let Self::Other(kind) = self {
             return Ok((0, vec![(LineKey::member(name, ""), format!("type {kind}"))]));
@@ -81,7 +81,7 @@ impl Kind {
         Ok((cursor, lines))
     }
 
-    /// The contents of members that were looked up; `None` for those that are absent.
+    /// Returns the contents of members that were looked up; `None` for absent ones.
     fn contents(&self, members: &[&[u8]], answer: Value) -> anyhow::Result<Vec<Option<String>>> {
         Ok(match self {
             Self::Set => {
@@ -103,7 +103,7 @@ impl Kind {
     fn content(&self, member: &[u8], value: &[u8]) -> String {
         let value = String::from_utf8_lossy(value);
         match self {
-            // Redis does not format a score in the same way in every answer.
+            // Redis formats scores differently in different replies.
             Self::SortedSet => {
                 value.parse().map_or_else(|_| value.to_string(), |score: f64| score.to_string())
             }
@@ -113,8 +113,8 @@ impl Kind {
     }
 }
 
-/// Reads the views of some projections, those of them that are in Redis, in the generations that the target's keys are of.
-/// Returns the lines by the name of the projection; at most about so many bytes of each are in memory.
+/// Reads the views of some projections, as far as they are in Redis, in the generations of the target's keys.
+/// Returns the lines by projection name; holds about the given number of bytes of each in memory.
 pub(crate) async fn read_views(
     target: &Stores,
     projections: &[Projection],
@@ -144,7 +144,7 @@ pub(crate) async fn read_views(
     Ok(views)
 }
 
-/// Reads all lines of some keys, by their names in the first generation. Returns how many they are.
+/// Reads all lines of some keys, named as in the first generation. Returns the number of lines.
 pub(crate) async fn read_keys(
     target: &Stores,
     names: BTreeSet<String>,
@@ -194,7 +194,7 @@ async fn read_batch(target: &Stores, keys: Vec<Key>, lines: &mut Lines) -> anyho
     Ok(count)
 }
 
-/// Looks up some lines of keys, by their names in the first generation. Returns those that exist.
+/// Looks up some lines of keys, named as in the first generation. Returns those that exist.
 pub(crate) async fn read_lines(
     target: &Stores,
     lines: &BTreeSet<LineKey>,
@@ -223,7 +223,7 @@ pub(crate) async fn read_lines(
     read.await.context("failed to read the view in Redis")
 }
 
-/// The sizes of some keys, by their names in the first generation; those that do not exist are left out.
+/// Returns the sizes of some keys, named as in the first generation; absent keys are left out.
 pub(crate) async fn key_sizes(
     target: &Stores,
     names: BTreeSet<String>,
@@ -237,9 +237,9 @@ pub(crate) async fn key_sizes(
 
 /// A key that exists.
 struct Key {
-    /// In the first generation.
+    /// Name in the first generation.
     name: String,
-    /// In the generation that is read.
+    /// Name in the generation that is read.
     own_name: String,
     kind: Kind,
 }

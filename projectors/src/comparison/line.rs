@@ -49,7 +49,7 @@ impl LineKey {
         &self.0
     }
 
-    /// The Redis key and the member; `None` for a row.
+    /// Returns the Redis key and the member; `None` for a row.
     pub fn redis(&self) -> Option<(Cow<'_, str>, &[u8])> {
         let (kind, rest) = self.0.split_first()?;
         let at = rest.iter().position(|byte| *byte == SEPARATOR)?;
@@ -57,7 +57,7 @@ impl LineKey {
         (*kind == b'k').then(|| (String::from_utf8_lossy(name), member.get(1..).unwrap_or_default()))
     }
 
-    /// Whether two lines are members of one Redis key, or the same row.
+    /// Returns whether two lines are members of one Redis key, or the same row.
     pub fn is_of_same_name(&self, other: &Self) -> bool {
         match (self.redis(), other.redis()) {
             (Some((own, _)), Some((other, _))) => own == other,
@@ -83,7 +83,8 @@ impl fmt::Display for LineKey {
     }
 }
 
-/// Replaces text that people wrote in a line: its length in bytes and its FNV-1a hash of 64 bits.
+/// Returns the digest that replaces user-written text in a line: its length in bytes and its 64-bit FNV-1a
+/// hash.
 pub fn digest(text: &str) -> String {
     format!("#{}:{:016x}", text.len(), fnv1a(text.as_bytes()))
 }

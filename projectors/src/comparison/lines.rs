@@ -11,26 +11,26 @@ use super::{
     sorter::{Sorted, Sorter},
 };
 
-/// Lines that are passed on at once.
+/// Number of lines per message to the reader.
 const PAGE: usize = 1000;
-/// Starts the stored content of a line that exists; a removed line has none.
+/// Prefix of the stored content of a line that exists; a removed line is stored without it.
 const EXISTS: u8 = b'=';
 
-/// Lines of a view. If a line is set or removed several times, the last one counts.
+/// Lines of a view. If a line is set or removed several times, the last call counts.
 ///
-/// They are in memory up to a limit, beyond it in a temporary file.
+/// The lines are in memory up to a limit, and beyond it in a temporary file.
 #[derive(Debug)]
 pub struct Lines {
     sorter: Sorter,
 }
 
 impl Lines {
-    /// No lines; at most about so many bytes of them are held in memory.
+    /// Creates an empty collection. Holds about the given number of bytes of lines in memory.
     pub const fn new(memory: usize) -> Self {
         Self { sorter: Sorter::new(memory) }
     }
 
-    /// Adds a line or replaces its content. The caller spills.
+    /// Adds a line or replaces its content. Does not spill; the caller calls [`Lines::spill_if_full`].
     pub fn set(&mut self, key: &LineKey, content: &str) {
         let mut stored = Vec::with_capacity(content.len() + 1);
         stored.push(EXISTS);
@@ -38,17 +38,17 @@ impl Lines {
         self.sorter.push(key.as_bytes(), &stored);
     }
 
-    /// Removes a line, whether it exists or not. The caller spills.
+    /// Removes a line, whether it exists or not. Does not spill, either.
     pub fn remove(&mut self, key: &LineKey) {
         self.sorter.push(key.as_bytes(), &[]);
     }
 
-    /// Writes the lines in memory to the file if they exceed the limit. It blocks.
+    /// Writes the lines in memory to the file if they exceed the limit. Blocking.
     pub fn spill_if_full(&mut self) -> anyhow::Result<()> {
         if self.sorter.is_full() { self.sorter.spill() } else { Ok(()) }
     }
 
-    /// As [`Lines::spill_if_full`], on a thread that may block.
+    /// Runs [`Lines::spill_if_full`] on a blocking thread.
     pub async fn spill_if_full_on_blocking_thread(&mut self) -> anyhow::Result<()> {
         if !self.sorter.is_full() {
             return Ok(());
@@ -59,12 +59,12 @@ impl Lines {
         Ok(())
     }
 
-    /// The lines in order, each once. It blocks.
+    /// Returns the lines in order, each once. Blocking.
     pub fn sorted(self) -> anyhow::Result<SortedLines> {
         Ok(SortedLines { entries: self.sorter.sorted()?.peekable() })
     }
 
-    /// The lines in order, each once.
+    /// Returns the lines in order, each once. Sorts them on a blocking thread.
     pub fn into_stream(self) -> impl Stream<Item = anyhow::Result<Line>> + Send {
         stream_from(move || self.sorted())
     }
@@ -97,7 +97,7 @@ impl Iterator for SortedLines {
     }
 }
 
-/// Makes lines on a thread that may block, and passes them on page by page.
+/// Produces lines on a blocking thread and sends them page by page.
 pub(crate) fn stream_from(
     make: impl FnOnce() -> anyhow::Result<SortedLines> + Send + 'static,
 ) -> impl Stream<Item = anyhow::Result<Line>> + Send {
@@ -106,7 +106,7 @@ pub(crate) fn stream_from(
         let mut lines = make()?;
         loop {
             let page = lines.by_ref().take(PAGE).collect::<anyhow::Result<Vec<Line>>>()?;
-            // Without a receiver nothing needs the lines any more.
+            // The receiver is gone, so no reader needs the lines.
             if page.is_empty() || sender.blocking_send(page).is_err() {
                 return anyhow::Ok(());
             }
@@ -116,7 +116,7 @@ pub(crate) fn stream_from(
         if let Some(page) = receiver.recv().await {
             return Ok(Some((stream::iter(page.into_iter().map(anyhow::Ok)), (receiver, task))));
         }
-        // The channel also closes when the thread fails: lines that are missing must not count as absent.
+        // The channel also closes if the thread fails: missing lines must not count as absent.
         if let Some(task) = task {
             task.await.context("sorting lines panicked")??;
         }

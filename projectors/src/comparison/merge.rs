@@ -18,7 +18,7 @@ enum Next<K> {
     Read(Option<(K, String)>),
 }
 
-/// A key, and the contents that the two sides have under it: at least one has.
+/// A key and its content on each side; at least one side has it.
 pub(crate) type Pair<K> = (K, Option<String>, Option<String>);
 
 impl<K, E, F, Error> Merge<E, F, K>
@@ -32,9 +32,9 @@ where
         Self { expected, found, next_expected: Next::Unread, next_found: Next::Unread }
     }
 
-    /// The next key that either side has; `None` at the end.
+    /// Returns the next key of either side; `None` at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<Pair<K>>, Error> {
-        // At the same time, as both sides may need a round trip.
+        // Reads both sides concurrently, as each may need a round trip.
         let (expected, found) =
             try_join!(self.next_expected.read(&mut self.expected), self.next_found.read(&mut self.found))?;
         let order = match (&expected, &found) {
@@ -61,7 +61,7 @@ where
 }
 
 impl<K> Next<K> {
-    /// Takes the item that was read, or reads one.
+    /// Takes the item that was peeked, or reads one.
     async fn read<Error>(
         &mut self,
         side: &mut (impl Stream<Item = Result<(K, String), Error>> + Unpin),

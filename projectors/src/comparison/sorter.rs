@@ -13,29 +13,30 @@ use std::{
 
 use anyhow::Context;
 
-/// Bytes that are read at once of each sorted run. A run holds some hundred times as much, so the buffers of all runs stay
+/// Bytes per read of a sorted run. A run holds some hundred times as much, so the buffers of all runs stay
 /// small.
 const READ_AHEAD: usize = 16 << 10;
 
 /// A key and its value.
 pub(crate) type Entry = (Vec<u8>, Vec<u8>);
 
-/// Collects entries in any order and returns them ordered by key; entries of one key stay in the order they came in.
+/// Collects entries in any order and returns them ordered by key; entries of one key stay in the order they
+/// came in.
 ///
-/// Entries beyond the given memory are written, sorted, to an unnamed file in `TMPDIR`. The operating system removes it
-/// when the process ends, however it ends.
+/// Entries beyond the given memory are written, sorted, to an unnamed file in `TMPDIR`. The operating system
+/// removes it when the process ends, however it ends.
 #[derive(Debug)]
 pub(crate) struct Sorter {
-    /// Bytes of entries that are held before [`Sorter::is_full`].
+    /// Limit of the bytes of entries in memory, for [`Sorter::is_full`].
     memory: usize,
     bytes: Vec<u8>,
     slots: Vec<Slot>,
     file: Option<Arc<File>>,
-    /// Where the sorted runs lie in the file, oldest first.
+    /// Ranges of the sorted runs in the file, oldest first.
     runs: Vec<Range<u64>>,
 }
 
-/// Where an entry lies in the bytes: the key, directly followed by the value.
+/// Location of an entry in the bytes: the key, directly followed by the value.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     start: usize,
@@ -44,24 +45,24 @@ struct Slot {
 }
 
 impl Sorter {
-    /// Sorts with about so many bytes of memory.
+    /// Creates a sorter that holds about the given number of bytes in memory.
     pub(crate) const fn new(memory: usize) -> Self {
         Self { memory, bytes: Vec::new(), slots: Vec::new(), file: None, runs: Vec::new() }
     }
 
-    /// Adds an entry. It never blocks; the caller spills once the sorter is full.
+    /// Adds an entry. Never blocks: the caller spills once the sorter is full.
     pub(crate) fn push(&mut self, key: &[u8], value: &[u8]) {
         self.slots.push(Slot { start: self.bytes.len(), key: key.len(), value: value.len() });
         self.bytes.extend_from_slice(key);
         self.bytes.extend_from_slice(value);
     }
 
-    /// Whether the entries in memory exceed the limit.
+    /// Returns whether the entries in memory exceed the limit.
     pub(crate) fn is_full(&self) -> bool {
         self.bytes.len() + self.slots.len() * size_of::<Slot>() >= self.memory
     }
 
-    /// Writes the entries in memory to the file as one sorted run. It blocks.
+    /// Writes the entries in memory to the file as one sorted run. Blocking.
     pub(crate) fn spill(&mut self) -> anyhow::Result<()> {
         if self.slots.is_empty() {
             return Ok(());
@@ -74,7 +75,7 @@ impl Sorter {
         Ok(())
     }
 
-    /// All entries in order. It blocks.
+    /// Returns all entries in order. Blocking.
     pub(crate) fn sorted(mut self) -> anyhow::Result<Sorted> {
         let mut runs = Vec::new();
         if let Some(file) = self.file.clone() {
@@ -108,7 +109,8 @@ impl Sorter {
         let mut previous: &[u8] = &[];
         for Slot { start, key, value } in &self.slots {
             let (key, value) = self.bytes[*start..start + key + value].split_at(*key);
-            // Neighbors have much in common, so a key is written without what it shares with the one before.
+            // Neighboring keys share long prefixes, so a key is written without the prefix that it shares
+            // with the previous one.
             let shared = previous.iter().zip(key).take_while(|(previous, own)| previous == own).count();
             header.clear();
             for number in [shared, key.len() - shared, value.len()] {
@@ -129,7 +131,7 @@ impl Sorter {
 /// The entries of a sorter, in order.
 pub(crate) struct Sorted {
     runs: Vec<Run>,
-    /// The next entry of each run, the lowest first; of equal keys that of the older run.
+    /// Next entry of each run, the lowest first; of equal keys, that of the older run first.
     heads: BinaryHeap<Reverse<Head>>,
 }
 
@@ -215,7 +217,7 @@ fn push_number(bytes: &mut Vec<u8>, mut number: usize) {
     }
 }
 
-/// A part of a file. Several may be read at the same time.
+/// Part of a file. Several may be read at the same time.
 struct Section {
     file: Arc<File>,
     range: Range<u64>,

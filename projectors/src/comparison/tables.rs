@@ -18,7 +18,7 @@ use vidlog_schemas::{
 
 use super::line::{Line, LineKey, digest};
 
-/// Rows that are read at once.
+/// Number of rows per page.
 const PAGE: usize = 1000;
 
 /// A row: its primary key, and the content of its line.
@@ -27,7 +27,8 @@ type Row = (Vec<i64>, String);
 /// A table of a view.
 struct Table {
     name: &'static str,
-    /// The columns of its primary key. All are signed integers, so the server orders rows as [`LineKey`] does.
+    /// The columns of its primary key. All are signed integers, so the server orders rows as [`LineKey`]
+    /// does.
     key: &'static [&'static str],
     content: fn(&MySqlRow) -> sqlx::Result<String>,
 }
@@ -42,7 +43,8 @@ static ALL: [Table; 7] = [
     Table { name: "follows", key: &["follower_id", "followee_id"], content: follow },
 ];
 
-/// The rows of a view, in order. The server is idle between two pages, so a slow reader does not matter.
+/// Reads the rows of a view in order. The server is idle between two pages, so a slow reader costs it
+/// nothing.
 pub(crate) fn rows<'a>(
     projection: &Projection,
     connection: &'a mut MySqlConnection,
@@ -61,8 +63,8 @@ pub(crate) fn rows<'a>(
     pages.try_flatten()
 }
 
-/// Opens a transaction that shows a view in MySQL as it is now, however long it is read. Returns the offsets that the view
-/// has folded, too.
+/// Opens a transaction that shows a view in MySQL at one point in time, no matter how long it is read. Also
+/// returns the offsets that the view has folded.
 pub(crate) async fn open_snapshot<'a>(
     connection: &'a mut MySqlConnection,
     projection: &Projection,
@@ -82,8 +84,8 @@ pub(crate) async fn open_snapshot<'a>(
     Ok((stored.into_iter().filter_map(offset).collect(), transaction))
 }
 
-/// A connection of its own for a snapshot. It stays open while the log is folded, which may take longer than the time
-/// after which the server closes an idle connection of the pool.
+/// Opens a dedicated connection for a snapshot. It stays open while the log is folded, which may take longer
+/// than the server's timeout for idle connections of the pool.
 pub(crate) async fn snapshot_connection(pool: &MySqlPool) -> anyhow::Result<MySqlConnection> {
     let mut connection = pool.acquire().await.context("failed to reach MySQL")?.detach();
     sqlx::query("SET SESSION wait_timeout = DEFAULT").execute(&mut connection).await?;
@@ -91,7 +93,7 @@ pub(crate) async fn snapshot_connection(pool: &MySqlPool) -> anyhow::Result<MySq
 }
 
 impl Table {
-    /// The tables of a projection's view, in the order of their names; none of a view in Redis.
+    /// Returns the tables of a projection's view in the order of their names; none for a view in Redis.
     fn of(projection: &Projection) -> Vec<&'static Self> {
         let names = match projection.catalogued.view {
             View::MySql(tables) => tables,
@@ -103,7 +105,7 @@ impl Table {
         tables
     }
 
-    /// The first rows, or those that come after a key.
+    /// Returns the first page of rows, or the page after a key.
     async fn page(&self, connection: &mut MySqlConnection, after: Option<&[i64]>) -> sqlx::Result<Vec<Row>> {
         let (condition, values) = after.map_or_else(Default::default, |after| self.after(after));
         let (table, key) = (self.name, self.key.join(", "));
@@ -116,8 +118,8 @@ impl Table {
         query.fetch_all(connection).await?.iter().map(|row| self.read(row)).collect()
     }
 
-    /// The condition that a row comes after a key, and its values. Not `(a, b) > (?, ?)`: for that the server scans the
-    /// index from its start for every page.
+    /// Builds the condition that a row comes after a key, and its values. Not `(a, b) > (?, ?)`: for that the
+    /// server scans the index from its start for every page.
     fn after(&self, after: &[i64]) -> (String, Vec<i64>) {
         let mut alternatives = Vec::new();
         let mut values = Vec::new();

@@ -1,4 +1,4 @@
-//! What operators do with dead letters: see what waits, retry it, discard it.
+//! Operator actions on dead letters: list, retry and discard.
 
 use std::fmt;
 
@@ -15,65 +15,67 @@ use vidlog_projection_engine::{
 
 use crate::projections;
 
-/// A key that was retried, and what came of it.
+/// Result of the retry of a key.
 pub(crate) struct Retried {
     partition: Partition,
     key: RecordKey,
     outcome: Outcome,
 }
 
-/// Folds what waits of a projection, or of one key of it, in order, and tells what comes of each key.
+/// Folds the parked records of a projection, or of one key of it, in order. Calls `report` with the result of
+/// each key.
 pub(crate) async fn retry(
     target: &Stores,
     dead_letters: &DeadLetterQueue,
     projection: Projection,
     key: Option<&RecordKey>,
-    mut tell: impl FnMut(Retried),
+    mut report: impl FnMut(Retried),
 ) -> anyhow::Result<()> {
-    let lock = locked(target, projection).await?;
+    let lock = lock_view(target, projection).await?;
     let retry = Retry::new(target.view(projection), dead_letters.clone());
     for Waiting { partition, key: parked, .. } in waiting(target, projection).await? {
         if key.is_none_or(|key| *key == parked) {
             lock.ensure_held().await?;
             let outcome = retry.key(partition, &parked).await;
             let outcome = outcome.with_context(|| format!("in {} key {parked}", partition.id()))?;
-            tell(Retried { partition, key: parked, outcome });
+            report(Retried { partition, key: parked, outcome });
         }
     }
     Ok(())
 }
 
-/// Passes over the first record that waits of a key, and folds the rest.
+/// Skips the first parked record of a key, and folds the rest.
 pub(crate) async fn discard(
     target: &Stores,
     dead_letters: &DeadLetterQueue,
     projection: Projection,
     (partition, offset): (Partition, i64),
 ) -> anyhow::Result<Retried> {
-    let _lock = locked(target, projection).await?;
+    let _lock = lock_view(target, projection).await?;
     let retry = Retry::new(target.view(projection), dead_letters.clone());
     let (key, outcome) = retry.discard(partition, offset).await?;
     Ok(Retried { partition, key, outcome })
 }
 
-/// Keeps rebuilds away: what is folded here moves no position, by which a rebuild would know of it.
-async fn locked(target: &Stores, projection: Projection) -> anyhow::Result<ViewLock> {
+/// Takes the view's lock, which excludes rebuilds: folding parked records moves no position, so a rebuild
+/// could not detect it.
+async fn lock_view(target: &Stores, projection: Projection) -> anyhow::Result<ViewLock> {
     let lock = ViewLock::take(&target.mysql, projection).await?;
-    follow_generations(target).await?;
+    load_generations(target).await?;
     Ok(lock)
 }
 
-async fn follow_generations(target: &Stores) -> anyhow::Result<()> {
-    let wanted =
+async fn load_generations(target: &Stores) -> anyhow::Result<()> {
+    let states =
         desired_state::read(&target.mysql).await.context("failed to ask which generations are live")?;
     for projection in projections::ALL {
-        let generation = wanted.get(projection.name()).cloned().unwrap_or_default().generation;
+        let generation = states.get(projection.name()).cloned().unwrap_or_default().generation;
         target.keys.set_generation(&projection.catalogued, generation);
     }
     Ok(())
 }
 
-/// A key that waits.
+/// Parked key of a projection.
 pub(crate) struct Waiting {
     pub(crate) projection: &'static str,
     pub(crate) partition: Partition,
@@ -81,18 +83,18 @@ pub(crate) struct Waiting {
     pub(crate) parked: ParkedKey,
 }
 
-/// What waits of a projection.
+/// Returns the parked keys of a projection.
 pub(crate) async fn waiting(target: &Stores, projection: Projection) -> anyhow::Result<Vec<Waiting>> {
     let (waiting, unknown) = waiting_where_known(target, &[projection]).await?;
     unknown.into_iter().next().map_or(Ok(waiting), Err)
 }
 
-/// What waits of some projections, and why that is not known of the others, as one of the stores is away.
+/// Returns the parked keys of some projections, and an error for each projection whose store is unavailable.
 pub(crate) async fn waiting_where_known(
     target: &Stores,
     projections: &[Projection],
 ) -> anyhow::Result<(Vec<Waiting>, Vec<anyhow::Error>)> {
-    follow_generations(target).await?;
+    load_generations(target).await?;
     let asked = join_all(projections.iter().map(async |projection| {
         let (sink, projection) = (target.view(*projection), projection.name());
         let parked = sink.parked().await.with_context(|| format!("what waits of {projection}"))?;
@@ -105,13 +107,13 @@ pub(crate) async fn waiting_where_known(
     for answer in asked.await {
         match answer {
             Ok(waiting) => all.extend(waiting),
-            Err(why) => unknown.push(why),
+            Err(error) => unknown.push(error),
         }
     }
     Ok((all, unknown))
 }
 
-/// As programs read it.
+/// Returns parked keys as JSON.
 pub(crate) fn as_json(waiting: &[Waiting]) -> Value {
     let value = |Waiting { projection, partition, key, parked }: &Waiting| {
         json!({
@@ -129,7 +131,7 @@ pub(crate) fn as_json(waiting: &[Waiting]) -> Value {
 }
 
 impl Retried {
-    /// Whether nothing of the key waits any more.
+    /// Returns whether the key has no parked records left.
     pub(crate) const fn is_folded(&self) -> bool {
         matches!(self.outcome, Outcome::Folded)
     }

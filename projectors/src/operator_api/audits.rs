@@ -1,4 +1,4 @@
-//! Audits in a process that runs: on demand, or again and again.
+//! Audits within a running process: on demand or periodic.
 
 use std::{
     collections::BTreeMap,
@@ -18,43 +18,43 @@ use crate::{
 };
 use vidlog_projection_engine::view::Projection;
 
-/// Differences that are kept for whoever asks; all are counted.
-const KEPT: usize = 20;
+/// Number of differences that the status lists; all are counted.
+const MAX_LISTED: usize = 20;
 
-/// The audits of a process, one of a projection at a time. Clones share them.
+/// Audits of a process, at most one per projection at a time. Clones share them.
 #[derive(Clone)]
 pub(super) struct Audits {
     operator: Operator,
     last: Arc<Mutex<BTreeMap<&'static str, Audit>>>,
 }
 
-/// The last audit of a projection in this process.
+/// Last audit of a projection in this process.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub(super) enum Audit {
-    /// It goes on.
+    /// In progress.
     Running {
-        /// Since when, in ms since 1970.
+        /// Start, in ms since 1970.
         begun_ms: i64,
     },
-    /// It was done.
+    /// Completed.
     Done {
-        /// When, in ms since 1970.
+        /// End, in ms since 1970.
         ended_ms: i64,
-        /// Records that were folded.
+        /// Records folded.
         records: usize,
-        /// Lines that were compared.
+        /// Lines compared.
         lines: usize,
-        /// How many of them differ.
+        /// Lines that differ.
         differences: usize,
-        /// The first of these.
+        /// First differences.
         first: Vec<String>,
     },
-    /// It could not be done.
+    /// Failed.
     Failed {
-        /// When, in ms since 1970.
+        /// End, in ms since 1970.
         ended_ms: i64,
-        /// Why.
+        /// Error message.
         error: String,
     },
 }
@@ -68,14 +68,14 @@ impl Audits {
         &self.operator
     }
 
-    /// The last audits of some projections.
+    /// Returns the last audits of some projections.
     pub(super) fn last(&self, projections: &[Projection]) -> BTreeMap<&'static str, Audit> {
         let last = self.locked();
         let of = |projection: &Projection| last.get_key_value(projection.name());
         projections.iter().filter_map(of).map(|(name, audit)| (*name, audit.clone())).collect()
     }
 
-    /// Begins an audit, which goes on by itself; false if one goes on already.
+    /// Starts an audit in the background. Returns false if one of this projection is in progress.
     pub(super) fn begin(&self, projection: Projection) -> bool {
         let is_begun = self.claim(&projection);
         if is_begun {
@@ -85,8 +85,8 @@ impl Audits {
         is_begun
     }
 
-    /// Audits some projections one after the other, again and again, until shutdown is given. One at a time, as an audit
-    /// holds in memory what it compares.
+    /// Audits some projections periodically until shutdown. Runs one audit at a time, which bounds the
+    /// memory.
     pub(super) async fn stand(self, every: Duration, projections: Vec<Projection>, shutdown: Shutdown) {
         while timeout(every, shutdown.wait()).await.is_err() {
             for projection in &projections {
@@ -109,13 +109,14 @@ impl Audits {
     async fn run(&self, projection: Projection) {
         let name = projection.name();
         let operator = self.operator.clone();
-        // A task of its own, so that it is noted also when it panics.
+        // Runs as a separate task, so that a panic is recorded as a failure.
         let audited = tokio::spawn(async move { operator.audit(&[projection]).await }).await;
         let ended_ms = Clock::system().now_ms();
         let audit = match audited.map_err(anyhow::Error::from).flatten() {
             Ok(report) => {
                 let count = report.difference_count;
-                let first: Vec<_> = report.differences.iter().take(KEPT).map(ToString::to_string).collect();
+                let first: Vec<_> =
+                    report.differences.iter().take(MAX_LISTED).map(ToString::to_string).collect();
                 if count == 0 {
                     info!(projection = name, records = report.records, lines = report.lines, "audited");
                 } else {

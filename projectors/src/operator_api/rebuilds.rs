@@ -1,5 +1,5 @@
-//! Rebuilds that a process was asked for. What one had begun when its process ended is gone on with when it is asked for
-//! again.
+//! Rebuilds within a running process, on demand. If the process ends during one, the next request continues
+//! it.
 
 use std::{
     collections::BTreeMap,
@@ -15,10 +15,10 @@ use vidlog_service_kit::{
     config::{Log, Stores},
 };
 
-/// Differences that are kept for whoever asks; all are counted.
-const KEPT: usize = 20;
+/// Number of differences that the status lists; all are counted.
+const MAX_LISTED: usize = 20;
 
-/// The rebuilds of a process, one of a projection at a time. Clones share them.
+/// Rebuilds of a process, at most one per projection at a time. Clones share them.
 #[derive(Clone)]
 pub(super) struct Rebuilds {
     log: Log,
@@ -26,35 +26,35 @@ pub(super) struct Rebuilds {
     last: Arc<Mutex<BTreeMap<&'static str, Rebuilt>>>,
 }
 
-/// The last rebuild of a projection in this process.
+/// Last rebuild of a projection in this process.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub(super) enum Rebuilt {
-    /// It goes on.
+    /// In progress.
     Running {
-        /// Since when, in ms since 1970.
+        /// Start, in ms since 1970.
         begun_ms: i64,
-        /// How far it is, in words.
+        /// Progress, as text.
         progress: String,
     },
-    /// It was done.
+    /// Completed.
     Done {
-        /// When, in ms since 1970.
+        /// End, in ms since 1970.
         ended_ms: i64,
-        /// The generation that is live now. That of before, if the two differed.
+        /// Generation that is live now: the previous one if the two differed and both were kept.
         generation: u32,
-        /// Lines that were compared.
+        /// Lines compared.
         lines: usize,
-        /// How many of them differ; with [`ENOUGH`](crate::rebuild::ENOUGH) the comparison ended.
+        /// Lines that differ; the comparison stops at [`ENOUGH`](crate::rebuild::ENOUGH).
         differences: usize,
-        /// The first of these.
+        /// First differences.
         first: Vec<String>,
     },
-    /// It could not be done.
+    /// Failed.
     Failed {
-        /// When, in ms since 1970.
+        /// End, in ms since 1970.
         ended_ms: i64,
-        /// Why.
+        /// Error message.
         error: String,
     },
 }
@@ -64,14 +64,14 @@ impl Rebuilds {
         Self { log: log.clone(), stores: stores.clone(), last: Arc::default() }
     }
 
-    /// The last rebuilds of some projections.
+    /// Returns the last rebuilds of some projections.
     pub(super) fn last(&self, projections: &[Projection]) -> BTreeMap<&'static str, Rebuilt> {
         let last = self.locked();
         let of = |projection: &Projection| last.get_key_value(projection.name());
         projections.iter().filter_map(of).map(|(name, rebuilt)| (*name, rebuilt.clone())).collect()
     }
 
-    /// Begins a rebuild, which goes on by itself; false if one goes on already.
+    /// Starts a rebuild in the background. Returns false if one of this projection is in progress.
     pub(super) fn begin(&self, projection: Projection, if_different: IfDifferent) -> bool {
         let name = projection.name();
         let begun_ms = Clock::system().now_ms();
@@ -84,7 +84,7 @@ impl Rebuilds {
         }
         let rebuilds = self.clone();
         tokio::spawn(async move {
-            // A task of its own, so that it is noted also when it panics.
+            // Runs as a separate task, so that a panic is recorded as a failure.
             let own = rebuilds.clone();
             let rebuilding =
                 tokio::spawn(async move { own.rebuild(projection, if_different, begun_ms).await });
@@ -98,7 +98,7 @@ impl Rebuilds {
         true
     }
 
-    /// Drops what a rebuild left that was cut off, or that found differences.
+    /// Drops the next generation of a rebuild that was interrupted or found differences.
     pub(super) async fn drop_next(&self, projection: Projection) -> anyhow::Result<()> {
         Rebuild::begin(&self.log, &self.stores, projection).await?.drop_next().await
     }
@@ -130,7 +130,7 @@ impl Rebuilds {
             generation,
             lines: outcome.lines,
             differences,
-            first: outcome.differences.iter().take(KEPT).map(ToString::to_string).collect(),
+            first: outcome.differences.iter().take(MAX_LISTED).map(ToString::to_string).collect(),
         })
     }
 

@@ -1,4 +1,4 @@
-//! The same over HTTP, on the ops port, for those who have the token.
+//! HTTP routes of the operator API, on the ops port, guarded by a bearer token.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -26,14 +26,14 @@ use super::{
 use crate::{projections, rebuild::IfDifferent, status::Status};
 use vidlog_projection_engine::{dead_letters::NotParked, desired_state::view_lock::Taken, view::Projection};
 
-/// What the routes work on.
+/// State of the routes.
 #[derive(Clone)]
 pub(super) struct OperatorApi {
     pub(super) audits: Audits,
     pub(super) rebuilds: Rebuilds,
 }
 
-/// Every route. All are guarded.
+/// Returns all routes, each guarded by the token.
 pub(super) fn router(api: OperatorApi, token: Option<Secret>) -> Router {
     Router::new()
         .route("/projections", get(all))
@@ -49,16 +49,16 @@ pub(super) fn router(api: OperatorApi, token: Option<Secret>) -> Router {
         .with_state(api)
 }
 
-/// Lets those pass who have the token.
+/// Rejects requests without the token.
 async fn guard(State(token): State<Arc<Option<Secret>>>, request: Request, next: Next) -> Response {
     let Some(token) = token.as_ref().as_ref().filter(|token| !token.reveal().is_empty()) else {
         let hint = "operating over HTTP is off; give this process a token, VIDLOG_OPS_TOKEN, to turn it on";
         return ApiError::new(StatusCode::FORBIDDEN, hint).into_response();
     };
-    let given = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
-    let given = given.and_then(|value| value.strip_prefix(b"Bearer ")).unwrap_or_default();
-    // In the same time however much of it is right.
-    if bool::from(given.ct_eq(token.reveal().as_bytes())) {
+    let presented = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let presented = presented.and_then(|value| value.strip_prefix(b"Bearer ")).unwrap_or_default();
+    // Compares in constant time, which reveals nothing of the token.
+    if bool::from(presented.ct_eq(token.reveal().as_bytes())) {
         next.run(request).await
     } else {
         let hint = "the header Authorization: Bearer, with the token of this process, is missing or wrong";
@@ -67,7 +67,7 @@ async fn guard(State(token): State<Arc<Option<Secret>>>, request: Request, next:
     }
 }
 
-/// What `projectors status --json` prints, and the audits and rebuilds of this process.
+/// Status as `projectors status --json` prints it, with the audits and rebuilds of this process.
 #[derive(Serialize)]
 struct StatusResponse {
     #[serde(flatten)]
@@ -76,13 +76,13 @@ struct StatusResponse {
     rebuilds: BTreeMap<&'static str, Rebuilt>,
 }
 
-/// What was done, in words.
+/// Response of a successful action.
 #[derive(Serialize)]
 struct ActionResult {
     done: String,
 }
 
-/// What was not done, and why.
+/// Response of a failed request.
 #[derive(Serialize)]
 struct ApiError {
     #[serde(skip)]
@@ -103,17 +103,17 @@ impl IntoResponse for ApiError {
 }
 
 async fn all(State(api): State<OperatorApi>) -> Json<StatusResponse> {
-    shown(&api, &projections::ALL).await
+    status_of(&api, &projections::ALL).await
 }
 
 async fn one(
     State(api): State<OperatorApi>,
     Path(name): Path<String>,
 ) -> Result<Json<StatusResponse>, ApiError> {
-    Ok(shown(&api, &[find(&name)?]).await)
+    Ok(status_of(&api, &[find(&name)?]).await)
 }
 
-async fn shown(api: &OperatorApi, projections: &[Projection]) -> Json<StatusResponse> {
+async fn status_of(api: &OperatorApi, projections: &[Projection]) -> Json<StatusResponse> {
     let status = api.audits.operator().status(projections).await;
     let (audits, rebuilds) = (api.audits.last(projections), api.rebuilds.last(projections));
     Json(StatusResponse { status, audits, rebuilds })
@@ -123,17 +123,17 @@ async fn pause(
     State(api): State<OperatorApi>,
     Path(name): Path<String>,
 ) -> Result<Json<ActionResult>, ApiError> {
-    done(api.audits.operator().pause(&find(&name)?).await)
+    respond(api.audits.operator().pause(&find(&name)?).await)
 }
 
 async fn resume(
     State(api): State<OperatorApi>,
     Path(name): Path<String>,
 ) -> Result<Json<ActionResult>, ApiError> {
-    done(api.audits.operator().resume(&find(&name)?).await)
+    respond(api.audits.operator().resume(&find(&name)?).await)
 }
 
-/// It takes as long as the log is: what came of it is in the answer of GET.
+/// Starts an audit. It reads the whole log, so it runs in the background; GET returns its result.
 async fn audit(
     State(api): State<OperatorApi>,
     Path(name): Path<String>,
@@ -147,14 +147,15 @@ async fn audit(
     }
 }
 
-/// What becomes of a generation that differs from the live one.
+/// Query parameters of a rebuild. `take_over`: switch even if the generations differ.
 #[derive(Deserialize)]
 struct RebuildOptions {
     #[serde(default)]
     take_over: bool,
 }
 
-/// It takes as long as the log is: how far it is, and what came of it, is in the answer of GET.
+/// Starts a rebuild. It reads the whole log, so it runs in the background; GET returns its progress and its
+/// result.
 async fn rebuild(
     State(api): State<OperatorApi>,
     Path(name): Path<String>,
@@ -177,7 +178,7 @@ async fn drop_next(
     Path(name): Path<String>,
 ) -> Result<Json<ActionResult>, ApiError> {
     let dropped = api.rebuilds.drop_next(find(&name)?).await;
-    done(dropped.map(|()| format!("all of {name} but the live generation is dropped")))
+    respond(dropped.map(|()| format!("all of {name} but the live generation is dropped")))
 }
 
 async fn dead_letters(
@@ -194,24 +195,25 @@ async fn retry(
 ) -> Result<Json<ActionResult>, ApiError> {
     let (operator, projection) = (api.audits.operator().clone(), find(&name)?);
     let retried = on_blocking_thread(move |runtime| runtime.block_on(operator.retry(projection))).await;
-    done(retried.map(|keys| if keys.is_empty() { "nothing waits".to_owned() } else { keys.join("; ") }))
+    respond(retried.map(|keys| if keys.is_empty() { "nothing waits".to_owned() } else { keys.join("; ") }))
 }
 
 async fn discard(
     State(api): State<OperatorApi>,
     place: Result<Path<(String, String, i64)>, PathRejection>,
 ) -> Result<Json<ActionResult>, ApiError> {
-    let not_a_place = |why: String| ApiError::new(StatusCode::BAD_REQUEST, why);
-    let Path((name, partition, offset)) = place.map_err(|error| not_a_place(error.body_text()))?;
+    let bad_request = |why: String| ApiError::new(StatusCode::BAD_REQUEST, why);
+    let Path((name, partition, offset)) = place.map_err(|error| bad_request(error.body_text()))?;
     let (operator, projection) = (api.audits.operator().clone(), find(&name)?);
-    let partition = partition.parse().map_err(not_a_place)?;
-    done(
+    let partition = partition.parse().map_err(bad_request)?;
+    respond(
         on_blocking_thread(move |runtime| runtime.block_on(operator.discard(projection, partition, offset)))
             .await,
     )
 }
 
-/// Works on a thread of its own: a future that asks a store again and again by an async closure can't change threads.
+/// Runs work on a blocking thread: a future that retries a store command through an async closure is not
+/// `Send`.
 async fn on_blocking_thread<T: Send + 'static>(
     work: impl FnOnce(Handle) -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {
@@ -224,7 +226,7 @@ fn find(name: &str) -> Result<Projection, ApiError> {
         .ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "there is no projection of this name"))
 }
 
-fn done(done: anyhow::Result<String>) -> Result<Json<ActionResult>, ApiError> {
+fn respond(done: anyhow::Result<String>) -> Result<Json<ActionResult>, ApiError> {
     match done {
         Ok(done) => Ok(Json(ActionResult { done })),
         Err(error) => {

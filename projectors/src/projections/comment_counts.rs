@@ -1,4 +1,4 @@
-//! The ids of each video's comments, whose number is the video's comment count.
+//! Ids of each video's comments; their number is the video's comment count.
 
 use vidlog_events::{CommentEvent, Envelope, Event};
 use vidlog_projection_engine::view::RedisWrites;

@@ -1,5 +1,5 @@
-//! The table `comments`. A deleted comment stays as a row without text, whether it was there before or not: deletion is
-//! final, and a repeated event can't revive it.
+//! Table `comments`. A deleted comment stays as a row without text, even if the deletion arrives first:
+//! deletion is final, and a repeated event cannot restore the comment.
 
 use futures::{FutureExt, future::BoxFuture};
 use sqlx::{MySqlConnection, QueryBuilder};
@@ -14,12 +14,12 @@ pub(super) fn apply<'a>(
     write(connection, project(records)).boxed()
 }
 
-/// What a batch comes to.
+/// Writes of a batch.
 #[derive(Default)]
 struct Writes {
-    /// Those that were posted, and those that were deleted before they were, in order: the first of an id counts.
+    /// Rows of posted comments and of deletions, in order; for each id the first row counts.
     rows: Vec<CommentRow>,
-    /// Videos and comments.
+    /// Video and comment ids of deletions.
     deleted: Vec<(i64, i64)>,
 }
 
@@ -67,7 +67,7 @@ async fn write(connection: &mut MySqlConnection, writes: Writes) -> sqlx::Result
                     .push_bind(row.posted_ms)
                     .push_bind(row.deleted);
             })
-            // Not `INSERT IGNORE`, which would also cut what does not fit.
+            // Not `INSERT IGNORE`, which would also truncate values that do not fit.
             .push(" ON DUPLICATE KEY UPDATE comment_id = comments.comment_id")
             .build()
             .execute(&mut *connection)

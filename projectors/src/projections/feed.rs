@@ -1,4 +1,4 @@
-//! The global feed: published videos by publish time, one ZSET a week.
+//! Global feed: published videos by publish time, one ZSET per week.
 
 use vidlog_events::{Envelope, Event, VideoEvent};
 use vidlog_projection_engine::view::RedisWrites;

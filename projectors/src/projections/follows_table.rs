@@ -1,4 +1,4 @@
-//! The table `follows`: the durable twin of the sets in Redis.
+//! Table `follows`: durable counterpart of the sets in Redis.
 
 use futures::{FutureExt, future::BoxFuture};
 use sqlx::{MySqlConnection, QueryBuilder};
@@ -7,7 +7,7 @@ use vidlog_events::{Event, FollowEvent};
 use super::membership::{Net, net};
 use vidlog_projection_engine::log::Record;
 
-/// Follower and followee.
+/// Ids of follower and followee.
 type Pair = (i64, i64);
 
 pub(super) fn apply<'a>(
@@ -17,7 +17,7 @@ pub(super) fn apply<'a>(
     write(connection, net(records.iter().filter_map(project))).boxed()
 }
 
-/// The pair, with the time in ms if it follows now.
+/// Returns the pair and, if it was added, the time in ms.
 fn project(record: &Record) -> Option<(Pair, Option<i64>)> {
     let Event::Follow(event) = &record.envelope.event else {
         return None;
@@ -47,7 +47,7 @@ async fn write(connection: &mut MySqlConnection, net: Net<Pair, i64>) -> sqlx::R
             .push_values(net.added, |mut values, ((follower, followee), followed_ms)| {
                 values.push_bind(follower).push_bind(followee).push_bind(followed_ms);
             })
-            // Not `INSERT IGNORE`, which would also cut what does not fit.
+            // Not `INSERT IGNORE`, which would also truncate values that do not fit.
             .push(" ON DUPLICATE KEY UPDATE follower_id = follows.follower_id")
             .build()
             .execute(connection)

@@ -1,7 +1,8 @@
-//! Likes: who likes a video, what a user likes, and how many likes an author's videos have.
+//! Likes: the users who like a video, the videos that a user likes, and the number of likes of an author's
+//! videos.
 //!
-//! The three lie on three shards. The first two are sets, each exact by itself; the author's total is kept as one
-//! absolute part a video, taken from the size of the video's set after the batch was applied there.
+//! The three keys are on three shards. The first two are sets, each exact by itself. The author's total is
+//! the sum of one absolute part per video: the size of the video's set after the batch was applied to it.
 
 use vidlog_events::{Envelope, Event, LikeEvent};
 use vidlog_projection_engine::view::RedisWrites;

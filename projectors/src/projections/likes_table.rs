@@ -1,4 +1,4 @@
-//! The table `likes`: the durable twin of the sets in Redis.
+//! Table `likes`: durable counterpart of the sets in Redis.
 
 use futures::{FutureExt, future::BoxFuture};
 use sqlx::{MySqlConnection, QueryBuilder};
@@ -7,9 +7,9 @@ use vidlog_events::{Event, LikeEvent};
 use super::membership::{Net, net};
 use vidlog_projection_engine::log::Record;
 
-/// Video and user.
+/// Ids of video and user.
 type Pair = (i64, i64);
-/// The video's author and the time of the like in ms.
+/// Id of the video's author, and the time of the like in ms.
 type Like = (i64, i64);
 
 pub(super) fn apply<'a>(
@@ -47,7 +47,7 @@ async fn write(connection: &mut MySqlConnection, net: Net<Pair, Like>) -> sqlx::
             .push_values(net.added, |mut values, ((video, user), (author, liked_ms))| {
                 values.push_bind(video).push_bind(user).push_bind(author).push_bind(liked_ms);
             })
-            // Not `INSERT IGNORE`, which would also cut what does not fit.
+            // Not `INSERT IGNORE`, which would also truncate values that do not fit.
             .push(" ON DUPLICATE KEY UPDATE user_id = likes.user_id")
             .build()
             .execute(connection)

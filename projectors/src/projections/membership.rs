@@ -1,17 +1,18 @@
-//! What a run of additions and removals comes to: the shared arithmetic of the tables that are sets.
+//! Nets the additions and removals of a batch, for the tables that are sets.
 
 use std::collections::BTreeMap;
 
-/// The net effect of a run on a set of which nothing is known: first remove, then add what is not there.
+/// Net effect of a batch on a set of unknown content: apply the removals, then add the members that are
+/// absent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Net<K, V> {
-    /// Members that were removed at some point of the run.
+    /// Members that the batch removes at some point.
     pub(super) removed: Vec<K>,
-    /// Members that are in at the end, with the value of their first addition since they were last out.
+    /// Members that are present at the end, with the value of their first addition after their last removal.
     pub(super) added: Vec<(K, V)>,
 }
 
-/// The net effect of changes in order: `Some` adds a member unless it is there, `None` removes it.
+/// Returns the net effect of changes in order: `Some` adds a member unless it is present, `None` removes it.
 pub(super) fn net<K: Ord + Copy, V>(changes: impl IntoIterator<Item = (K, Option<V>)>) -> Net<K, V> {
     let mut members: BTreeMap<K, (bool, Option<V>)> = BTreeMap::new();
     for (key, change) in changes {

@@ -1,7 +1,8 @@
-//! The tables `messages` and `conversations`.
+//! Tables `messages` and `conversations`.
 //!
-//! A message's `create_ms` is the time of its event, but always later than the conversation's last: readers poll
-//! with the last one that they have. A conversation is one key of the log, so its order is the same on every fold.
+//! A message's `create_ms` is the time of its event, but always later than that of the conversation's
+//! previous message: clients poll with the last `create_ms` that they received. All messages of a
+//! conversation have one record key, so every fold sees them in the same order.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -11,7 +12,7 @@ use vidlog_events::{Event, MessageEvent};
 use vidlog_projection_engine::log::Record;
 use vidlog_schemas::rows::MessageRow;
 
-/// The smaller and the larger user id.
+/// The smaller and the larger user id of a conversation.
 type Conversation = (i64, i64);
 
 pub(super) fn apply<'a>(
@@ -29,14 +30,14 @@ pub(super) fn apply<'a>(
     .boxed()
 }
 
-/// What the tables hold already of the conversations and messages of a batch.
+/// Existing rows of a batch's conversations and messages.
 #[derive(Default)]
 struct Known {
     last_ms: BTreeMap<Conversation, i64>,
     messages: HashSet<i64>,
 }
 
-/// The messages of a batch, their `create_ms` still the event's time.
+/// Returns the messages of a batch; `create_ms` is the event's time.
 fn sent(records: &[Record]) -> Vec<MessageRow> {
     let row = |record: &Record| {
         let Event::Message(event) = &record.envelope.event else {
@@ -60,7 +61,7 @@ fn conversation(message: &MessageRow) -> Conversation {
     (from.min(to), from.max(to))
 }
 
-/// Drops repeated messages and gives each its time.
+/// Drops repeated messages and sets each `create_ms`.
 fn project(sent: Vec<MessageRow>, mut known: Known) -> Vec<MessageRow> {
     let mut rows = Vec::with_capacity(sent.len());
     for mut message in sent {

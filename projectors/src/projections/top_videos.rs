@@ -1,7 +1,8 @@
-//! The most liked videos of each week of publication.
+//! Most liked videos by week of publication.
 //!
-//! Likes and publications are two streams, folded in any order. Both lie on the video's shard, and each write takes the
-//! size of the set as it is then, so the last one leaves the exact count whichever stream it comes from.
+//! Likes and publications are two streams, folded in any order. Both write to the video's shard, and each
+//! write takes the current size of the set, so the last one leaves the exact count, no matter which stream it
+//! comes from.
 
 use vidlog_events::{Envelope, Event, LikeEvent, VideoEvent};
 use vidlog_projection_engine::view::RedisWrites;

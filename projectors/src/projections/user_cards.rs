@@ -1,4 +1,4 @@
-//! User cards: what is shown of a user wherever one is named.
+//! User cards: the fields that responses include for each user.
 
 use vidlog_events::{Envelope, Event, UserEvent};
 use vidlog_projection_engine::view::RedisWrites;

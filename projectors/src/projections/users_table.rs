@@ -1,4 +1,4 @@
-//! The table `users`.
+//! Table `users`.
 
 use futures::{FutureExt, future::BoxFuture};
 use sqlx::{MySqlConnection, QueryBuilder};
@@ -34,7 +34,7 @@ async fn insert(connection: &mut MySqlConnection, rows: Vec<UserRow>) -> sqlx::R
         .push_values(rows, |mut values, row| {
             values.push_bind(row.user_id).push_bind(row.name).push_bind(row.registered_ms);
         })
-        // Not `INSERT IGNORE`, which would also cut what does not fit.
+        // Not `INSERT IGNORE`, which would also truncate values that do not fit.
         .push(" ON DUPLICATE KEY UPDATE user_id = users.user_id")
         .build()
         .execute(connection)

@@ -1,4 +1,4 @@
-//! Video cards: what is shown of a video wherever it is listed.
+//! Video cards: the fields that responses include for each listed video.
 
 use vidlog_events::{Envelope, Event, VideoEvent};
 use vidlog_projection_engine::view::RedisWrites;
@@ -18,7 +18,7 @@ pub(super) fn project(keys: &Keys, envelope: &Envelope, writes: &mut RedisWrites
                 ("state", processing),
             ],
         ),
-        // The first outcome stands, however often one is repeated.
+        // Only the first outcome counts; repeated ones are no-ops.
         VideoEvent::VideoPublished(published) => writes.update_hash_while(
             keys.video_card(published.video_id.get()),
             ("state", processing),

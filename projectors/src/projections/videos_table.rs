@@ -1,4 +1,4 @@
-//! The table `videos`.
+//! Table `videos`.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +15,8 @@ pub(super) fn apply<'a>(
     upsert(connection, project(records)).boxed()
 }
 
-/// One row a video. A row that is in the table already takes from it only an outcome that it has not: an outcome
-/// follows its upload, here or in an earlier batch.
+/// Returns one row per video. If the table has the row already, only an outcome is added to it, and only if
+/// it has none: an outcome follows its upload, in the same batch or an earlier one.
 fn project(records: &[Record]) -> Vec<VideoRow> {
     let mut rows: BTreeMap<i64, VideoRow> = BTreeMap::new();
     for record in records {
@@ -74,7 +74,7 @@ async fn upsert(connection: &mut MySqlConnection, rows: Vec<VideoRow>) -> sqlx::
     if rows.is_empty() {
         return Ok(());
     }
-    // Assignments run from left to right and see the columns that were assigned before: `state` comes last.
+    // MySQL assigns from left to right, and later expressions see the new values: `state` comes last.
     QueryBuilder::new(
         "INSERT INTO videos (video_id, author_id, title, state, uploaded_ms, published_ms, play_key, cover_key, reason) ",
     )

@@ -1,4 +1,4 @@
-//! Each author's works: what everyone sees, and all that was uploaded, for the author's own eyes.
+//! Works of each author: the published videos, which are public, and all uploads, which only the author sees.
 
 use vidlog_events::{Envelope, Event, VideoEvent};
 use vidlog_projection_engine::view::RedisWrites;

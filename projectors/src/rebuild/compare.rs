@@ -1,7 +1,7 @@
 //! Compares two generations of a view at one position, in bounded memory.
 //!
-//! Both are read in chunks and merged in order. Held in memory are some pages of each, the members that were written to
-//! while a stretch was read, and the lines that differ: the comparison stops at [`ENOUGH`] of them.
+//! Reads both in chunks and merges them in order. Memory holds some pages of each, the members that were
+//! written to while a stretch was read, and the differing lines: the comparison stops at [`ENOUGH`] of them.
 
 mod state;
 
@@ -32,16 +32,16 @@ use crate::comparison::{
     LineKey, Lines, Merge, PAGE, key_sizes, open_snapshot, read_keys, read_lines, rows, snapshot_connection,
 };
 
-/// How long the live generation may take to align its parts to the furthest of them.
+/// Timeout for the live generation to align its shards to one position.
 const ALIGN_TIMEOUT: Duration = Duration::from_mins(1);
-/// Between two readings of its position.
-const LOOK: Duration = Duration::from_millis(50);
-/// Lines that are read before what was written to meanwhile is compared again. Bounds the touched members, which are held
-/// in memory, and the records that are left to fold at the end.
+/// Interval between two reads of the live position.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Number of lines that are read before the lines written to meanwhile are compared again. Bounds the touched
+/// members in memory, and the records that are left to fold at the end.
 const STRETCH: usize = 100_000;
-/// Lines that differ before they are confirmed.
+/// Number of differing lines that are collected before they are confirmed.
 const MAX_UNCONFIRMED: usize = 2000;
-/// Bytes of the lines of each generation that are held in memory.
+/// Bytes of lines per generation that are held in memory.
 const MEMORY: usize = 32 << 20;
 
 /// Names of keys, without the generation.
@@ -54,9 +54,10 @@ struct Names {
 impl Pair {
     /// Compares the whole view.
     ///
-    /// MySQL shows the live view at one position, to which the next one is brought. Redis does not: there the live view
-    /// moves while it is read. A line that nothing writes to meanwhile is compared at one position all the same; which
-    /// lines were written to is determined by folding what arrived meanwhile ([`Pair::compare_again`]).
+    /// A snapshot in MySQL shows the live view at one position, to which the next one is folded. Redis has no
+    /// such snapshot, so the live view moves while it is read. A line that no record changes meanwhile is
+    /// compared at one position nevertheless; folding the records that arrived meanwhile determines which
+    /// lines changed ([`Pair::compare_again`]).
     pub(super) async fn compare_all(
         &self,
         log: &Log,
@@ -70,8 +71,8 @@ impl Pair {
         Ok(comparison)
     }
 
-    /// Compares all rows: the live ones as a snapshot shows them, and those of the next generation, which is brought to
-    /// the position of the snapshot.
+    /// Compares all rows: those of a snapshot of the live generation with those of the next one, which is
+    /// folded to the snapshot's position.
     async fn compare_rows(&self, log: &Log, comparison: &mut Comparison) -> anyhow::Result<()> {
         let mut live = snapshot_connection(&self.live.mysql).await?;
         let (offsets, mut snapshot) = open_snapshot(&mut live, &self.projection).await?;
@@ -96,10 +97,11 @@ impl Pair {
 
     /// Compares all keys.
     ///
-    /// The live generation is written to meanwhile, so a line that differs is unconfirmed. A scan may miss lines that come
-    /// or go during it. In either generation they do so by a record beyond the position of the next generation at the
-    /// start. The next one folds every such record before this ends or, those of the live one's last moments, right after
-    /// ([`Pair::compare_again`]), and each line that it writes to is looked up again, whether it was found or not.
+    /// The live generation changes meanwhile, so a line that differs is unconfirmed. A scan may miss lines
+    /// that are added or removed during it. In either generation, the record that does so is beyond the
+    /// position of the next generation at the start. The next generation folds every such record before this
+    /// function returns, or right after it in [`Pair::compare_again`], and each line that such a record
+    /// writes to is looked up again, whether it was found or not.
     async fn compare_keys(&self, log: &Log, comparison: &mut Comparison) -> anyhow::Result<()> {
         let (mut next, mut live) = (Lines::new(MEMORY), Lines::new(MEMORY));
         let mut scan = self.live.redis.scan(&self.live.keys.pattern(), PAGE);
@@ -136,7 +138,7 @@ impl Pair {
         self.look_up(differing, comparison).await
     }
 
-    /// The keys that are of the view's two generations.
+    /// Selects the keys of the view's two generations.
     fn of_view(&self, names: &[String]) -> Names {
         let mut found = Names::default();
         let catalogued = &self.projection.catalogued;
@@ -154,7 +156,7 @@ impl Pair {
         found
     }
 
-    /// Compares some lines by looking them up in both generations. Those that differ are unconfirmed.
+    /// Looks up some lines in both generations. Those that differ become unconfirmed.
     async fn look_up(&self, lines: BTreeSet<LineKey>, comparison: &mut Comparison) -> anyhow::Result<()> {
         let mut lines = lines.into_iter();
         loop {
@@ -173,7 +175,7 @@ impl Pair {
         }
     }
 
-    /// Reads the sizes of the Redis keys that differ.
+    /// Reads the sizes of the differing Redis keys.
     pub(super) async fn read_sizes(&self, comparison: &mut Comparison) -> anyhow::Result<()> {
         let names = comparison.certain.keys().filter_map(LineKey::redis).map(|(name, _)| name.into_owned());
         let names: BTreeSet<String> = names.collect();
@@ -185,11 +187,11 @@ impl Pair {
         Ok(())
     }
 
-    /// Folds what the live generation has by now, and compares again the lines that this wrote to: only they are
-    /// unconfirmed afterwards. A line that was unconfirmed before and was not written to is a difference. Lines of MySQL
-    /// are never unconfirmed.
+    /// Folds to the live generation's position and compares the lines again that this wrote to; only these
+    /// are unconfirmed afterwards. An unconfirmed line that was not written to becomes a difference. Lines in
+    /// MySQL are never unconfirmed.
     pub(super) async fn compare_again(&self, log: &Log, comparison: &mut Comparison) -> anyhow::Result<()> {
-        // The furthest position of the live generation at which a line can have been read.
+        // The highest position of the live generation at which a line can have been read.
         let read_at: Offsets =
             self.live_positions().await?.into_iter().map(|(at, position)| (at, position.highest())).collect();
         let deadline = Instant::now() + ALIGN_TIMEOUT;
@@ -204,9 +206,9 @@ impl Pair {
                  one, then run this again",
                 self.projection.name()
             );
-            sleep(LOOK).await;
+            sleep(POLL_INTERVAL).await;
         }
-        // Comparing rows takes long, and the records since then must not be left to the hold.
+        // Comparing rows takes long; the records since then must not be left to the hold.
         loop {
             let until = lowest(&self.live_positions().await?);
             let left = self.left(&until).await?;
@@ -227,13 +229,13 @@ impl Pair {
         Ok(())
     }
 
-    /// Compares again the lines that were written to. Other unconfirmed lines become differences.
+    /// Compares the lines again that were written to. Other unconfirmed lines become differences.
     async fn confirm(&self, comparison: &mut Comparison) -> anyhow::Result<()> {
         let mut touched = comparison.take_touched();
         if comparison.is_enough() {
             return Ok(());
         }
-        // A difference that was written to since is not certain any more.
+        // A differing line that was written to since may not differ any more.
         let again: Vec<_> =
             touched.iter().filter(|key| comparison.certain.contains_key(key)).cloned().collect();
         for key in again {

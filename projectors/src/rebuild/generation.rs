@@ -1,8 +1,8 @@
-//! Where the generations of a view are kept, and how one takes over.
+//! Creates, switches and drops the generations of a view.
 //!
-//! In Redis a generation is a part of each key's name, and the live one is a number that readers look up. In MySQL the
-//! next generation is built in a database of its own, beside the live one on the same server, and one `RENAME TABLE` puts
-//! its tables, with their checkpoints, in the place of the live ones.
+//! In Redis, the generation is a part of each key's name, and readers look up the number of the live one. In
+//! MySQL, the next generation is built in a separate database on the same server, and one `RENAME TABLE`
+//! replaces the live tables and their checkpoints with the new ones.
 
 use std::time::Duration;
 
@@ -18,33 +18,33 @@ use vidlog_projection_engine::{
 use vidlog_schemas::{keys::ViewKey, projections::View};
 use vidlog_service_kit::failpoint;
 
-/// How long the old generation is kept: a request that began with it ends within 5 s.
+/// Time for which the old generation is kept: requests that read it end within 5 s.
 pub(super) const GRACE: Duration = Duration::from_secs(8);
-/// Connections for folding into the next generation: partitions take turns on them.
+/// Size of the MySQL connection pool for folding into the next generation, which the partitions share.
 const CONNECTIONS: u32 = 8;
-/// Keys that are looked for, and deleted, in one round trip.
+/// Number of keys that are scanned, and deleted, per round trip.
 const PAGE: usize = 1000;
-/// Sets a field of a hash that is there.
-const TELL_READERS: &str = "if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then \
-                         return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end return 0";
+/// Lua script that sets a field of a hash if it exists.
+const PUBLISH_GENERATION: &str = "if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then \
+                                  return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end return 0";
 
-/// The generations of one view.
+/// Generations of one view, under the view's lock.
 pub(super) struct Generations {
     projection: Projection,
     target: Stores,
-    /// The number of the live generation when this began.
+    /// Number of the live generation when the lock was taken.
     pub(super) live: u32,
     lock: ViewLock,
 }
 
 impl Generations {
-    /// Takes the view's lock. The target's keys become those of the live generation.
+    /// Takes the view's lock and points the target's keys at the live generation.
     pub(super) async fn lock(projection: Projection, target: Stores) -> anyhow::Result<Self> {
         let lock = ViewLock::take(&target.mysql, projection).await?;
-        let wanted = desired_state::read(&target.mysql)
+        let states = desired_state::read(&target.mysql)
             .await
             .context("MySQL does not say which generation is live")?;
-        let live = wanted.get(projection.name()).cloned().unwrap_or_default().generation;
+        let live = states.get(projection.name()).cloned().unwrap_or_default().generation;
         target.keys.set_generation(&projection.catalogued, live);
         Ok(Self { projection, target, live, lock })
     }
@@ -53,7 +53,8 @@ impl Generations {
         self.live + 1
     }
 
-    /// Makes the place for the next generation, or finds what an earlier rebuild left there.
+    /// Creates the database and the tables of the next generation, or finds those of an earlier rebuild. In
+    /// Redis, it only derives the keys. Returns the stores of the next generation.
     pub(super) async fn make_next(&self) -> anyhow::Result<Stores> {
         match self.projection.catalogued.view {
             View::Redis(_) => {
@@ -61,7 +62,7 @@ impl Generations {
                 Ok(Stores { keys, ..self.target.clone() })
             }
             View::MySql(tables) => {
-                let (live, next) = (self.target.database()?, self.beside("next")?);
+                let (live, next) = (self.target.database()?, self.database_name("next")?);
                 self.drop_databases(&["old"]).await?;
                 self.execute(format!("CREATE DATABASE IF NOT EXISTS `{next}`")).await?;
                 for table in self.tables(tables) {
@@ -76,9 +77,10 @@ impl Generations {
         }
     }
 
-    /// Tables that were made before a migration of the live ones must not take their place.
+    /// Fails if the live tables were migrated since the next ones were created, so that old layouts cannot
+    /// take over.
     async fn ensure_same_layout(&self, tables: &'static [&'static str]) -> anyhow::Result<()> {
-        let (live, next) = (self.target.database()?, self.beside("next")?);
+        let (live, next) = (self.target.database()?, self.database_name("next")?);
         for table in self.tables(tables) {
             let layout = async |database: &str| -> sqlx::Result<String> {
                 let show = format!("SHOW CREATE TABLE `{database}`.{table}");
@@ -95,8 +97,8 @@ impl Generations {
         Ok(())
     }
 
-    /// Makes the next generation the live one, in one step, within a hold, which ends with it. False if the hold has ended before, or
-    /// a long read was in the way.
+    /// Makes the next generation the live one, in one step that requires the hold and ends it. Returns false
+    /// if the hold has ended before, or if a long read blocked the rename.
     pub(super) async fn take_over(&self, hold: &mut Hold<'_>) -> anyhow::Result<bool> {
         self.lock.ensure_held().await?;
         match self.projection.catalogued.view {
@@ -106,13 +108,14 @@ impl Generations {
                     return Ok(false);
                 }
                 failpoint::pass("redis-switch-after");
-                self.tell_readers(self.next_number()).await.context(
+                self.publish_generation(self.next_number()).await.context(
                     "the next generation is live, but Redis did not take that; those that fold it tell readers, and \
                      --drop drops the one before",
                 )?;
             }
             View::MySql(tables) => {
-                let (live, next, old) = (self.target.database()?, self.beside("next")?, self.beside("old")?);
+                let (live, next, old) =
+                    (self.target.database()?, self.database_name("next")?, self.database_name("old")?);
                 self.ensure_same_layout(tables).await?;
                 self.execute(format!("CREATE DATABASE IF NOT EXISTS `{old}`")).await?;
                 let moves: Vec<_> = self
@@ -139,24 +142,25 @@ impl Generations {
         Ok(true)
     }
 
-    /// The view that was live until the switch, in MySQL.
+    /// Returns the view that was live until the switch; only in MySQL.
     pub(super) fn replaced(&self) -> anyhow::Result<Option<Stores>> {
         match self.projection.catalogued.view {
             View::Redis(_) => Ok(None),
-            View::MySql(_) => Ok(Some(self.target.with_database(&self.beside("old")?, CONNECTIONS))),
+            View::MySql(_) => Ok(Some(self.target.with_database(&self.database_name("old")?, CONNECTIONS))),
         }
     }
 
-    /// Tells readers which generation is live, if they read this view at all: if it is not complete, they do not.
-    async fn tell_readers(&self, generation: u32) -> anyhow::Result<()> {
-        let tell = cmd("EVAL")
-            .arg(TELL_READERS)
+    /// Publishes the live generation to readers, unless the view is incomplete: then it is not published at
+    /// all.
+    async fn publish_generation(&self, generation: u32) -> anyhow::Result<()> {
+        let publish = cmd("EVAL")
+            .arg(PUBLISH_GENERATION)
             .arg(1)
             .arg(self.target.keys.generations())
             .arg(self.projection.name())
             .arg(generation)
             .take();
-        let _: i64 = self.target.redis.query(&tell).await?;
+        let _: i64 = self.target.redis.query(&publish).await?;
         Ok(())
     }
 
@@ -168,19 +172,19 @@ impl Generations {
         self.drop_databases(&["old", "next"]).await
     }
 
-    /// Drops whatever rebuilds left that were cut off.
+    /// Drops what interrupted rebuilds left.
     pub(super) async fn drop_all_but_live(&self) -> anyhow::Result<()> {
         if let View::Redis(_) = self.projection.catalogued.view {
-            // A rebuild may have died before it told them.
-            self.tell_readers(self.live).await?;
+            // A rebuild may have crashed between the switch and publishing it.
+            self.publish_generation(self.live).await?;
         }
         self.drop_next().await?;
-        // An old one may have been live a moment ago.
+        // Readers may still read a generation that was live until recently.
         sleep(GRACE).await;
         self.drop_generations(|generation| generation < self.live).await
     }
 
-    /// Drops what was to be live next, and what was moved out of its way.
+    /// Drops the next generation, and the tables that a switch replaced.
     pub(super) async fn drop_next(&self) -> anyhow::Result<()> {
         self.drop_generations(|generation| generation > self.live).await?;
         self.drop_databases(&["old", "next"]).await
@@ -207,7 +211,7 @@ impl Generations {
             return Ok(());
         };
         for which in which {
-            self.execute(format!("DROP DATABASE IF EXISTS `{}`", self.beside(which)?)).await?;
+            self.execute(format!("DROP DATABASE IF EXISTS `{}`", self.database_name(which)?)).await?;
         }
         Ok(())
     }
@@ -217,8 +221,8 @@ impl Generations {
         own.chain([self.projection.catalogued.checkpoint_table(), self.projection.catalogued.parked_table()])
     }
 
-    /// The name of a database beside the live one.
-    fn beside(&self, what: &str) -> anyhow::Result<String> {
+    /// Returns the name of a database beside the live one.
+    fn database_name(&self, what: &str) -> anyhow::Result<String> {
         let projection = self.projection.name().replace('-', "_");
         Ok(format!("{}_{what}_{projection}", self.target.database()?))
     }

@@ -1,4 +1,4 @@
-//! The two generations of a view that a rebuild compares.
+//! The live and the next generation of a view.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,13 @@ use vidlog_projection_engine::{
 };
 use vidlog_schemas::projections::View;
 
-/// A round of catching up that leaves fewer records than this to the next is the last.
+/// Number of remaining records below which a round of catching up is the last.
 pub(super) const NEARLY_THERE: i64 = 2000;
 
 /// The live and the next generation of a view.
 pub(super) struct Pair {
     pub(super) projection: Projection,
-    /// The partitions of its streams.
+    /// Partitions of the projection's streams.
     pub(super) partitions: Vec<Partition>,
     pub(super) live: Stores,
     pub(super) next: Stores,
@@ -27,7 +27,7 @@ impl Pair {
         self.next.view(self.projection)
     }
 
-    /// Where the live generation stands in every partition.
+    /// Returns the live generation's position in every partition.
     pub(super) async fn live_positions(&self) -> anyhow::Result<BTreeMap<Partition, Position>> {
         let sink = self.live.view(self.projection);
         let positions =
@@ -35,15 +35,16 @@ impl Pair {
         Ok(self.partitions.iter().copied().zip(positions).collect())
     }
 
-    /// How many records are left to some places.
+    /// Returns the number of offsets that the next generation has left to fold up to some offsets.
     pub(super) async fn left(&self, until: &Offsets) -> anyhow::Result<i64> {
         let partitions: Vec<Partition> = until.keys().copied().collect();
         let positions = self.next_sink().positions(&partitions).await?;
         Ok(positions.iter().zip(until.values()).map(|(at, end)| (end - at.lowest()).max(0)).sum())
     }
 
-    /// Tells readers how far the next generation is, before it is theirs. Those of a view in MySQL do not tell generations
-    /// apart, and the two are at one position.
+    /// Publishes the next generation's position to its readers before the switch.
+    ///
+    /// Only for Redis: in MySQL, readers do not distinguish generations, and both are at one position.
     pub(super) async fn publish_progress(&self, places: &Offsets) -> anyhow::Result<()> {
         if let View::Redis(_) = self.projection.catalogued.view {
             for (partition, next) in places {
@@ -54,7 +55,7 @@ impl Pair {
     }
 }
 
-/// The lowest of some positions: what all parts of a view have.
+/// Returns the lowest offset of each position: the records before it are in all parts of the view.
 pub(super) fn lowest(positions: &BTreeMap<Partition, Position>) -> Offsets {
     positions.iter().map(|(partition, position)| (*partition, position.lowest())).collect()
 }

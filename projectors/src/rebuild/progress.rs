@@ -1,34 +1,34 @@
-//! How far a rebuild is.
+//! Progress of a rebuild.
 
 use std::{fmt, time::Duration};
 
 /// The interval at which a rebuild publishes its progress.
 pub(super) const PUBLISH_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How far a rebuild is.
+/// Progress of a rebuild.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Progress {
-    /// It makes the place for the next generation.
+    /// Creates the next generation.
     Preparing,
-    /// It folds the log.
+    /// Folds the log.
     Folding {
         /// Records folded.
         folded: i64,
-        /// Of so many, as far as is known now: the log grows.
+        /// Records to fold in total, by the current end; it grows with the log.
         of: i64,
-        /// Time since it began.
+        /// Time since folding began.
         elapsed: Duration,
     },
-    /// It compares the two generations.
+    /// Compares the two generations.
     Comparing {
-        /// Keys or rows that were compared.
+        /// Number of keys or rows that were compared.
         lines: usize,
     },
-    /// It holds the live generation, to compare what is left and to switch.
+    /// Holds the live generation to compare the rest and to switch.
     TakingOver,
-    /// The next generation serves. The old one is kept until nobody can be reading it.
+    /// The next generation is live. The old one is kept until requests that read it have ended.
     Waiting,
-    /// It has ended.
+    /// The rebuild has ended.
     Done,
 }
 

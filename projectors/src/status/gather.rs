@@ -1,4 +1,5 @@
-//! Asks everyone who knows something. Whoever does not answer leaves a gap, with the reason.
+//! Collects the status of projections from MySQL, the views and Kafka. Sources that fail or time out leave
+//! gaps, with the reason.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -21,10 +22,10 @@ use vidlog_projection_engine::{
     view::Projection,
 };
 
-/// How long anyone may take to answer.
+/// Timeout for each source.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How some projections are now.
+/// Returns the current status of some projections.
 pub async fn gather(log: &Log, target: &Stores, projections: &[Projection]) -> Status {
     let streams: Vec<Stream> =
         Stream::ALL.into_iter().filter(|stream| projections.iter().any(|one| folds(one, *stream))).collect();
@@ -59,7 +60,7 @@ pub async fn gather(log: &Log, target: &Stores, projections: &[Projection]) -> S
     for (projection, shown) in projections.iter().zip(&mut status.projections) {
         if let Some(Ok(())) = generations.get(projection.name()) {
             let sink = target.view(*projection);
-            // Why a store does not answer is said already, of its positions.
+            // An error is left out here: the positions report why the same store is unavailable.
             let waiting = bounded("the view", sink.dead_letter_counts()).await.ok();
             for partition in &mut shown.partitions {
                 partition.dead_letters = waiting.as_ref().map(|waiting| {
@@ -76,7 +77,8 @@ fn folds(projection: &Projection, stream: Stream) -> bool {
     projection.streams().any(|folded| folded == stream)
 }
 
-/// The partitions of a projection: those of its topics, or at least those that someone has.
+/// Returns the partitions of a projection: those of its topics, or those that processes report if Kafka is
+/// unavailable.
 fn partitions(
     projection: &Projection,
     extents: &Answer<BTreeMap<Partition, Extent>>,
@@ -94,7 +96,8 @@ fn partitions(
     }
 }
 
-/// Has the keys be of the live generations. Which those are MySQL says, or else what readers in Redis go by.
+/// Points the target's keys at the live generations. MySQL has them; if it is unavailable, the generations
+/// that readers use are read from Redis.
 async fn generations(
     target: &Stores,
     projections: &[Projection],
@@ -108,8 +111,8 @@ async fn generations(
                 Ok(Some(wanted.get(projection.name()).cloned().unwrap_or_default().generation))
             }
             (Err(why), View::Redis(_)) => {
-                let ask = cmd("HGET").arg(target.keys.generations()).arg(projection.name()).take();
-                match bounded("Redis", target.redis.query::<Option<u32>>(&ask)).await {
+                let query = cmd("HGET").arg(target.keys.generations()).arg(projection.name()).take();
+                match bounded("Redis", target.redis.query::<Option<u32>>(&query)).await {
                     Ok(Some(generation)) => Ok(Some(generation)),
                     Ok(None) => Err(format!("its live generation is not known: {why}")),
                     Err(also) => Err(also),

@@ -1,4 +1,4 @@
-//! Puts side by side what is known of each partition.
+//! Combines the collected data into the status of each partition.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,28 +15,28 @@ use vidlog_projection_engine::{
     view::Projection,
 };
 
-/// What someone says, or why not.
+/// A source's data, or the reason why it is unavailable.
 pub(super) type Answer<T> = Result<T, String>;
 
-/// All that is known.
+/// Data of all sources.
 pub(super) struct Known {
     pub(super) now_ms: i64,
     pub(super) wanted: Answer<DesiredStates>,
     pub(super) reports: Answer<Vec<Report>>,
     pub(super) extents: Answer<BTreeMap<Partition, Extent>>,
-    /// Of each projection.
+    /// Visible offsets by projection.
     pub(super) positions: BTreeMap<&'static str, Answer<Offsets>>,
-    /// Of the records at the positions that are behind.
+    /// Times of the records at [`Known::behind`].
     pub(super) times: Answer<Times>,
 }
 
 impl Known {
-    /// The places after which the log goes on, with its end.
+    /// Returns the positions that are before the end of their partition, each with that end.
     pub(super) fn behind(&self) -> BTreeMap<Place, i64> {
         let positions = self.positions.values().flatten().flatten();
         let behind = positions.filter_map(|(partition, position)| {
             let extent = self.extent(*partition)?;
-            // What was before the log start offset is gone.
+            // Retention deleted the records before the log start offset.
             let place = (*partition, extent.start.max(*position));
             (place.1 < extent.end).then_some((place, extent.end))
         });
@@ -48,7 +48,7 @@ impl Known {
     }
 }
 
-/// How some projections are, by what is known.
+/// Derives the status of some projections.
 pub(super) fn status(known: &Known, projections: &[Projection]) -> Status {
     let mut unknown: Vec<String> = Vec::new();
     let answers = [
@@ -109,8 +109,11 @@ fn of_projection(known: &Known, projection: &Projection) -> ProjectionStatus {
     }
 }
 
-/// How far a partition is behind, in offsets and in time. A view that lacks no record that the log has is not behind,
-/// whatever the offsets before the end hold. What a view with a position missed before the log start offset counts.
+/// Returns the lag of a partition in offsets and in seconds.
+///
+/// It is zero if no record follows the position, even if offsets do: transaction markers occupy offsets, too.
+/// If the position is between zero and the log start offset, retention deleted records that the view does not
+/// have; these count as lag.
 fn lag(known: &Known, partition: Partition, position: Option<i64>) -> (Option<i64>, Option<f64>) {
     let Some((Extent { start, end }, position)) = known.extent(partition).zip(position) else {
         return (None, None);
@@ -118,7 +121,7 @@ fn lag(known: &Known, partition: Partition, position: Option<i64>) -> (Option<i6
     let next = start.max(position);
     let has_missed = 0 < position && position < start;
     let time = known.times.iter().find_map(|times| times.get(&(partition, next)).copied());
-    // The view may have gone on since the log was asked.
+    // The view may have passed the end since the end was read.
     if (next >= end || time == Some(None)) && !has_missed {
         return (Some(0), Some(0.0));
     }
@@ -126,7 +129,8 @@ fn lag(known: &Known, partition: Partition, position: Option<i64>) -> (Option<i6
     (Some(lag), time.flatten().map(|time| seconds(known.now_ms - time)))
 }
 
-/// How a partition is: what its process says, unless that is past or there is none.
+/// Derives the state of a partition and its reason. A report of running or blocked counts in any case;
+/// otherwise the desired state takes precedence over the report, which may be older.
 fn state(known: &Known, run_state: Option<&RunState>, report: Option<&Report>) -> (State, Option<String>) {
     match (run_state, report) {
         (_, Some(Report { state: state @ (State::Running | State::Blocked), why, .. })) => {

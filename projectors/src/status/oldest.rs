@@ -1,6 +1,7 @@
-//! The first record that a view does not have: its age is how far the view is behind in time.
+//! Reads the time of the first record that each view does not have, which gives the lag in seconds.
 //!
-//! It is read from the log itself, one record for each place, so that it is exact and known also while nothing runs.
+//! Reads one record per position from the log itself, so the lag is exact and available even if no process
+//! runs.
 
 use std::{collections::BTreeMap, ops::ControlFlow, time::Duration};
 
@@ -9,16 +10,17 @@ use rdkafka::Message;
 use tokio::{task::spawn_blocking, time::Instant};
 use vidlog_projection_engine::log::{Item, Log, Partition, Ranges, Source};
 
-/// How long all of it may take.
+/// Timeout for reading all records. What the broker does not send in time is left out.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// A place in the log: a partition, and the offset of the next record.
+/// A position in the log: a partition and the offset of the next record.
 pub(super) type Place = (Partition, i64);
-/// The times of the first records at or after some places, in ms since 1970; `None` where the log has none up to its end.
+/// Times of the first records at or after some positions, in ms since 1970; `None` if no record follows up to
+/// the end of the partition.
 pub(super) type Times = BTreeMap<Place, Option<i64>>;
 
-/// The times of the first records at some places, up to the ends of their partitions. What the broker did not send in time
-/// is missing.
+/// Returns the times of the first records at or after some positions, up to the given ends of their
+/// partitions. Positions that the broker does not send in time are missing.
 pub(super) async fn times(log: &Log, places: BTreeMap<Place, i64>) -> anyhow::Result<Times> {
     let log = log.clone();
     spawn_blocking(move || read(&log, places)).await.context("reading the log panicked")?
@@ -28,7 +30,8 @@ fn read(log: &Log, mut places: BTreeMap<Place, i64>) -> anyhow::Result<Times> {
     let deadline = Instant::now() + DEADLINE;
     let mut times = Times::new();
     while !places.is_empty() && Instant::now() < deadline {
-        // One place of each partition; the others, of projections that are elsewhere, come next.
+        // Reads one position per partition in each round; further positions, of other projections, follow in
+        // the next rounds.
         let ranges: Ranges =
             places.iter().map(|((partition, offset), end)| (*partition, *offset..*end)).collect();
         places.retain(|(partition, offset), _| {

@@ -1,4 +1,4 @@
-//! What each process says of its partitions, by way of MySQL.
+//! Reports: each process writes the status of its partitions to MySQL, from where operators read it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,39 +17,39 @@ use vidlog_projection_engine::{
     store::Stores,
 };
 
-/// Between two reports.
-const EVERY: Duration = Duration::from_secs(2);
-/// Between two reports of changes.
-const AT_MOST_EVERY: Duration = Duration::from_millis(100);
-/// How long MySQL may take.
+/// Interval of the reports.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// Minimum interval between reports; a change triggers one early.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+/// Timeout for writing a report.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
-/// A report that is older is of a process that is no more, or can't report.
+/// Maximum age of a report, in ms. An older one belongs to a process that ended or cannot reach MySQL.
 const FRESH_MS: i64 = 10_000;
-/// Characters of a text that are kept.
+/// Maximum number of characters of a stored text.
 const TEXT_LENGTH: usize = 1000;
 
-/// What a process says of a partition.
+/// A process's report on a partition.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Report {
-    /// Whose partition.
+    /// Name of the projection.
     pub(crate) projection: String,
-    /// Which.
+    /// Partition.
     pub(crate) partition: Partition,
-    /// The process.
+    /// Process that owns the partition.
     pub(crate) instance: String,
-    /// The generation that it folds into.
+    /// Generation that the process folds into.
     pub(crate) generation: u32,
-    /// How it is.
+    /// State of the partition.
     pub(crate) state: State,
-    /// Why, in words for an operator.
+    /// Reason for the state, for operators.
     pub(crate) why: Option<String>,
-    /// Records folded, over the last 10 seconds.
+    /// Records folded per second, averaged over the last 10 seconds.
     pub(crate) records_per_second: f64,
-    /// The last error, and how many milliseconds ago it was.
+    /// Last error and its age in ms.
     pub(crate) last_error: Option<(String, i64)>,
 }
 
-/// Reports what a process has, as `instance`, until shutdown is given.
+/// Writes the reports of a process as `instance` until shutdown.
 pub(crate) struct Reporter {
     pub(crate) instance: String,
     pub(crate) target: Stores,
@@ -59,13 +59,13 @@ pub(crate) struct Reporter {
 
 impl Reporter {
     pub(crate) async fn run(self, shutdown: Shutdown) {
-        let mut is_away = false;
+        let mut is_failing = false;
         while !shutdown.is_requested() {
-            let reports = self.statuses.snapshot().into_iter().map(|line| self.report(line)).collect();
+            let reports = self.statuses.snapshot().into_iter().map(|status| self.report(status)).collect();
             match timeout(WRITE_TIMEOUT, write(&self.target.mysql, reports)).await {
-                Ok(Ok(())) => is_away = false,
-                failed if !is_away => {
-                    is_away = true;
+                Ok(Ok(())) => is_failing = false,
+                failed if !is_failing => {
+                    is_failing = true;
                     let error = failed.map_or("MySQL does not answer".to_owned(), |failed| {
                         failed.map_or_else(|error| error.to_string(), |()| String::new())
                     });
@@ -73,10 +73,10 @@ impl Reporter {
                 }
                 _ => {}
             }
-            sleep(AT_MOST_EVERY).await;
+            sleep(MIN_INTERVAL).await;
             tokio::select! {
                 () = self.statuses.changed() => {}
-                () = sleep(EVERY) => {}
+                () = sleep(INTERVAL) => {}
                 () = shutdown.wait() => {}
             }
         }
@@ -84,9 +84,11 @@ impl Reporter {
 
     fn report(&self, status: PartitionStatus) -> Report {
         let PartitionStatus { projection, partition, phase, run_state, records_per_second, error } = status;
-        let held_up = self.readiness.reason(&format!("{projection}/{}", partition.id()));
+        let blocked_by = self.readiness.reason(&format!("{projection}/{}", partition.id()));
         let (state, why) = match (phase, run_state) {
-            (Phase::Running, _) => (held_up.as_ref().map_or(State::Running, |_| State::Blocked), held_up),
+            (Phase::Running, _) => {
+                (blocked_by.as_ref().map_or(State::Running, |_| State::Blocked), blocked_by)
+            }
             (Phase::Waiting(_), RunState::Pause) => (State::Paused, None),
             (Phase::Waiting(_), RunState::Hold) => (State::Held, None),
             (Phase::Waiting(_), RunState::Stopped(why)) => (State::Stopped, Some(why)),
@@ -110,7 +112,7 @@ async fn write(pool: &MySqlPool, reports: Vec<Report>) -> sqlx::Result<()> {
     if reports.is_empty() {
         return Ok(());
     }
-    let cut = |text: &str| text.chars().take(TEXT_LENGTH).collect::<String>();
+    let truncate = |text: &str| text.chars().take(TEXT_LENGTH).collect::<String>();
     let mut upsert = QueryBuilder::new(
         "INSERT INTO projector_status (projection, stream, partition_no, instance, generation, state, why,
              records_per_second, last_error, last_error_ms, reported_ms) ",
@@ -124,9 +126,9 @@ async fn write(pool: &MySqlPool, reports: Vec<Report>) -> sqlx::Result<()> {
             .push_bind(instance)
             .push_bind(generation)
             .push_bind(state.name())
-            .push_bind(why.as_deref().map(cut))
+            .push_bind(why.as_deref().map(truncate))
             .push_bind(report.records_per_second)
-            .push_bind(error.as_deref().map(cut))
+            .push_bind(error.as_deref().map(truncate))
             .push("UNIX_TIMESTAMP(NOW(3)) * 1000 - ")
             .push_bind_unseparated(ago)
             .push("UNIX_TIMESTAMP(NOW(3)) * 1000");
@@ -163,7 +165,7 @@ struct Row {
     last_error_ago_ms: Option<i64>,
 }
 
-/// What the processes that are there say.
+/// Reads the reports that are at most [`FRESH_MS`] old.
 pub(crate) async fn read(pool: &MySqlPool) -> sqlx::Result<Vec<Report>> {
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT projection, stream, partition_no, instance, CAST(generation AS UNSIGNED) AS generation, state, why,

@@ -1,4 +1,4 @@
-//! The table for people.
+//! Formats the status as a table.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -17,8 +17,8 @@ const HEADINGS: [&str; 11] = [
     "DEAD LETTERS",
     "INSTANCE",
 ];
-/// What is not known, or not there.
-const NOTHING: &str = "-";
+/// Cell of an absent or unavailable value.
+const ABSENT: &str = "-";
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -46,24 +46,24 @@ impl fmt::Display for Status {
 fn row(projection: &ProjectionStatus, partition: &PartitionStatus) -> [String; 11] {
     [
         projection.name.to_owned(),
-        shown(projection.generation.as_ref()),
+        cell(projection.generation.as_ref()),
         partition.partition.clone(),
-        shown(partition.position.as_ref()),
-        shown(partition.end.as_ref()),
-        shown(partition.lag.as_ref()),
-        partition.lag_seconds.map_or(NOTHING.to_owned(), duration),
+        cell(partition.position.as_ref()),
+        cell(partition.end.as_ref()),
+        cell(partition.lag.as_ref()),
+        partition.lag_seconds.map_or(ABSENT.to_owned(), duration),
         match partition.state {
             State::Unassigned => "no instance runs it",
             state => state.name(),
         }
         .to_owned(),
-        partition.records_per_second.map_or(NOTHING.to_owned(), |rate| format!("{rate:.1}")),
-        shown(partition.dead_letters.as_ref()),
-        shown(partition.instance.as_ref()),
+        partition.records_per_second.map_or(ABSENT.to_owned(), |rate| format!("{rate:.1}")),
+        cell(partition.dead_letters.as_ref()),
+        cell(partition.instance.as_ref()),
     ]
 }
 
-/// Below the table, as they are long: reasons and errors.
+/// Writes reasons and errors below the table, as they are too long for a column.
 fn notes(f: &mut fmt::Formatter<'_>, projection: &ProjectionStatus) -> fmt::Result {
     let name = projection.name;
     if let Some(why) = &projection.unknown {
@@ -72,7 +72,7 @@ fn notes(f: &mut fmt::Formatter<'_>, projection: &ProjectionStatus) -> fmt::Resu
     if projection.partitions.is_empty() {
         writeln!(f, "{name}: no partition is known: Kafka does not answer, or the topics are not there yet")?;
     }
-    // What is true of several partitions is said once.
+    // Partitions with the same note share one line.
     let mut notes: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for PartitionStatus { partition, state, why, last_error, .. } in &projection.partitions {
         let why = why.as_ref().map(|why| format!("{}: {why}", state.name()));
@@ -93,11 +93,11 @@ fn notes(f: &mut fmt::Formatter<'_>, projection: &ProjectionStatus) -> fmt::Resu
     Ok(())
 }
 
-fn shown(value: Option<&impl ToString>) -> String {
-    value.map_or(NOTHING.to_owned(), ToString::to_string)
+fn cell(value: Option<&impl ToString>) -> String {
+    value.map_or(ABSENT.to_owned(), ToString::to_string)
 }
 
-/// As short as it is still useful.
+/// Formats a duration in its largest suitable unit.
 fn duration(seconds: f64) -> String {
     match seconds {
         ..60.0 => format!("{seconds:.1} s"),

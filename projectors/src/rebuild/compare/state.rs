@@ -1,4 +1,4 @@
-//! The state of a comparison of two generations: what was compared, and what differs.
+//! State of a comparison of two generations: counts and differing lines.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,23 +14,23 @@ use crate::{
     rebuild::progress::{PUBLISH_INTERVAL, Progress},
 };
 
-/// Differing lines at which a comparison stops: enough to see what is wrong.
+/// Number of differing lines at which a comparison stops: enough to find the cause.
 pub const ENOUGH: usize = 1000;
 
-/// Lines that differ: what the next generation has, and what the live one has.
+/// Differing lines, with the content in the next generation and in the live one.
 type Differing = BTreeMap<LineKey, (Option<String>, Option<String>)>;
 
-/// The state of a comparison of two generations.
+/// State of a comparison of two generations.
 pub(in crate::rebuild) struct Comparison {
-    /// Keys or rows of the next generation that were compared.
+    /// Number of keys or rows of the next generation that were compared.
     pub(in crate::rebuild) lines: usize,
     /// Lines that differ at one position.
     pub(super) certain: Differing,
-    /// Lines that differed while the live generation moved, which may be the only reason.
+    /// Lines that differed while the live generation moved, which may be the only cause.
     pub(super) unconfirmed: Differing,
-    /// The sizes of Redis keys that differ, in the next and in the live generation.
+    /// Sizes of the differing Redis keys, in the next and in the live generation.
     pub(super) sizes: BTreeMap<String, (usize, usize)>,
-    /// What was folded since the comparison began, with the members that it wrote to.
+    /// Counts of the records that were folded since the comparison began, and the members that they wrote to.
     pub(in crate::rebuild) since: Arc<Tally>,
     progress: watch::Sender<Progress>,
     published: Instant,
@@ -49,27 +49,28 @@ impl Comparison {
         }
     }
 
-    /// Whether the generations differ.
+    /// Returns whether the generations differ.
     pub(in crate::rebuild) fn has_differences(&self) -> bool {
         !self.certain.is_empty()
     }
 
-    /// Whether the whole view was compared.
+    /// Returns whether the whole view was compared.
     pub(in crate::rebuild) fn is_complete(&self) -> bool {
         !self.is_enough()
     }
 
-    /// The differences, those of one Redis key combined.
+    /// Returns the differences, with those of one Redis key combined.
     pub(in crate::rebuild) fn differences(&self) -> Vec<Difference> {
         combine(&self.certain, &self.sizes)
     }
 
-    /// Whether enough lines differ. It stays so, as the rest of the view is not compared then.
+    /// Returns whether enough lines differ to stop. It stays true, as the rest of the view is not compared
+    /// then.
     pub(super) fn is_enough(&self) -> bool {
         self.certain.len() >= ENOUGH
     }
 
-    /// Counts keys or rows that were compared.
+    /// Counts compared keys or rows, and publishes the progress.
     pub(super) fn count(&mut self, lines: usize) {
         self.lines += lines;
         if self.published.elapsed() >= PUBLISH_INTERVAL {
@@ -84,7 +85,7 @@ impl Comparison {
         }
     }
 
-    /// The lines that were written to since the last call.
+    /// Returns the lines that were written to since the last call.
     pub(super) fn take_touched(&self) -> BTreeSet<LineKey> {
         let touched = self
             .since

@@ -1,4 +1,4 @@
-//! Tells readers of a view in Redis when it is complete, and which generation is live.
+//! Publishes to readers whether a view in Redis is complete, and which generation is live.
 //!
 //! Readers read the generation in the view's [`GenerationMarker`], and read MySQL while it is missing. A loss of all keys
 //! removes it together with the view. A runner that detects that Redis lost writes removes it before it refills the view
@@ -37,14 +37,14 @@ use crate::{
     view::{Projection, RedisFold},
 };
 
-/// Between two checks of a complete view. A loss of all of Redis is detected this late.
+/// Interval between two checks of a complete view. A loss of all of Redis is detected after at most this time.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Between two checks of a view that is refilled: doubled from the first to the last.
+/// Interval between two checks of a view that is refilled: doubled from the first to the last.
 const REFILL_CHECK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
-/// How long the broker may take to answer: a shutdown waits for it.
+/// Timeout for a response of the broker. A shutdown waits for it.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Checks for which a published generation newer than ours is left alone: we read the desired state again in less than a
-/// second.
+/// Maximum of checks that tolerate a published generation newer than ours: the next poll of the desired state reads
+/// it in less than a second.
 const CHECKS_OF_NEWER: u32 = 10;
 
 /// Publishes the completeness of one view in Redis.

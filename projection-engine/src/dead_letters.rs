@@ -1,8 +1,9 @@
-//! Dead letters: what becomes of records that can't be folded.
+//! Dead letters: records that cannot be folded.
 //!
-//! Such a record parks its key. It, and every later record of the key, goes to the dead letters of its topic before the
-//! atomic write that passes it, and that write holds which keys are parked (`batch_applier`). So other keys go on, no record
-//! overtakes an earlier one of its key, and a retry (`retry`) folds what waits in order.
+//! Such a record parks its key. `batch_applier` appends it, and every later record of the key, to the dead-letter
+//! topic before the atomic write that moves the checkpoint past it; that write also stores which keys are parked. So
+//! other keys continue, no record overtakes an earlier one of its key, and a retry (`retry`) folds the waiting
+//! records in order.
 
 mod batch_applier;
 pub mod letter;

@@ -19,12 +19,12 @@ use vidlog_service_kit::shutdown::Shutdown;
 
 use crate::view::Projection;
 
-/// Between two polls: how long a pause or a hold takes to have effect. Meanwhile a hold delays readers of their own writes,
-/// which wait for two seconds at most.
+/// Interval between two polls: the delay until a pause or a hold has effect. Meanwhile a hold delays readers of their
+/// own writes, which wait for two seconds at most.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// How long MySQL may take to answer.
+/// Timeout for a query of MySQL.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two attempts to read the first state.
+/// Interval between two attempts to read the first state.
 const START_RETRY: Duration = Duration::from_secs(1);
 /// How long `RENAME TABLE` may wait for the tables, shorter than a hold. Reads that begin meanwhile wait behind it.
 const RENAME_WAIT_S: u32 = 1;
@@ -107,9 +107,9 @@ pub async fn watch(pool: MySqlPool, shutdown: Shutdown) -> Option<watch::Receive
             match read_in_time(&pool).await {
                 Ok(desired) => {
                     is_unavailable = false;
-                    sender.send_if_modified(|known| {
-                        let changed = *known != desired;
-                        *known = desired;
+                    sender.send_if_modified(|current| {
+                        let changed = *current != desired;
+                        *current = desired;
                         changed
                     });
                 }

@@ -1,4 +1,4 @@
-//! The event log: its topics and partitions, the offsets in them, and the records that come from there.
+//! The event log: topics, partitions, offsets and records.
 
 pub mod identity;
 mod partition;
@@ -26,29 +26,29 @@ pub use self::{
     record_key::RecordKey,
 };
 
-/// How long the broker may take to answer, or to send the next record.
+/// Timeout for a response of the broker, and for the next record.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two attempts to find a partition's leader.
+/// Interval between two attempts to find a partition's leader.
 const LEADER_RETRY: Duration = Duration::from_millis(100);
 /// Attempts to find a partition's leader, a [`LEADER_RETRY`] apart.
 const LEADER_ATTEMPTS: u32 = 30;
 
-/// Offsets in the log: the next offset of partitions.
+/// The next offset of each partition.
 pub type Offsets = BTreeMap<Partition, i64>;
 
-/// The offsets that a partition's log has for consumers, from the first up to the end.
+/// The range of offsets of a partition that consumers can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// The log start offset: 0, unless earlier records were deleted.
     pub start: i64,
-    /// The last stable offset. What an open transaction holds back comes after it.
+    /// The last stable offset: records of open transactions are after it.
     pub end: i64,
 }
 
 /// The log of a namespace.
 #[derive(Clone)]
 pub struct Log {
-    /// Kafka brokers.
+    /// Addresses of Kafka brokers.
     pub brokers: String,
     /// The topics.
     pub topics: Topics,
@@ -65,29 +65,30 @@ impl Log {
         self.ends_within(streams, BROKER_TIMEOUT).await
     }
 
-    /// [`Log::ends`], with a limit on each answer of the broker.
+    /// [`Log::ends`] with a timeout for each response of the broker.
     pub async fn ends_within(&self, streams: Vec<Stream>, timeout: Duration) -> anyhow::Result<Offsets> {
         let end = move |consumer: &BaseConsumer, topic: &str, number| {
             Ok(consumer.fetch_watermarks(topic, number, timeout)?.1)
         };
-        self.places(streams, timeout, end).await
+        self.query_partitions(streams, timeout, end).await
     }
 
-    /// Where the log begins and ends now for consumers, in the partitions of some streams.
+    /// Returns the current extent of each partition of some streams.
     pub async fn extents(&self, streams: Vec<Stream>) -> anyhow::Result<BTreeMap<Partition, Extent>> {
-        self.places(streams, BROKER_TIMEOUT, |consumer, topic, number| {
+        self.query_partitions(streams, BROKER_TIMEOUT, |consumer, topic, number| {
             let (start, end) = consumer.fetch_watermarks(topic, number, BROKER_TIMEOUT)?;
             Ok(Extent { start, end })
         })
         .await
     }
 
-    /// Where the first record of a time, in ms since 1970, or later is; the end where there is none.
+    /// Returns the offset of the first record at or after a time, in ms since 1970, in each partition of some
+    /// streams; the end if there is none.
     pub async fn at_time(&self, streams: Vec<Stream>, time_ms: i64) -> anyhow::Result<Offsets> {
-        self.places(streams, BROKER_TIMEOUT, move |consumer, topic, number| {
-            let mut asked = TopicPartitionList::new();
-            asked.add_partition_offset(topic, number, Offset::Offset(time_ms))?;
-            let found = consumer.offsets_for_times(asked, BROKER_TIMEOUT)?;
+        self.query_partitions(streams, BROKER_TIMEOUT, move |consumer, topic, number| {
+            let mut times = TopicPartitionList::new();
+            times.add_partition_offset(topic, number, Offset::Offset(time_ms))?;
+            let found = consumer.offsets_for_times(times, BROKER_TIMEOUT)?;
             match found.find_partition(topic, number).map(|found| found.offset()) {
                 Some(Offset::Offset(offset)) => Ok(offset),
                 _ => Ok(consumer.fetch_watermarks(topic, number, BROKER_TIMEOUT)?.1),
@@ -96,20 +97,21 @@ impl Log {
         .await
     }
 
-    async fn places<Place, Ask>(
+    /// Queries the broker about each partition of some streams.
+    async fn query_partitions<T, Query>(
         &self,
         streams: Vec<Stream>,
         timeout: Duration,
-        ask: Ask,
-    ) -> anyhow::Result<BTreeMap<Partition, Place>>
+        query: Query,
+    ) -> anyhow::Result<BTreeMap<Partition, T>>
     where
-        Place: Send + 'static,
-        Ask: Fn(&BaseConsumer, &str, i32) -> anyhow::Result<Place> + Send + 'static,
+        T: Send + 'static,
+        Query: Fn(&BaseConsumer, &str, i32) -> anyhow::Result<T> + Send + 'static,
     {
         let log = self.clone();
-        let asked = spawn_blocking(move || {
+        let task = spawn_blocking(move || {
             let consumer = log.consumer()?;
-            let mut places = BTreeMap::new();
+            let mut values = BTreeMap::new();
             for stream in streams {
                 let topic = log.topics.name(stream);
                 let metadata = consumer
@@ -123,28 +125,28 @@ impl Log {
                     .collect();
                 ensure!(!numbers.is_empty(), "there is no topic {topic}");
                 for number in numbers {
-                    let place = patiently(&consumer, || ask(&consumer, &topic, number))
+                    let value = retry_without_leader(&consumer, || query(&consumer, &topic, number))
                         .with_context(|| format!("failed to ask about {topic}[{number}]"))?;
-                    places.insert(Partition { stream, number }, place);
+                    values.insert(Partition { stream, number }, value);
                 }
             }
-            Ok(places)
+            Ok(values)
         });
-        asked.await.context("asking about the log panicked")?
+        task.await.context("asking about the log panicked")?
     }
 
-    /// A consumer without a group's partitions: for reading a range of the log, and for asking the broker about it.
+    /// Creates a consumer without a group assignment, for range reads and for queries of the broker.
     pub fn consumer(&self) -> anyhow::Result<BaseConsumer> {
         ClientConfig::new()
             .set("bootstrap.servers", &self.brokers)
-            // A group is needed by the client library; nothing is committed and nobody joins.
+            // The client library requires a group; nothing joins it or commits offsets.
             .set("group.id", "vidlog-replay")
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "error")
-            // Records of aborted transactions are no events. Watermarks end at the last stable offset as well.
+            // Skips records of aborted transactions. The high watermark becomes the last stable offset.
             .set("isolation.level", "read_committed")
             .set("enable.partition.eof", "true")
-            // A connection on which nothing moves any more would else be given up after a minute.
+            // Closes a stalled connection after 6 s; the default is a minute.
             .set("socket.timeout.ms", "6000")
             .set("queued.max.messages.kbytes", "16384")
             .create()
@@ -152,18 +154,21 @@ impl Log {
     }
 }
 
-/// Asks again while a partition has no leader, as when it is new or its broker has just gone.
-fn patiently<T>(consumer: &BaseConsumer, ask: impl Fn() -> anyhow::Result<T>) -> anyhow::Result<T> {
+/// Retries a query while the partition has no leader, because it is new or its broker just stopped.
+fn retry_without_leader<T>(
+    consumer: &BaseConsumer,
+    query: impl Fn() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     for _ in 0..LEADER_ATTEMPTS {
-        match ask() {
+        match query() {
             Err(error) if has_no_leader(&error) => {
-                // Nothing is assigned: this waits, and serves the client's own events.
+                // Without an assignment, this waits and serves the client's events.
                 _ = consumer.poll(LEADER_RETRY);
             }
-            answered => return answered,
+            result => return result,
         }
     }
-    ask()
+    query()
 }
 
 fn has_no_leader(error: &anyhow::Error) -> bool {

@@ -1,6 +1,6 @@
-//! Folds a stretch of the log into a sink, without a consumer group: what a rebuild and a look into the past are made of.
+//! Replays a range of the log into a view's store, without a consumer group, for rebuilds and for views of the past.
 //!
-//! A sink begins where it stands, so a replay that was cut off is simply run again.
+//! A replay starts at the store's position, so an interrupted one can run again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,31 +30,31 @@ use crate::{
 
 /// Records in a batch.
 const BATCH: usize = 500;
-/// Records that wait for a partition's task.
+/// Maximum of records in the queue of a partition's task.
 const QUEUE: usize = 2 * BATCH;
-/// Attempts to write a batch, with a pause that grows between them: half a minute of a store that is away.
+/// Retries of a write, and the first pause between them, which doubles: about 50 s of an unavailable store.
 const ATTEMPTS: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What a replay tells about itself while it goes on.
+/// Progress of a replay, updated while it runs.
 #[derive(Default)]
 pub struct Tally {
-    /// Records that were folded.
+    /// The number of folded records.
     pub folded: AtomicI64,
     /// The members of Redis keys that may have changed; `None` if they are not collected.
     pub touched: Option<Mutex<BTreeSet<(Key, String)>>>,
 }
 
-/// Folds what a sink does not have yet before some offsets, and settles it there, or at the log start offset if that is
-/// higher. A sink without a position begins at the log start offset.
+/// Folds the records before some end offsets that a store does not have yet. Then aligns the view at the end offsets,
+/// or at the log start offset if that is higher. A store without a position starts at the log start offset.
 pub async fn replay(
     log: &Log,
-    sink: &SharedStore,
+    store: &SharedStore,
     until: &Offsets,
     tally: &Arc<Tally>,
 ) -> anyhow::Result<()> {
     let partitions: Vec<Partition> = until.keys().copied().collect();
-    let positions = sink.positions(&partitions).await.context("the store does not say where it stands")?;
+    let positions = store.positions(&partitions).await.context("the store does not say where it stands")?;
     let behind: BTreeMap<Partition, (Position, i64)> = partitions
         .into_iter()
         .zip(positions)
@@ -77,14 +77,14 @@ pub async fn replay(
         ranges.insert(partition, from..end);
         let (queue, records) = mpsc::channel(QUEUE);
         queues.insert(partition, queue);
-        let (sink, dead_letters, tally) = (sink.clone(), dead_letters.clone(), tally.clone());
-        let folding = Folding { sink, dead_letters, partition, position, from, end, tally };
-        tasks.spawn(folding.run(records));
+        let (store, dead_letters, tally) = (store.clone(), dead_letters.clone(), tally.clone());
+        let task = PartitionReplay { store, dead_letters, partition, position, from, end, tally };
+        tasks.spawn(task.run(records));
     }
     let log = log.clone();
     let cancelled = CancellationToken::new();
     let is_cancelled = cancelled.clone();
-    // Dropped when this future is, which ends the reading.
+    // Cancels the read when this future is dropped.
     let guard = cancelled.drop_guard();
     let reading = spawn_blocking(move || read(&log, &ranges, &queues, &is_cancelled));
     let mut folded = Ok(());
@@ -95,12 +95,12 @@ pub async fn replay(
     }
     tasks.abort_all();
     drop(guard);
-    // If the reading failed, the tasks did as well, for lack of records.
+    // A failed read also fails the tasks, so its error comes first.
     reading.await.context("reading the log panicked")??;
     folded
 }
 
-/// The log start offsets of partitions of which a view has nothing.
+/// Returns the log start offsets of the streams of which the view is empty in a partition.
 async fn log_starts(log: &Log, behind: &BTreeMap<Partition, (Position, i64)>) -> anyhow::Result<Offsets> {
     let is_empty = |(partition, (position, _)): (&Partition, &(Position, i64))| {
         (position.lowest() == 0).then_some(partition.stream)
@@ -113,10 +113,10 @@ async fn log_starts(log: &Log, behind: &BTreeMap<Partition, (Position, i64)>) ->
     Ok(extents.into_iter().map(|(partition, extent)| (partition, extent.start)).collect())
 }
 
-/// A record, or `None` once there is no more before the end.
+/// A record, or `None` at the end of the range.
 type Received = Option<Delivery>;
 
-/// Reads ranges of the log and hands over what comes. It blocks.
+/// Reads ranges of the log into the queues of the tasks. Blocks.
 fn read(
     log: &Log,
     ranges: &Ranges,
@@ -132,29 +132,29 @@ fn read(
                 Item::Record(message) => Some(Delivery::read(partition.stream, message)),
                 Item::End => None,
             };
-            // If the task has ended, it was with an error, which is the one to report.
-            let is_taken = queues.get(&partition).is_some_and(|queue| queue.blocking_send(received).is_ok());
-            Ok(if is_taken { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+            // A task that ended returned an error, which the caller reports.
+            let is_sent = queues.get(&partition).is_some_and(|queue| queue.blocking_send(received).is_ok());
+            Ok(if is_sent { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         },
     )
 }
 
-/// Folds one partition.
-struct Folding {
-    sink: SharedStore,
+/// The task of one partition.
+struct PartitionReplay {
+    store: SharedStore,
     dead_letters: DeadLetterQueue,
     partition: Partition,
     position: Position,
-    /// The offset from which records come.
+    /// The offset of the first record to read.
     from: i64,
     end: i64,
     tally: Arc<Tally>,
 }
 
-impl Folding {
+impl PartitionReplay {
     async fn run(self, mut records: Receiver<Received>) -> anyhow::Result<()> {
-        let (sink, dead_letters) = (self.sink.clone(), self.dead_letters.clone());
-        let opened = BatchApplier::open(sink, dead_letters, self.partition, self.position.clone()).await;
+        let (store, dead_letters) = (self.store.clone(), self.dead_letters.clone());
+        let opened = BatchApplier::open(store, dead_letters, self.partition, self.position.clone()).await;
         let mut applier = opened.with_context(|| format!("in {}", self.partition.id()))?;
         let (mut next, mut is_read) = (self.from, false);
         while !is_read {
@@ -175,7 +175,7 @@ impl Folding {
     async fn fold(&self, applier: &mut BatchApplier, batch: &[Delivery], next: i64) -> anyhow::Result<()> {
         if let Some(touched) = &self.tally.touched {
             let records: Vec<_> = batch.iter().filter_map(Delivery::record).collect();
-            let members = self.sink.members_written(&records);
+            let members = self.store.members_written(&records);
             touched.lock().unwrap_or_else(PoisonError::into_inner).extend(members);
         }
         self.write(applier, batch, next).await?;
@@ -183,7 +183,7 @@ impl Folding {
         Ok(())
     }
 
-    /// Writes a batch, or settles if there is none.
+    /// Writes a batch, or aligns the view if the batch is empty. Retries while a store or the broker is unavailable.
     async fn write(&self, applier: &mut BatchApplier, batch: &[Delivery], next: i64) -> anyhow::Result<()> {
         let mut attempt = 0;
         loop {

@@ -50,7 +50,7 @@ pub trait ViewStore: Send + Sync {
     /// Returns the view's position in each of some partitions.
     async fn positions(&self, partitions: &[Partition]) -> Result<Vec<Position>, StoreError>;
 
-    /// Returns the offset in each of some partitions before which readers see all records in the view.
+    /// Returns, for each of some partitions, the offset before which all records are visible to readers.
     async fn visible_offsets(&self, partitions: &[Partition]) -> Result<Offsets, StoreError>;
 
     /// Returns the id of the first record of the log that each partition was folded from. Stores the given id where
@@ -179,8 +179,9 @@ impl Position {
         self.parts.iter().copied().max().unwrap_or(0)
     }
 
-    /// The offset to read from in a log with a log start offset. A part without a position has nothing and begins with
-    /// what is left. `None` if a part has a position before the start: the records that it needs next are gone.
+    /// The offset to read from in a log with a log start offset. A part without a position has nothing and begins
+    /// with what is left. `None` if a part has a position before the start: the log no longer has the records that it
+    /// needs next.
     pub fn read_from(&self, log_start: i64) -> Option<i64> {
         let has_missed = |part: &i64| (1..log_start).contains(part);
         (!self.parts.iter().any(has_missed)).then(|| self.lowest().max(log_start))

@@ -1,4 +1,4 @@
-//! What a projection is: a name, the streams that it folds, and one function.
+//! The definition of a projection: a name, the streams that it folds, and one function.
 
 pub(crate) mod writes;
 
@@ -10,24 +10,23 @@ use vidlog_schemas::{Keys, projections};
 pub use self::writes::RedisWrites;
 use crate::log::{Partition, Record};
 
-/// Folds one event into writes. Pure; it can't fail, as what does not decode never gets here.
+/// Folds one event into writes. Pure and infallible: the engine passes decoded events only.
 pub type RedisFold = fn(&Keys, &Envelope, &mut RedisWrites);
 
-/// Folds a batch of one partition within the transaction that also moves its checkpoint. What it has to know of
-/// earlier events it loads in one read; what it writes is decided by a pure function and goes in a fixed number of
-/// statements.
+/// Folds a batch of one partition in the transaction that also moves its checkpoint. Loads the state of earlier
+/// events in one read, decides the writes in a pure function, and sends them in a fixed number of statements.
 pub type MySqlFold = for<'a> fn(&'a mut MySqlConnection, &'a [Record]) -> BoxFuture<'a, sqlx::Result<()>>;
 
 /// A projection.
 #[derive(Clone, Copy)]
 pub struct Projection {
-    /// Its name and streams, as readers know them.
+    /// The name and streams, from the catalogue that readers share.
     pub catalogued: projections::Projection,
-    /// What it does, and where.
+    /// The fold function, by store.
     pub fold: Fold,
 }
 
-/// What a projection does, by the store that holds its view.
+/// The fold function of a projection, by the store of its view.
 #[derive(Clone, Copy)]
 pub enum Fold {
     /// The view is in Redis.
@@ -43,12 +42,12 @@ impl std::fmt::Debug for Projection {
 }
 
 impl Projection {
-    /// The name: of its checkpoint, its consumer group, its metrics.
+    /// The name, which the checkpoint, the consumer group and the metrics use.
     pub const fn name(&self) -> &'static str {
         self.catalogued.name
     }
 
-    /// Those of some partitions that it folds.
+    /// Filters partitions to those of its streams.
     pub fn partitions(&self, all: &[Partition]) -> impl Iterator<Item = Partition> {
         all.iter().copied().filter(|partition| self.catalogued.streams.contains(&partition.stream.name()))
     }

@@ -1,5 +1,5 @@
-//! Takes records into a partition's view: folds those that can be folded, and diverts the others, with all that come
-//! behind them, to the dead letters.
+//! Applies batches of records to a partition's view: folds them, and diverts those that cannot be folded, with all
+//! later records of their keys, to the dead letters.
 
 use std::{
     collections::BTreeMap,
@@ -24,28 +24,29 @@ use crate::{
     store::{Batch, Change, Changes, Class, Failure, Parked, ParkedKey, Position, SharedStore, StoreError},
 };
 
-/// How long the store may take to say which keys are parked.
+/// Timeout for reading the parked keys from the store.
 const PARKED_TIMEOUT: Duration = Duration::from_secs(10);
-/// How old what is known of parked keys may become: someone may have retried them. All of a view are read at once.
-const LOOK_AGAIN: Duration = Duration::from_secs(15);
+/// Maximum age of the cached parked keys: an operator may have retried some. One query reads those of the whole view.
+const PARKED_MAX_AGE: Duration = Duration::from_secs(15);
 
-/// Why records were not taken in.
+/// Why records were not applied.
 #[derive(Debug, Error)]
 pub enum ApplyError {
-    /// The store did not take them.
+    /// The store did not write them.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The dead letters can't be written, or read. Try again.
+    /// The dead letters cannot be written or read. Retry.
     #[error("the dead letters are away: {0}")]
     DeadLetters(String),
-    /// So much fails that it is not for the records to wait. An operator has to look.
+    /// A failure limit or the parked-key limit is exceeded: the program or the store is the likely cause, not the
+    /// records. An operator has to decide.
     #[error("{0}")]
     TooMany(String),
 }
 
-/// The applier of one partition.
+/// Applies the records of one partition.
 pub struct BatchApplier {
-    sink: SharedStore,
+    store: SharedStore,
     dead_letters: DeadLetterQueue,
     partition: Partition,
     position: Position,
@@ -53,71 +54,71 @@ pub struct BatchApplier {
     parked_as_of: Instant,
     past: DeadLetterHistory,
     limits: Limits,
-    /// Records that the store was found not to take, and why.
+    /// The offsets of records that the store rejects, with the reason.
     unfoldable: BTreeMap<i64, String>,
 }
 
-/// What is to be done with some records.
+/// The effects of a slice of records.
 struct BatchPlan<'a> {
     records: Vec<Record>,
     letters: Vec<(&'a OwnedMessage, Failure)>,
     changes: Changes,
     next: i64,
     limits: Limits,
-    /// Why to stop after that.
+    /// Why to stop after the plan is applied.
     stop: Option<String>,
 }
 
 impl fmt::Debug for BatchApplier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "BatchApplier({} of {:?})", self.partition.id(), self.sink.projection())
+        write!(f, "BatchApplier({} of {:?})", self.partition.id(), self.store.projection())
     }
 }
 
 impl BatchApplier {
-    /// An applier that goes on from a position which the store was said to have.
+    /// Opens an applier that continues from the store's position. Reads the parked keys and the dead-letter history.
     pub async fn open(
-        sink: SharedStore,
+        store: SharedStore,
         dead_letters: DeadLetterQueue,
         partition: Partition,
         position: Position,
     ) -> Result<Self, ApplyError> {
-        let name = sink.projection().name();
+        let name = store.projection().name();
         let past = dead_letters.past(name, partition).await.map_err(|error| dead_letter_error(&error))?;
         let (limits, unfoldable) = (Limits::default(), BTreeMap::new());
         let (parked, parked_as_of) = (Parked::new(), Instant::now());
         let mut applier =
-            Self { sink, dead_letters, partition, position, parked, parked_as_of, past, limits, unfoldable };
+            Self { store, dead_letters, partition, position, parked, parked_as_of, past, limits, unfoldable };
         let too_late = |_| Err(StoreError::Retry("it does not say which keys are parked".to_owned()));
         timeout(PARKED_TIMEOUT, applier.reload()).await.unwrap_or_else(too_late)?;
         Ok(applier)
     }
 
-    /// Where the store is known to stand.
+    /// The last position that the store confirmed.
     pub const fn position(&self) -> &Position {
         &self.position
     }
 
-    /// Takes records in, which follow the position. An error may have taken in some of them; taking in the same again
-    /// is harmless.
+    /// Applies records that follow the position. After an error some of them may be applied; applying the same
+    /// records again is idempotent.
     pub async fn apply(&mut self, deliveries: &[Delivery]) -> Result<(), ApplyError> {
-        let mut pieces = vec![deliveries];
-        while let Some(piece) = pieces.pop() {
-            match self.apply_slice(piece).await {
+        let mut slices = vec![deliveries];
+        while let Some(slice) = slices.pop() {
+            match self.apply_slice(slice).await {
                 Ok(()) => {}
-                // Which one it is, is found in smaller and smaller pieces.
+                // Bisects to find the record.
                 Err(ApplyError::Store(StoreError::Unfoldable(why))) => {
-                    if let [only] = piece {
+                    if let [only] = slice {
                         self.unfoldable.insert(only.offset(), why);
-                        pieces.push(piece);
+                        slices.push(slice);
                     } else {
-                        let (first, second) = piece.split_at(piece.len() / 2);
-                        pieces.extend([second, first]);
+                        let (first, second) = slice.split_at(slice.len() / 2);
+                        slices.extend([second, first]);
                     }
                 }
                 Err(ApplyError::Store(StoreError::ParkedKeysChanged)) => {
                     self.reload().await?;
-                    pieces.push(piece);
+                    slices.push(slice);
                 }
                 Err(error) => return Err(error),
             }
@@ -126,50 +127,50 @@ impl BatchApplier {
         Ok(())
     }
 
-    /// Brings every part of the store to the same place.
+    /// Moves every part of the view to the same offset.
     pub async fn align(&mut self, next: i64) -> Result<(), StoreError> {
-        self.sink.align(self.partition, &mut self.position, next).await
+        self.store.align(self.partition, &mut self.position, next).await
     }
 
-    /// Sees whether keys that were parked were retried meanwhile: it is counted how many are parked, for operators.
+    /// Reloads the parked keys if the cached ones are too old, so that the gauge of parked keys follows retries.
     pub async fn refresh_parked_keys(&mut self) -> Result<(), StoreError> {
-        if self.parked.is_empty() || self.parked_as_of.elapsed() < LOOK_AGAIN {
+        if self.parked.is_empty() || self.parked_as_of.elapsed() < PARKED_MAX_AGE {
             return Ok(());
         }
         self.reload().await
     }
 
-    async fn apply_slice(&mut self, piece: &[Delivery]) -> Result<(), ApplyError> {
-        let name = self.sink.projection().name();
-        let BatchPlan { records, letters, changes, next, limits, stop } = self.plan(piece);
+    async fn apply_slice(&mut self, slice: &[Delivery]) -> Result<(), ApplyError> {
+        let name = self.store.projection().name();
+        let BatchPlan { records, letters, changes, next, limits, stop } = self.plan(slice);
         self.dead_letters
             .send(name, self.partition, &letters)
             .await
             .map_err(|error| dead_letter_error(&error))?;
         let batch = Batch { records: &records, next, changes: &changes };
-        self.sink.write(&self.partition.into(), &mut self.position, &batch).await?;
+        self.store.write(&self.partition.into(), &mut self.position, &batch).await?;
 
         self.limits = limits;
         for (_, Failure { class, .. }) in letters {
             counter!(DEAD_LETTERS, "projection" => name, "class" => class.name()).increment(1);
         }
         for (key, change) in changes {
-            self.remember(key, change);
+            self.apply_change(key, change);
         }
         stop.map_or(Ok(()), |why| Err(ApplyError::TooMany(why)))
     }
 
-    fn plan<'a>(&self, piece: &'a [Delivery]) -> BatchPlan<'a> {
-        let begun = piece.first().map_or(self.position.lowest(), Delivery::offset);
+    fn plan<'a>(&self, slice: &'a [Delivery]) -> BatchPlan<'a> {
+        let start = slice.first().map_or(self.position.lowest(), Delivery::offset);
         let mut plan = BatchPlan {
-            records: Vec::with_capacity(piece.len()),
+            records: Vec::with_capacity(slice.len()),
             letters: Vec::new(),
             changes: Changes::new(),
-            next: begun,
+            next: start,
             limits: self.limits.clone(),
             stop: None,
         };
-        for delivery in piece {
+        for delivery in slice {
             let offset = delivery.offset();
             if offset >= self.position.lowest()
                 && let Err(why) = self.plan_one(&mut plan, delivery)
@@ -182,7 +183,7 @@ impl BatchApplier {
         plan
     }
 
-    /// Decides about one record; says why to stop before it.
+    /// Adds one record to the plan. Returns why to stop before it.
     fn plan_one<'a>(&self, plan: &mut BatchPlan<'a>, delivery: &'a Delivery) -> Result<(), String> {
         let offset = delivery.offset();
         let failure = self.failure(delivery);
@@ -195,7 +196,7 @@ impl BatchApplier {
             && parked.first <= offset
         {
             if offset <= parked.last {
-                // It was diverted before: it is in the dead letters, and counted.
+                // Diverted before, so the dead letters and the counts include it.
                 return Ok(());
             }
             let change = plan.changes.entry(key).or_insert(Change::Extend { last: offset, more: 0 });
@@ -227,12 +228,12 @@ impl BatchApplier {
             self.plan_fold(plan, delivery);
             return Ok(());
         }
-        // It waits anyway, but that it can't be read either tells something of the program.
+        // Its key is parked anyway, but a decoding error counts towards the failure limits.
         if delivery.decoded.is_err() { self.count_failure(plan, offset) } else { Ok(()) }
     }
 
-    /// Says why to stop, if too much fails. What failed before was counted then: a view that is folded anew is not to stop
-    /// where an operator had it go on.
+    /// Counts a failure. Returns why to stop if a limit is exceeded. A record in the history does not count
+    /// again: otherwise a rebuild would stop where an operator resumed the projection.
     fn count_failure(&self, plan: &mut BatchPlan<'_>, offset: i64) -> Result<(), String> {
         if self.past.failed.contains(&offset) {
             return Ok(());
@@ -256,19 +257,19 @@ impl BatchApplier {
         }
     }
 
-    fn remember(&mut self, key: RecordKey, change: Change) {
+    fn apply_change(&mut self, key: RecordKey, change: Change) {
         match change {
             Change::Park(parked) => {
                 let ParkedKey { first, failure: Failure { class, message }, .. } = &parked;
                 warn!(
-                    projection = self.sink.projection().name(),
+                    projection = self.store.projection().name(),
                     partition = self.partition.id(),
                     offset = first,
                     class = class.name(),
                     message,
                     "a record can't be folded; it waits in the dead letters, with all later ones of its key"
                 );
-                gauge!(PARKED, "projection" => self.sink.projection().name()).increment(1);
+                gauge!(PARKED, "projection" => self.store.projection().name()).increment(1);
                 self.parked.insert(key, parked);
             }
             Change::Extend { last, more } => {
@@ -280,30 +281,30 @@ impl BatchApplier {
         }
     }
 
-    /// Sees which keys are parked.
+    /// Reads the parked keys from the store.
     async fn reload(&mut self) -> Result<(), StoreError> {
-        let parked = self.sink.parked().await?.remove(&self.partition).unwrap_or_default();
-        self.count(-1.0);
+        let parked = self.store.parked().await?.remove(&self.partition).unwrap_or_default();
+        self.add_to_gauge(-1.0);
         (self.parked, self.parked_as_of) = (parked, Instant::now());
-        self.count(1.0);
+        self.add_to_gauge(1.0);
         Ok(())
     }
 
-    /// Counts the parked keys in, or out.
-    fn count(&self, sign: f64) {
+    /// Adds the number of parked keys, times `sign`, to the gauge.
+    fn add_to_gauge(&self, sign: f64) {
         let keys = u32::try_from(self.parked.len()).map_or(f64::INFINITY, f64::from);
-        gauge!(PARKED, "projection" => self.sink.projection().name()).increment(sign * keys);
+        gauge!(PARKED, "projection" => self.store.projection().name()).increment(sign * keys);
     }
 }
 
 impl Drop for BatchApplier {
     fn drop(&mut self) {
-        self.count(-1.0);
+        self.add_to_gauge(-1.0);
     }
 }
 
 impl Change {
-    /// Has one more record wait; says behind which.
+    /// Adds a record that waits. Returns the first offset of the parked key, or for `Extend` the record's own.
     fn extend(&mut self, offset: i64) -> i64 {
         match self {
             Self::Park(parked) => {

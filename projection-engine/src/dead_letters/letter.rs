@@ -1,4 +1,4 @@
-//! A dead letter: the record as it was, with where it is from and what was wrong in headers.
+//! The format of dead letters: the unchanged record, with headers for its origin and its failure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,33 +28,33 @@ const CLASS: &str = "dead_letter_class";
 const MESSAGE: &str = "dead_letter_message";
 const TIME: &str = "dead_letter_time_ms";
 
-/// How long the broker may take to answer, or to send the next record.
+/// Timeout for a response of the broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two looks whether something has come.
-const POLL: Duration = Duration::from_millis(100);
+/// Interval between two attempts to find a partition's leader.
+const RETRY: Duration = Duration::from_millis(100);
 
-/// The offsets of a partition that an operator decided to pass over.
+/// The offsets of a partition that an operator discarded.
 pub type Discards = BTreeSet<i64>;
 
-/// What became of records of a partition before, by their offsets.
+/// The offsets of a partition's records that failed or were discarded before.
 #[derive(Debug, Default)]
 pub struct DeadLetterHistory {
-    /// Those that are to be passed over.
+    /// Discarded records, which the projection skips.
     pub discards: Discards,
-    /// Those that could not be folded, or read.
+    /// Records that could not be decoded or folded.
     pub failed: BTreeSet<i64>,
 }
 
 /// A dead letter.
 #[derive(Debug)]
 pub struct DeadLetter {
-    /// Whose it is: each projection has its own.
+    /// The projection that could not fold the record. Each projection has its own dead letters.
     pub projection: String,
-    /// Where the record is in its topic.
+    /// The offset of the record in its partition of the stream's topic.
     pub offset: i64,
-    /// Why it is here.
+    /// Why the record is a dead letter.
     pub failure: Failure,
-    /// The record: its key, its value, and among the headers its own.
+    /// The message: the record's key, value and headers, and the dead-letter headers.
     pub message: OwnedMessage,
 }
 
@@ -67,7 +67,7 @@ impl DeadLetter {
     fn read(message: OwnedMessage) -> Option<Self> {
         let header = |name: &str| {
             let headers = message.headers()?;
-            // The last of a name: a record may be here that was a dead letter before.
+            // The last header of a name: the record's own headers come first, and may be of an earlier dead letter.
             let found = headers.iter().filter(|header| header.key == name).last()?;
             str::from_utf8(found.value?).ok().map(str::to_owned)
         };
@@ -81,7 +81,7 @@ impl DeadLetter {
     }
 }
 
-/// The headers of a letter: the record's own, and those that say where it is from.
+/// Returns the headers of a dead letter: the record's own, then those for its origin and failure.
 pub fn headers(
     own: Option<&impl Headers>,
     projection: &str,
@@ -94,7 +94,7 @@ pub fn headers(
         headers = headers.insert(header);
     }
     let (topic, partition, offset) = origin;
-    let more = [
+    let origin_headers = [
         (PROJECTION, projection),
         (TOPIC, topic),
         (PARTITION, &partition.to_string()),
@@ -103,15 +103,17 @@ pub fn headers(
         (MESSAGE, &failure.message),
         (TIME, &now_ms.to_string()),
     ];
-    more.into_iter().fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }))
+    origin_headers
+        .into_iter()
+        .fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }))
 }
 
-/// Reads the letters that a projection has of a partition, up to what is there now. It blocks.
+/// Visits a projection's dead letters of a partition, up to the current end. Blocks.
 pub fn read(
     log: &Log,
     projection: &str,
     partition: Partition,
-    mut take: impl FnMut(DeadLetter),
+    mut visit: impl FnMut(DeadLetter),
 ) -> anyhow::Result<()> {
     let consumer = log.consumer()?;
     let Some((begin, end)) = extent(&consumer, log, partition)? else {
@@ -127,7 +129,7 @@ pub fn read(
                 && let Some(letter) = DeadLetter::read(message.detach())
                 && letter.projection == projection
             {
-                take(letter);
+                visit(letter);
             }
             Ok(ControlFlow::Continue(()))
         },
@@ -135,7 +137,7 @@ pub fn read(
     .with_context(|| format!("failed to read {}", log.topics.dead_letters(partition.stream)))
 }
 
-/// What became of records of a partition before. It blocks.
+/// Reads the dead-letter history of a partition. Blocks.
 pub fn past(log: &Log, projection: &str, partition: Partition) -> anyhow::Result<DeadLetterHistory> {
     let mut past = DeadLetterHistory::default();
     read(log, projection, partition, |letter| match letter.failure.class {
@@ -150,26 +152,27 @@ pub fn past(log: &Log, projection: &str, partition: Partition) -> anyhow::Result
     Ok(past)
 }
 
-/// The letters that are wanted of a partition, by offset, each record once; and what is to be passed over. It blocks.
+/// Returns the dead letters of a partition that match a filter, by offset without duplicates, and the discards.
+/// Blocks.
 pub fn waiting(
     log: &Log,
     projection: &str,
     partition: Partition,
-    is_wanted: impl Fn(&DeadLetter) -> bool,
+    is_match: impl Fn(&DeadLetter) -> bool,
 ) -> anyhow::Result<(BTreeMap<i64, DeadLetter>, Discards)> {
     let mut letters = BTreeMap::new();
     let mut discards = Discards::new();
     read(log, projection, partition, |letter| {
         if letter.failure.class == Class::Discarded {
             discards.insert(letter.offset);
-        } else if is_wanted(&letter) {
+        } else if is_match(&letter) {
             letters.insert(letter.offset, letter);
         }
     })?;
     Ok((letters, discards))
 }
 
-/// Where the dead letters of a partition begin and end; `None` if there are none. It blocks.
+/// Returns the watermarks of a partition's dead letters; `None` if there are none. Blocks.
 pub fn extent(
     consumer: &BaseConsumer,
     log: &Log,
@@ -179,20 +182,20 @@ pub fn extent(
     let metadata = consumer
         .fetch_metadata(Some(&topic), BROKER_TIMEOUT)
         .with_context(|| format!("failed to ask for the partitions of {topic}"))?;
-    let has_it = |found: &MetadataTopic| {
+    let has_partition = |found: &MetadataTopic| {
         found.error().is_none() && found.partitions().iter().any(|found| found.id() == partition.number)
     };
-    if !metadata.topics().iter().any(has_it) {
+    if !metadata.topics().iter().any(has_partition) {
         return Ok(None);
     }
     let deadline = Instant::now() + BROKER_TIMEOUT;
     let (begin, end) = loop {
         match consumer.fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT) {
-            // The topic was just created: its partitions get their leaders one by one.
-            Err(error) if has_no_leader(&error) && Instant::now() < deadline => _ = consumer.poll(POLL),
-            told => {
+            // The partitions of a new topic get their leaders one by one.
+            Err(error) if has_no_leader(&error) && Instant::now() < deadline => _ = consumer.poll(RETRY),
+            watermarks => {
                 let failed = || format!("failed to ask where {topic}[{}] ends", partition.number);
-                break told.with_context(failed)?;
+                break watermarks.with_context(failed)?;
             }
         }
     };

@@ -1,19 +1,19 @@
-//! When to stop rather than go on diverting: where most of what comes fails, the fault is in the program or the store, not
-//! in the records.
+//! Failure limits: a projection stops instead of diverting records when too many of them fail, because then the cause
+//! is the program or the store, not the records.
 
 use std::collections::VecDeque;
 
-/// Records of a partition that fail one after the other.
+/// Consecutive failures at which a partition stops.
 const RUN: usize = 25;
-/// The records that a share is taken of.
+/// The window of the failure share, in records.
 const WINDOW: usize = 500;
-/// A share of them that fails, in percent, and the fewest that count as a share.
+/// The share of failures in the window above which a partition stops, in percent, and the fewest failures for it.
 const SHARE_PERCENT: usize = 20;
 const SHARE_AT_LEAST: usize = 50;
-/// Keys of a partition that may be parked: they are in memory, and in the store.
+/// Maximum of parked keys of a partition: memory and the store hold all of them.
 pub(super) const PARKED_KEYS: usize = 10_000;
 
-/// What became of the last records of a partition. Those that only wait behind another say nothing, and are not here.
+/// The results of the last records of a partition. Records that only wait behind another one do not count.
 #[derive(Clone, Default)]
 pub(super) struct Limits {
     run: usize,
@@ -22,13 +22,13 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// Takes note of a record that was folded.
+    /// Counts a folded record.
     pub(super) fn folded(&mut self) {
         self.run = 0;
         self.push(false);
     }
 
-    /// Takes note of a record that failed; says why to stop, if it is too much.
+    /// Counts a failed record. Returns why to stop if a limit is exceeded.
     pub(super) fn failed(&mut self) -> Option<String> {
         self.run += 1;
         self.push(true);

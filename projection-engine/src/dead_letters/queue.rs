@@ -1,4 +1,4 @@
-//! Sends dead letters: a letter counts as sent once every replica has it.
+//! The producer of dead letters. A dead letter is sent once every in-sync replica has it.
 
 use std::{
     collections::BTreeSet,
@@ -27,12 +27,12 @@ use crate::{
     store::{Class, Failure},
 };
 
-/// How long a letter may wait for its acknowledgement, and how long the broker may take to answer.
+/// Timeout for the acknowledgement of a dead letter, and for a response of the broker.
 const TIMEOUT: Duration = Duration::from_secs(8);
-/// Bytes of a letter: of the largest record, with its headers.
+/// Maximum size of a dead letter, in bytes: the largest record with its headers.
 const MAX_BYTES: &str = "2000000";
 
-/// The way to the dead letters of a namespace. Clones share it.
+/// The dead-letter queue of a namespace. Clones share its clients.
 #[derive(Clone)]
 pub struct DeadLetterQueue {
     log: Log,
@@ -40,12 +40,12 @@ pub struct DeadLetterQueue {
     shared: Arc<Mutex<Shared>>,
 }
 
-/// What is made when it is first needed, which mostly is never.
+/// State that is created on first use: most processes send no dead letters.
 #[derive(Default)]
 struct Shared {
     producer: Option<FutureProducer>,
     created: BTreeSet<Stream>,
-    /// Asks whether there are any letters.
+    /// Queries the broker for metadata and watermarks of dead letters.
     consumer: Option<Arc<BaseConsumer>>,
 }
 
@@ -60,7 +60,7 @@ impl DeadLetterQueue {
         &self.log
     }
 
-    /// Sends records of a partition that a projection could not fold; returns when all of them are kept safely.
+    /// Appends records that a projection could not fold. Returns once the broker has acknowledged all of them.
     pub async fn send(
         &self,
         projection: &str,
@@ -81,7 +81,7 @@ impl DeadLetterQueue {
                 .partition(partition.number)
                 .headers(letter::headers(message.headers(), projection, from, failure, now_ms));
             record.key = message.key();
-            // Of a record that is passed over nothing but its place is kept.
+            // Only the offset of a discarded record is kept, not its content.
             record.payload = if failure.class == Class::Discarded { None } else { message.payload() };
             if let Timestamp::CreateTime(time_ms) = message.timestamp() {
                 record.timestamp = Some(time_ms);
@@ -93,11 +93,11 @@ impl DeadLetterQueue {
             Err(error) => {
                 let code = error.rdkafka_error_code();
                 if code == Some(RDKafkaErrorCode::Fatal) || producer.client().fatal_error().is_some() {
-                    // It would never send again.
+                    // The producer cannot send after a fatal error.
                     self.shared().producer = None;
                 }
                 if code == Some(RDKafkaErrorCode::UnknownPartition) {
-                    // The stream's topic has got more. This producer would hear of them minutes after they are there.
+                    // The stream's topic has new partitions. This producer would refresh its metadata minutes later.
                     let mut shared = self.shared();
                     shared.producer = None;
                     shared.created.remove(&partition.stream);
@@ -107,12 +107,12 @@ impl DeadLetterQueue {
         }
     }
 
-    /// The records of a partition that a projection is to pass over.
+    /// Returns the offsets of a partition that an operator discarded for a projection.
     pub async fn discards(&self, projection: &'static str, partition: Partition) -> anyhow::Result<Discards> {
         Ok(self.past(projection, partition).await?.discards)
     }
 
-    /// What became of records of a partition before.
+    /// Returns the dead-letter history of a partition.
     pub(super) async fn past(
         &self,
         projection: &'static str,
@@ -125,7 +125,7 @@ impl DeadLetterQueue {
         };
         let found = spawn_blocking(read).await.context("reading the dead letters panicked")?;
         if found.is_err() {
-            // A connection on which nothing moves any more is only given up after a minute. A new client has another.
+            // librdkafka closes a stalled connection only after a minute. A new client opens another one.
             self.shared().consumer = None;
         }
         found
@@ -161,8 +161,8 @@ impl DeadLetterQueue {
         Ok(consumer)
     }
 
-    /// Creates the topic of a stream's dead letters, with the layout of the stream's own, unless it is there. If it has
-    /// fewer partitions, it gets as many.
+    /// Creates the dead-letter topic of a stream if it does not exist, with the partitions and replicas of the
+    /// stream's topic. Adds partitions to one that has fewer.
     async fn create_topic(&self, stream: Stream) -> anyhow::Result<()> {
         if self.shared().created.contains(&stream) {
             return Ok(());
@@ -191,10 +191,10 @@ impl DeadLetterQueue {
         Ok(())
     }
 
-    /// Partitions and replicas of a topic.
+    /// Returns the numbers of partitions and replicas of a topic.
     async fn layout(&self, topic: String) -> anyhow::Result<(i32, i32)> {
         let consumer = self.consumer()?;
-        let asked = spawn_blocking(move || {
+        let query = spawn_blocking(move || {
             let metadata = consumer.fetch_metadata(Some(&topic), TIMEOUT)?;
             let found = metadata.topics().first().with_context(|| format!("there is no topic {topic}"))?;
             let replicas = found.partitions().first().map_or(0, |partition| partition.replicas().len());
@@ -202,7 +202,7 @@ impl DeadLetterQueue {
             ensure!(partitions > 0 && replicas > 0, "the broker does not say how {topic} is laid out");
             Ok((partitions, replicas))
         });
-        asked.await.context("asking for a topic panicked")?
+        query.await.context("asking for a topic panicked")?
     }
 
     fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
@@ -210,18 +210,20 @@ impl DeadLetterQueue {
     }
 }
 
-/// Brings a topic to a number of partitions.
+/// Raises the number of partitions of a topic.
 async fn add_partitions(
     admin: &AdminClient<DefaultClientContext>,
     options: &AdminOptions,
     topic: &str,
     partitions: usize,
 ) -> anyhow::Result<()> {
-    let wanted = [NewPartitions::new(topic, partitions)];
-    for added in admin.create_partitions(&wanted, options).await.context("failed to add partitions")? {
+    let new_partitions = [NewPartitions::new(topic, partitions)];
+    for added in
+        admin.create_partitions(&new_partitions, options).await.context("failed to add partitions")?
+    {
         match added {
             Ok(topic) => info!(topic, partitions, "added partitions to a topic"),
-            // Another process was faster.
+            // Another process added them first.
             Err((_, RDKafkaErrorCode::InvalidPartitions)) => {}
             Err((topic, code)) => bail!("failed to add partitions to topic {topic}: {code}"),
         }

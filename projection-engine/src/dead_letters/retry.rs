@@ -1,8 +1,9 @@
-//! Folds what waits of a parked key, in order, and then parks it no longer.
+//! Folds the waiting records of a parked key in order, and then unparks the key.
 //!
-//! What waits is folded as a partition of its own (`sink::ParkedKeyStore`), while the runner goes on with the others and diverts
-//! what comes of the key. The key is unparked only if nothing was diverted since what was folded; else what came is folded
-//! as well. The runner finds that a key is not parked any more when it is about to divert one of its records.
+//! They have a checkpoint of their own ([`ParkedKeyStore`]). Meanwhile the runner folds the other keys, and diverts
+//! new records of this one. The key is unparked only if no record was diverted since the last one that the retry
+//! read; otherwise another round folds the new ones. The runner detects that a key is unparked when it diverts its
+//! next record.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -22,37 +23,38 @@ use crate::{
     store::{Class, Failure, ParkedKey, Position, SharedStore, StoreError, parked_key::ParkedKeyStore},
 };
 
-/// Letters that are folded at once.
+/// Records in a batch.
 const BATCH: usize = 500;
-/// How long the view may take to settle behind the last record that waits.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Between two looks whether it has.
-const SETTLE_LOOK: Duration = Duration::from_millis(50);
-/// A key of which records come faster than they are folded gets a moment of stillness after so many rounds.
+/// Timeout for the view to pass the last waiting record.
+const VIEW_TIMEOUT: Duration = Duration::from_secs(30);
+/// Interval between two reads of the view's position.
+const VIEW_POLL: Duration = Duration::from_millis(50);
+/// Rounds without a hold. If records of the key arrive faster than the retry folds them, further rounds hold the
+/// projection.
 const ROUNDS: u32 = 5;
-/// That moment: shorter than a reader waits for its own write.
+/// The length of that hold: shorter than the wait of a reader for its own write.
 const HOLD: Duration = Duration::from_secs(1);
-/// Attempts to write to a store, with a pause between them that grows.
+/// Retries of a store operation, and the first pause between them, which doubles.
 const ATTEMPTS: u32 = 8;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What became of a parked key.
+/// The result of a retry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All is folded, and the key is parked no longer.
+    /// All records are folded, and the key is unparked.
     Folded,
-    /// It waits on, from a record that still can't be folded.
+    /// The key stays parked from a record that still cannot be folded.
     Waits(ParkedKey),
-    /// It waits on, as the dead letters have only so many of its records.
+    /// The key stays parked, because the dead letters lack some of its records.
     Lost {
         /// How it is parked.
         parked: ParkedKey,
-        /// How many of its records are there.
+        /// The number of its records in the dead letters.
         found: i64,
     },
 }
 
-/// Nothing is there that could be passed over.
+/// No parked key has its first record at the offset to discard.
 #[derive(Debug, Error)]
 #[error("no key of {partition} waits because of the record at offset {offset}")]
 pub struct NotParked {
@@ -62,27 +64,27 @@ pub struct NotParked {
 
 /// Retries the parked keys of a projection.
 pub struct Retry {
-    sink: SharedStore,
+    store: SharedStore,
     dead_letters: DeadLetterQueue,
 }
 
-/// How far a round came.
+/// The end of a round.
 enum Reached {
-    /// To the end of what it knew of.
+    /// All records that the round read are folded or skipped.
     End,
-    /// To a record that can't be folded, after some that were, or were passed over.
+    /// A record cannot be folded, after `passed` records that were folded or skipped.
     Failure { offset: i64, passed: i64, failure: Failure },
 }
 
 impl Retry {
-    /// A retry with this program.
-    pub const fn new(sink: SharedStore, dead_letters: DeadLetterQueue) -> Self {
-        Self { sink, dead_letters }
+    /// A retry with the folds of this program.
+    pub const fn new(store: SharedStore, dead_letters: DeadLetterQueue) -> Self {
+        Self { store, dead_letters }
     }
 
-    /// Folds what waits of a key, until all is folded or a record can't be.
+    /// Folds the waiting records of a key, until none is left or one cannot be folded.
     pub async fn key(&self, partition: Partition, key: &RecordKey) -> anyhow::Result<Outcome> {
-        let store = ParkedKeyStore::new(self.sink.clone(), partition, key.clone());
+        let store = ParkedKeyStore::new(self.store.clone(), partition, key.clone());
         let mut round = 0;
         loop {
             let Some(parked) = self.parked(partition, key).await? else {
@@ -94,16 +96,17 @@ impl Retry {
             if found < parked.waiting {
                 return Ok(Outcome::Lost { parked, found });
             }
-            let Some(mut position) = persist(async || store.begin(&parked).await).await? else {
+            let Some(mut position) = retry_while_unavailable(async || store.begin(&parked).await).await?
+            else {
                 continue;
             };
             match fold(&store, &mut position, partition, &letters, &discards).await? {
                 Reached::End => {
                     failpoint::pass("unpark-before");
-                    if persist(async || store.unpark(&parked).await).await? {
+                    if retry_while_unavailable(async || store.unpark(&parked).await).await? {
                         failpoint::pass("unpark-after");
                         info!(
-                            projection = self.sink.projection().name(),
+                            projection = self.store.projection().name(),
                             partition = partition.id(),
                             key = key.as_str(),
                             records = parked.waiting,
@@ -114,7 +117,7 @@ impl Retry {
                 }
                 Reached::Failure { offset, passed, failure } => {
                     let to = ParkedKey { first: offset, waiting: parked.waiting - passed, failure, ..parked };
-                    if persist(async || store.repark(&parked, &to).await).await? {
+                    if retry_while_unavailable(async || store.repark(&parked, &to).await).await? {
                         return Ok(Outcome::Waits(to));
                     }
                 }
@@ -126,15 +129,15 @@ impl Retry {
         }
     }
 
-    /// Decides that the first record which waits of a key is to be passed over for good, and goes on with the rest.
+    /// Discards the first waiting record of a key permanently, and retries the rest.
     pub async fn discard(&self, partition: Partition, offset: i64) -> anyhow::Result<(RecordKey, Outcome)> {
-        let parked = self.sink.parked().await?.remove(&partition).unwrap_or_default();
+        let parked = self.store.parked().await?.remove(&partition).unwrap_or_default();
         let found = parked.into_iter().find(|(_, parked)| parked.first == offset);
         let (key, parked) = found.ok_or_else(|| NotParked { partition: partition.id(), offset })?;
         let (mut letters, _) = self.letters(partition, &key, &parked).await?;
         let letter = letters.remove(&offset).context("the dead letters lack the record")?;
         let failure = Failure::new(Class::Discarded, &letter.failure.message);
-        let name = self.sink.projection().name();
+        let name = self.store.projection().name();
         let origin = letter.message.clone().set_offset(offset);
         self.dead_letters.send(name, partition, &[(&origin, failure)]).await?;
         failpoint::pass("discard-after");
@@ -142,17 +145,18 @@ impl Retry {
         Ok((key, outcome))
     }
 
-    /// How the key is parked.
+    /// Returns the parked state of a key, if it is parked.
     async fn parked(&self, partition: Partition, key: &RecordKey) -> anyhow::Result<Option<ParkedKey>> {
-        let mut all = persist(async || self.sink.parked().await).await?;
+        let mut all = retry_while_unavailable(async || self.store.parked().await).await?;
         Ok(all.remove(&partition).and_then(|mut parked| parked.remove(key)))
     }
 
-    /// Waits until every part of the view has passed a record: then no earlier one of the key is still to be folded.
+    /// Waits until every part of the view has passed a record, so that no earlier record of the key is unfolded.
     async fn wait_for_view(&self, partition: Partition, last: i64) -> anyhow::Result<()> {
-        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        let deadline = Instant::now() + VIEW_TIMEOUT;
         loop {
-            let positions = persist(async || self.sink.positions(&[partition]).await).await?;
+            let positions =
+                retry_while_unavailable(async || self.store.positions(&[partition]).await).await?;
             let stands = positions.first().map_or(0, Position::lowest);
             if stands > last {
                 return Ok(());
@@ -163,39 +167,39 @@ impl Retry {
                  running?",
                 partition.id()
             );
-            sleep(SETTLE_LOOK).await;
+            sleep(VIEW_POLL).await;
         }
     }
 
-    /// What the dead letters have of what waits of a key, as it is known to be parked.
+    /// Returns the dead letters of a parked key in its range of offsets, and the discards.
     async fn letters(
         &self,
         partition: Partition,
         key: &RecordKey,
         parked: &ParkedKey,
     ) -> anyhow::Result<(BTreeMap<i64, DeadLetter>, Discards)> {
-        let (log, name) = (self.dead_letters.log().clone(), self.sink.projection().name());
-        let (wanted, waits) = (key.clone(), parked.first..=parked.last);
+        let (log, name) = (self.dead_letters.log().clone(), self.store.projection().name());
+        let (key, range) = (key.clone(), parked.first..=parked.last);
         let read = move || {
             letter::waiting(&log, name, partition, |letter| {
-                waits.contains(&letter.offset) && letter.key() == wanted
+                range.contains(&letter.offset) && letter.key() == key
             })
         };
         spawn_blocking(read).await.context("reading the dead letters panicked")?
     }
 
-    /// Asks for a moment of stillness, so that what waits does not grow while it is folded.
+    /// Holds a running projection, so that no new records of the key are diverted during the next round.
     async fn hold(&self) -> anyhow::Result<()> {
-        let (pool, projection) = (&self.sink.stores().mysql, self.sink.projection());
-        let wanted = desired_state::read(pool).await?.remove(projection.name()).unwrap_or_default();
-        if wanted.run_state == desired_state::RunState::Run {
+        let (pool, projection) = (&self.store.stores().mysql, self.store.projection());
+        let desired = desired_state::read(pool).await?.remove(projection.name()).unwrap_or_default();
+        if desired.run_state == desired_state::RunState::Run {
             desired_state::hold(pool, projection, HOLD).await?;
         }
         Ok(())
     }
 }
 
-/// Folds letters in order, up to one that can't be folded.
+/// Folds dead letters in order, up to one that cannot be folded.
 async fn fold(
     store: &ParkedKeyStore,
     position: &mut Position,
@@ -227,7 +231,7 @@ async fn fold(
     Ok(flush(store, position, &mut batch, letters).await?.unwrap_or(Reached::End))
 }
 
-/// Folds a batch, one by one if a record of it can't be folded; says which that is.
+/// Folds a batch, record by record if one of them cannot be folded. Returns which one.
 async fn flush(
     store: &ParkedKeyStore,
     position: &mut Position,
@@ -249,7 +253,7 @@ async fn flush(
     Ok(None)
 }
 
-/// Folds records; says why the store can't take one of them.
+/// Folds records, with retries. Returns why the store rejects one of them, if it does.
 async fn apply(
     store: &ParkedKeyStore,
     position: &mut Position,
@@ -266,16 +270,16 @@ async fn apply(
     Ok(None)
 }
 
-/// Asks a store again while it is away.
-async fn persist<T>(ask: impl AsyncFn() -> Result<T, StoreError>) -> anyhow::Result<T> {
+/// Retries a store operation while the store is unavailable.
+async fn retry_while_unavailable<T>(operation: impl AsyncFn() -> Result<T, StoreError>) -> anyhow::Result<T> {
     let mut attempt = 0;
     loop {
-        match ask().await {
+        match operation().await {
             Err(StoreError::Retry(_)) if attempt < ATTEMPTS => {
                 sleep(PAUSE * (1 << attempt)).await;
                 attempt += 1;
             }
-            answered => return Ok(answered?),
+            result => return Ok(result?),
         }
     }
 }

@@ -15,11 +15,11 @@ use crate::{desired_state, view::Projection};
 const HOLD: Duration = Duration::from_millis(1500);
 /// The end of a hold that is reserved for its last steps: a statement or two in each store.
 const RESERVE: Duration = Duration::from_millis(300);
-/// Between two checks whether the position of a held view has converged.
+/// Interval between two checks whether the position of a held view has converged.
 pub const CHECK_INTERVAL: Duration = Duration::from_millis(20);
-/// Holds that are tried.
+/// Maximum of attempts to hold a projection.
 pub const HOLDS: u32 = 10;
-/// Between two holds, for waiting readers.
+/// Interval between two holds, during which waiting readers catch up.
 pub const BETWEEN_HOLDS: Duration = Duration::from_secs(2);
 
 /// A hold.

@@ -11,10 +11,10 @@ use tracing::warn;
 
 use crate::view::Projection;
 
-/// Between two pings of the server, which would close an idle session and release its lock after a minute
+/// Interval between two pings of the server, which would close an idle session and release its lock after a minute
 /// ([`vidlog_service_kit::mysql::open`]).
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// How long to wait for the lock: longer than the hold of an audit.
+/// Timeout for the lock, in seconds: longer than the hold of an audit.
 const WAIT_S: u32 = 5;
 
 /// Another process, or another task of this one, owns the lock.

@@ -27,7 +27,7 @@ impl FromStr for Partition {
     fn from_str(text: &str) -> Result<Self, String> {
         let parse = || {
             let (stream, number) = text.split_once(':')?;
-            let stream = Stream::ALL.into_iter().find(|known| known.name() == stream)?;
+            let stream = Stream::ALL.into_iter().find(|candidate| candidate.name() == stream)?;
             Some(Self { stream, number: number.parse().ok()? })
         };
         parse().ok_or_else(|| format!("{text:?} is no partition; one is called likes:3"))

@@ -1,10 +1,10 @@
 //! Reads ranges of the log: the records of partitions from an offset up to an end.
 //!
-//! The last offset before the end need not hold a record that a consumer receives: it may hold a transaction marker or a
-//! record of an aborted transaction, or have been removed by `DeleteRecords`, retention or compaction. So a partition is
-//! read when the *consumer's position* has reached the end, not when the record before the end arrives. The consumer
-//! moves its position past what it does not pass on, and reports the end of a partition, which is when the position is
-//! looked at.
+//! The last offset before the end need not hold a record that a consumer receives: it may hold a transaction marker
+//! or a record of an aborted transaction, or have been removed by `DeleteRecords`, retention or compaction. So a
+//! partition is read when the *consumer's position* has reached the end, not when the record before the end arrives.
+//! The consumer moves its position past offsets that it does not return, and reports the end of a partition; the
+//! reader checks the position then.
 
 use std::{
     collections::BTreeMap,
@@ -24,10 +24,10 @@ use vidlog_events::Stream;
 
 use super::{BROKER_TIMEOUT, Log, Partition};
 
-/// The growth of the range in which the last record before an offset is looked for.
+/// Growth factor of the range that is searched for the last record before an offset.
 const LOOK_BACK: i64 = 100;
 
-/// The longest that the reader does not check whether it is cancelled.
+/// Interval between two checks for cancellation.
 const POLL: Duration = Duration::from_millis(100);
 
 /// The offsets to read, by partition.
@@ -36,17 +36,17 @@ pub type Ranges = BTreeMap<Partition, Range<i64>>;
 /// The topics to read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The streams' own.
+    /// The streams' topics.
     Events,
-    /// Those of their dead letters.
+    /// The dead-letter topics.
     DeadLetters,
 }
 
-/// What a reader finds next in a partition.
+/// The next item of a partition.
 pub enum Item<'a> {
     /// A record.
     Record(&'a BorrowedMessage<'a>),
-    /// The end of its range: nothing more before it is for consumers.
+    /// The end of the range: consumers receive no further record before it.
     End,
 }
 
@@ -54,10 +54,10 @@ impl Log {
     /// Returns the time of the last record before an offset, in ms since 1970; `None` if the log has none there.
     pub async fn time_before(&self, partition: Partition, offset: i64) -> anyhow::Result<Option<i64>> {
         let log = self.clone();
-        let asked = spawn_blocking(move || {
+        let task = spawn_blocking(move || {
             let topic = log.topics.name(partition.stream);
             let (start, _) = log.consumer()?.fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT)?;
-            // The offsets right before may hold no record: the range grows until it has one.
+            // The last offsets may hold no record, so the range grows until it has one.
             let mut size = 1;
             loop {
                 let range = start.max(offset.saturating_sub(size))..offset;
@@ -80,7 +80,7 @@ impl Log {
                 size *= LOOK_BACK;
             }
         });
-        let time: anyhow::Result<_> = asked.await.context("reading the log panicked")?;
+        let time: anyhow::Result<_> = task.await.context("reading the log panicked")?;
         time.with_context(|| {
             format!("failed to read the time of the last record of {} before {offset}", partition.id())
         })
@@ -139,7 +139,7 @@ impl Log {
     }
 }
 
-/// The partitions that are not read to their ends yet.
+/// The partitions that are not at their ends yet.
 struct Reader {
     /// The streams by their topics' names.
     streams: BTreeMap<String, Stream>,
@@ -168,7 +168,7 @@ impl Reader {
         Ok(Self { streams, left, positions, last_progress })
     }
 
-    /// The partition of a message, with the end of its range, unless it is read already.
+    /// Returns the partition of a message and the end of its range, unless the partition is at its end.
     fn find(&self, message: &BorrowedMessage<'_>) -> Option<(Partition, i64)> {
         let partition =
             Partition { stream: *self.streams.get(message.topic())?, number: message.partition() };
@@ -179,7 +179,7 @@ impl Reader {
     fn take_passed(&mut self, consumer: &BaseConsumer) -> anyhow::Result<Vec<Partition>> {
         let positions = consumer.position().context("failed to read the log")?;
         if positions != self.positions {
-            // Markers and aborted records move it, and are not passed on.
+            // Transaction markers and aborted records move it without a message.
             self.last_progress = Instant::now();
         }
         let mut passed = Vec::new();
@@ -198,7 +198,7 @@ impl Reader {
         Ok(passed)
     }
 
-    /// Fails if nothing came for too long.
+    /// Fails if there was no progress for [`BROKER_TIMEOUT`].
     fn check_silence(&self) -> anyhow::Result<()> {
         let Some((partition, range)) = self.left.iter().next() else {
             return Ok(());

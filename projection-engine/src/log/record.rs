@@ -1,4 +1,4 @@
-//! A record that was read, and decoded if it can be.
+//! Records of the log, and their decoding.
 
 use rdkafka::{
     Message,
@@ -8,21 +8,21 @@ use vidlog_events::{DecodeError, Envelope, Stream, decode};
 
 use crate::log::RecordKey;
 
-/// An event at its place in a partition.
+/// An event and its offset.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// The place.
+    /// The offset in the partition.
     pub offset: i64,
     /// The event.
     pub envelope: Envelope,
 }
 
-/// A record as it was read: with the message that it came in, which goes to the dead letters if it can't be folded.
+/// A record with its message, which goes to the dead letters if the record cannot be folded.
 #[derive(Debug)]
 pub struct Delivery {
     /// The message.
     pub message: OwnedMessage,
-    /// The event, or why it is none.
+    /// The event, or the decoding error.
     pub decoded: Result<Envelope, DecodeError>,
 }
 
@@ -32,7 +32,7 @@ impl Delivery {
         Self { message: message.detach(), decoded: decode_message(stream, message) }
     }
 
-    /// The record's place in its partition.
+    /// The record's offset in its partition.
     pub fn offset(&self) -> i64 {
         self.message.offset()
     }
@@ -49,7 +49,7 @@ impl Delivery {
     }
 }
 
-/// Decodes a message of a stream's topic, or of its dead letters.
+/// Decodes a message of a stream's topic or dead-letter topic.
 pub fn decode_message<M: Message>(stream: Stream, message: &M) -> Result<Envelope, DecodeError> {
     let header = |name: &str| {
         let headers = message.headers()?;

@@ -1,19 +1,19 @@
-//! Keys of records, as text that fits into a column and a field.
+//! Record keys as text, for MySQL columns and Redis fields.
 
 use std::fmt;
 
 use vidlog_schemas::hash::fnv1a;
 
-/// Bytes of a key that are kept as they are; what is longer is told apart by a digest.
+/// Maximum length of the text, in bytes. A digest replaces a longer one.
 const KEY_LENGTH: usize = 100;
 
-/// A record's key as text: it fits into a column and a field, and different keys are different texts. (Keys longer than
-/// 100 bytes may share one, which only makes them wait for each other.)
+/// A record's key as text, which fits a MySQL column and a Redis field. Different keys have different texts, except
+/// that digests of long keys may collide; such keys are parked together, which is harmless.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordKey(String);
 
 impl RecordKey {
-    /// The key of a record; one without a key waits with the others that have none.
+    /// Converts the key of a record. All records without a key share one.
     pub fn of(key: Option<&[u8]>) -> Self {
         let Some(key) = key else {
             return Self("%none".to_owned());
@@ -21,18 +21,18 @@ impl RecordKey {
         if key.is_empty() {
             return Self("%empty".to_owned());
         }
-        let kept = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
-        let shown = |byte: &u8| {
-            if kept(*byte) { char::from(*byte).to_string() } else { format!("%{byte:02x}") }
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+        let escape = |byte: &u8| {
+            if is_plain(*byte) { char::from(*byte).to_string() } else { format!("%{byte:02x}") }
         };
-        let mut text: String = key.iter().map(shown).collect();
+        let mut text: String = key.iter().map(escape).collect();
         if text.len() > KEY_LENGTH {
             text = format!("%long{:016x}", fnv1a(key));
         }
         Self(text)
     }
 
-    /// A key as it was shown, or stored.
+    /// Creates a key from its displayed or stored text.
     pub fn from_text(text: &str) -> Self {
         Self(text.to_owned())
     }

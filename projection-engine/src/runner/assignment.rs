@@ -38,9 +38,9 @@ use crate::{
     store::{Position, SharedStore},
 };
 
-/// Between two attempts to start a partition.
+/// Delay before a deferred start is retried.
 const START_RETRY: Duration = Duration::from_millis(500);
-/// How long tasks may take to end before they are aborted. The store rejects a late write.
+/// Time after which tasks that do not end are aborted. The store rejects a late write.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The delay before a task that panicked starts again.
 const PANIC_PAUSE: Duration = Duration::from_secs(1);
@@ -87,7 +87,7 @@ struct Active {
     queue: queue::Sender,
     /// Records that did not fit into the queue. The partition is paused while there are any.
     held: VecDeque<Queued>,
-    /// The offset after the last record that was handed over.
+    /// The offset after the last record passed to the task.
     next: i64,
     confirmed: Confirmed,
     stop: CancellationToken,
@@ -304,7 +304,7 @@ impl Assignment {
         }
     }
 
-    /// Has a partition's task pass to an offset, before which there are no more records than those that it was handed.
+    /// Moves a partition's task to an offset. The task already has all records before it.
     pub(super) fn pass_to(&self, partition: Partition, next: i64) -> Routed {
         let is_beyond = |state: &State| matches!(state, State::Running(active) if active.next < next);
         if self.partitions().get(&partition).is_some_and(is_beyond) {

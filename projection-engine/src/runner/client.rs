@@ -85,9 +85,9 @@ pub(super) fn connect(
         .set("client.id", format!("vidlog-projector-{projection}"))
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("auto.offset.reset", "error")
-        // Records of aborted transactions are no events.
+        // Skips records of aborted transactions.
         .set("isolation.level", "read_committed")
-        // The position at the end of a partition is past what is not passed on, such as transaction markers.
+        // At the end of a partition, the position is past offsets without a message, such as transaction markers.
         .set("enable.partition.eof", "true")
         // Tasks store applied offsets; they are committed for lag tools only.
         .set("enable.auto.offset.store", "false")

@@ -34,14 +34,15 @@ use crate::{
 
 /// The longest wait of a task's request for the thread.
 const POLL: Duration = Duration::from_millis(20);
-/// Between two checks that the store has all writes: how late a loss is detected when no records arrive.
+/// Interval between two checks that the store has all writes: the delay until a loss is detected when no records
+/// arrive.
 const VERIFY_EVERY: Duration = Duration::from_secs(2);
-/// How long a seek or a query of the broker may take.
+/// Timeout for a seek or a query of the broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The time for querying the broker between two polls. Partitions without an answer must not delay others, nor the member,
 /// which the group removes when it does not poll.
 const QUERY_BUDGET: Duration = Duration::from_secs(2);
-/// Between two checks for topics that do not exist yet.
+/// Interval between two checks for topics that do not exist yet.
 const TOPICS_RETRY: Duration = Duration::from_secs(1);
 
 /// A partition that is due to start.
@@ -100,11 +101,11 @@ impl Poller {
             }
             self.serve_requests();
             self.reconcile();
-            let begun = Instant::now();
-            if begun >= start_at {
+            let pass_started = Instant::now();
+            if pass_started >= start_at {
                 self.start_due();
                 // At least half of the time is left for the running partitions.
-                start_at = Instant::now() + begun.elapsed();
+                start_at = Instant::now() + pass_started.elapsed();
             }
             if Instant::now() >= verify_at {
                 self.assignment().lost().into_iter().for_each(|partition| self.restart(partition));
@@ -246,7 +247,7 @@ impl Poller {
     /// Reads the watermarks of due partitions. Those without an answer are deferred. Those beyond the time budget stay due, and
     /// come first in the next pass.
     fn fetch_watermarks_of(&self, due: impl Iterator<Item = (Partition, Position)>) -> Vec<Start> {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let mut starts = Vec::new();
         for (partition, position) in due {
             let topic = self.settings.log.topics.name(partition.stream);
@@ -257,26 +258,26 @@ impl Poller {
                     self.defer_start(partition, &why);
                 }
             }
-            if begun.elapsed() >= QUERY_BUDGET {
+            if started_at.elapsed() >= QUERY_BUDGET {
                 break;
             }
         }
         starts
     }
 
-    /// Returns partitions of another log than the view was folded from, or of an unknown one, with the reason.
+    /// Returns the partitions whose log is unknown or not the one that the view was folded from, with the reason.
     fn mismatched_logs(&self, starts: &[Start]) -> BTreeMap<Partition, String> {
-        // A log that has no first record yet can be any: its task remembers the first that it folds. One whose start is cut
-        // has lost it.
+        // An empty log has no identity yet: its task stores the id of the first record that it folds. A log whose
+        // first records were deleted has none any more.
         let has_first = |start: &&Start| start.watermarks.0 == 0 && start.watermarks.1 > 0;
         let ends: Offsets =
             starts.iter().filter(has_first).map(|start| (start.partition, start.watermarks.1)).collect();
         let firsts = self.settings.first_records.read(&ends).unwrap_or_default();
         let mut reasons = BTreeMap::new();
-        let mut known = Vec::with_capacity(ends.len());
+        let mut identities = Vec::with_capacity(ends.len());
         for partition in ends.into_keys() {
             match firsts.get(&partition) {
-                Some(Some(first)) => known.push((partition, first.clone())),
+                Some(Some(first)) => identities.push((partition, first.clone())),
                 Some(None) => {}
                 None => {
                     reasons.insert(
@@ -286,7 +287,7 @@ impl Poller {
                 }
             }
         }
-        reasons.extend(self.assignment().check_log_identity(&known));
+        reasons.extend(self.assignment().check_log_identity(&identities));
         reasons
     }
 

@@ -29,15 +29,15 @@ const ALIGN_EVERY: u32 = 32;
 const ALIGN_AFTER: Duration = Duration::from_secs(1);
 /// A partition without records for this long aligns.
 const IDLE: Duration = Duration::from_millis(500);
-/// Between attempts to write to an unavailable store: doubled from the first to the last.
+/// Interval between attempts to write to an unavailable store: doubled from the first to the last.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// How long the store may take for a batch. A slower one is written again, which is harmless.
+/// Timeout for a write of the store. The retry is idempotent.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two publications of the progress of a view in MySQL when no records arrive: Redis may have lost it, and readers
-/// of earlier writes would wait in vain.
+/// Interval between two publications of the progress of a view in MySQL when no records arrive: Redis may have lost
+/// it, and readers of earlier writes would wait in vain.
 const PUBLISH_EVERY: Duration = Duration::from_secs(2);
-/// How long a publication may take: a Redis that hangs must not delay views in MySQL.
+/// Timeout for a publication: a Redis that hangs must not delay views in MySQL.
 const PUBLISH_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// A request of a partition's task to the poller.
@@ -59,7 +59,7 @@ pub(super) struct Worker {
     pub(super) store: SharedStore,
     pub(super) dead_letters: DeadLetterQueue,
     pub(super) position: Position,
-    /// The offset from which records come: the position's, or the log's first if the view has nothing.
+    /// The offset of the first record to read: the position, or the log start offset if the view is empty.
     pub(super) from: i64,
     pub(super) confirmed: Confirmed,
     pub(super) records: Receiver,
@@ -94,7 +94,7 @@ impl Worker {
         let mut publish_at = Some(Instant::now());
         let mut aligned_at = Instant::now();
         let mut unaligned = u32::from(self.position.lowest() < next);
-        // Of a log that begins at 0, the first record tells which log it is.
+        // The first record of a log that begins at 0 is the log's identity.
         let mut is_start = next == 0;
         loop {
             if publish_at.is_some_and(|at| at <= Instant::now()) && self.publish(next).await.is_ok() {
@@ -146,7 +146,7 @@ impl Worker {
             let opened = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Err(Ended::Stopped),
-                // It takes longer the more dead letters there are, and has a timeout of its own.
+                // Its duration grows with the number of dead letters, and it has its own timeouts.
                 opened = BatchApplier::open(store, dead_letters, self.partition, self.position.clone()) => opened,
             };
             match opened {
@@ -173,7 +173,7 @@ impl Worker {
         if deliveries.is_empty() {
             return Ok(());
         }
-        let begun = Instant::now();
+        let start = Instant::now();
         let mut pause = RETRY.0;
         loop {
             match bounded(applier.apply(deliveries)).await {
@@ -182,7 +182,7 @@ impl Worker {
             }
         }
         self.confirm(applier);
-        histogram!(BATCH_SECONDS, "projection" => self.name).record(begun.elapsed());
+        histogram!(BATCH_SECONDS, "projection" => self.name).record(start.elapsed());
         counter!(RECORDS, "projection" => self.name).increment(deliveries.len() as u64);
         Ok(())
     }
@@ -217,7 +217,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Best effort: feeds only a metric; retried on the next idle tick.
+    /// Reloads outdated parked keys. Best effort: it only updates a gauge; the next alignment or idle tick retries.
     async fn refresh_parked_keys(&self, applier: &mut BatchApplier) {
         if let Err(error) = bounded(async { Ok(applier.refresh_parked_keys().await?) }).await {
             debug!(projection = self.name, partition = self.partition.id(), %error, "failed to refresh parked keys");
@@ -235,11 +235,11 @@ impl Worker {
                 Err(self.stop_projection(&why).await)
             }
             ApplyError::Store(StoreError::Behind { stored }) => {
-                // Readers have to know before the view is filled up again.
+                // First: readers must not use the view while it is refilled.
                 if let Err(error) = bounded(async { Ok(self.store.mark_incomplete().await?) }).await {
                     return self.wait(&error, pause).await;
                 }
-                // Once told it is told: what starts the task again has to tell no more than what is lost besides.
+                // The loss is reported now, so the restart reports a further loss only.
                 self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).cap_at(stored);
                 warn!(
                     projection = self.name,
@@ -274,11 +274,14 @@ impl Worker {
         }
         while timeout(RETRY.1, self.stop.cancelled()).await.is_err() {
             // An operator may resume it before the poller has read that it stopped.
-            let wanted = desired_state::read(pool).await.ok().map(|mut wanted| wanted.remove(self.name));
-            let is_stopped = |wanted: Option<DesiredState>| {
-                matches!(wanted, Some(DesiredState { run_state: RunState::Stopped(_) | RunState::Pause, .. }))
+            let desired = desired_state::read(pool).await.ok().map(|mut desired| desired.remove(self.name));
+            let is_stopped = |desired: Option<DesiredState>| {
+                matches!(
+                    desired,
+                    Some(DesiredState { run_state: RunState::Stopped(_) | RunState::Pause, .. })
+                )
             };
-            if wanted.is_some_and(|wanted| !is_stopped(wanted)) {
+            if desired.is_some_and(|desired| !is_stopped(desired)) {
                 return Ended::Lost;
             }
         }

@@ -18,16 +18,17 @@ use tokio::sync::mpsc;
 
 use crate::log::Delivery;
 
-/// Records in a queue. More would only use memory: the broker has them as well.
+/// Maximum of records in a queue. More would only use memory: the broker has them as well.
 const RECORDS: usize = 2000;
-/// Bytes in a queue: some batches, so that the task never waits for the poller.
+/// Maximum of bytes in a queue: some batches, so that the task never waits for the poller.
 const BYTES: usize = 1024 * 1024;
-/// Records in a batch: enough that a round trip is shared by many, few enough that a batch takes milliseconds.
+/// Maximum of records in a batch: enough to share a round trip, few enough that a batch takes milliseconds.
 pub(super) const BATCH_RECORDS: usize = 500;
-/// Bytes in a batch, which is one script per shard or one transaction. The record that exceeds it is included.
+/// Maximum of bytes in a batch, which is one script per shard or one transaction. The record that exceeds it is
+/// included.
 const BATCH_BYTES: usize = 512 * 1024;
 
-/// A record with its weight, or the end of offsets that hold none.
+/// A record with its size, or a range of offsets without records.
 pub(super) struct Queued {
     pub(super) delivery: Option<Delivery>,
     /// The offset after it.

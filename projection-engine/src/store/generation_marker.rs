@@ -1,7 +1,7 @@
-//! The marker of a view in Redis that is complete: its field in the hash of generations. Readers read the generation in
-//! it, and read MySQL while it is missing.
+//! The marker of a complete view in Redis: a field of the hash of generations with the generation that readers use.
+//! While it is missing, readers read MySQL.
 //!
-//! While a view is refilled the hash has a random token in another field in its place.
+//! During a refill, another field of the hash has a random token instead.
 
 use redis::{RedisResult, cmd};
 use uuid::Uuid;

@@ -44,14 +44,14 @@ impl ViewStore for MySqlStore {
         let rows: Vec<(String, i32, i64)> =
             sqlx::query_as(AssertSqlSafe(select)).fetch_all(&self.stores.mysql).await?;
         let stored = |partition: &Partition| {
-            let is_it = |(stream, number, _): &&(String, i32, i64)| {
+            let is_match = |(stream, number, _): &&(String, i32, i64)| {
                 stream == partition.stream.name() && *number == partition.number
             };
-            rows.iter().find(is_it).map(|(_, _, next)| *next)
+            rows.iter().find(is_match).map(|(_, _, next)| *next)
         };
         let missing: Vec<_> = partitions.iter().filter(|partition| stored(partition).is_none()).collect();
         if !missing.is_empty() {
-            // A row has to exist before a transaction can lock it.
+            // A transaction can lock existing rows only.
             QueryBuilder::new(format!("INSERT IGNORE INTO {table} (stream, partition_no, next_offset) "))
                 .push_values(missing, |mut values, partition| {
                     values.push_bind(partition.stream.name()).push_bind(partition.number).push_bind(0_i64);
@@ -85,10 +85,10 @@ impl ViewStore for MySqlStore {
                 .fetch_all(&self.stores.mysql)
                 .await?;
         let stored = |(partition, first): &(Partition, String)| {
-            let is_it = |(stream, number, _): &&(String, i32, String)| {
+            let is_match = |(stream, number, _): &&(String, i32, String)| {
                 stream == partition.stream.name() && *number == partition.number
             };
-            rows.iter().find(is_it).map_or_else(|| first.clone(), |(_, _, stored)| stored.clone())
+            rows.iter().find(is_match).map_or_else(|| first.clone(), |(_, _, stored)| stored.clone())
         };
         Ok(firsts.iter().map(stored).collect())
     }
@@ -101,13 +101,13 @@ impl ViewStore for MySqlStore {
     ) -> Result<(), StoreError> {
         let mut transaction = self.stores.mysql.begin().await?;
         let stored = self.lock(&mut transaction, checkpoint).await?.unwrap_or(0);
-        let known = position.lowest();
-        if stored < known {
+        let expected = position.lowest();
+        if stored < expected {
             return Err(StoreError::Behind { stored });
         }
         if stored < batch.next {
             // Another writer may have parked keys that are not in `changes`.
-            if stored > known
+            if stored > expected
                 && (!batch.changes.is_empty() || self.has_parked(&mut transaction, checkpoint).await?)
             {
                 return Err(StoreError::Moved { stored });
@@ -155,7 +155,7 @@ impl ViewStore for MySqlStore {
             sqlx::query_as(AssertSqlSafe(select)).fetch_all(&self.stores.mysql).await?;
         let mut all: BTreeMap<Partition, Parked> = BTreeMap::new();
         for (stream, number, key, first, last, waiting, class, message) in rows {
-            let Some(stream) = self.projection.streams().find(|known| known.name() == stream) else {
+            let Some(stream) = self.projection.streams().find(|candidate| candidate.name() == stream) else {
                 continue;
             };
             let failure = Failure::new(class.parse().unwrap_or(Class::Unfoldable), &message);

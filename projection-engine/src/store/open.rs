@@ -17,7 +17,7 @@ use super::{
 };
 use crate::view::{Fold, Projection};
 
-/// Between attempts to reach an unavailable store at start.
+/// Interval between attempts to reach an unavailable store at start.
 const START_RETRY: Duration = Duration::from_secs(1);
 
 /// The memory section of a Redis server's `INFO`; empty if the user may not read it.

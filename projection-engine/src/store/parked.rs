@@ -1,29 +1,29 @@
-//! Parked keys: those of which a record could not be folded, so that their records wait in the dead letters.
+//! Parked keys: a record of the key could not be folded, so it and all later ones wait in the dead letters.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use crate::log::RecordKey;
 
-/// Characters of a message that are kept.
+/// Maximum length of a stored message, in characters.
 const MESSAGE_LENGTH: usize = 200;
 
 /// Why a record is among the dead letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
-    /// It can't be decoded.
+    /// It cannot be decoded.
     Undecodable,
-    /// The store can't take what it says.
+    /// The store rejects its content.
     Unfoldable,
     /// It waits behind an earlier record of its key.
     Behind,
-    /// An operator decided that it is to be passed over.
+    /// An operator discarded it.
     Discarded,
 }
 
 impl Class {
     const ALL: [Self; 4] = [Self::Undecodable, Self::Unfoldable, Self::Behind, Self::Discarded];
 
-    /// Its name, in headers, stores and metrics.
+    /// The name in headers, stores and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Undecodable => "undecodable",
@@ -52,14 +52,14 @@ impl FromStr for Class {
 /// Why a record could not be folded.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Failure {
-    /// The kind of it.
+    /// The class.
     pub class: Class,
-    /// In words, without the record's values.
+    /// The message, without the record's values.
     pub message: String,
 }
 
 impl Failure {
-    /// A failure; the message is cut to what a store keeps.
+    /// Creates a failure. Truncates the message to 200 characters and replaces control characters.
     pub fn new(class: Class, message: &str) -> Self {
         let printable = |character: char| if character.is_control() { ' ' } else { character };
         Self { class, message: message.chars().take(MESSAGE_LENGTH).map(printable).collect() }
@@ -69,24 +69,24 @@ impl Failure {
 /// A parked key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ParkedKey {
-    /// The record that could not be folded. It and every later one of the key wait.
+    /// The offset of the record that could not be folded. It and every later one of the key wait.
     pub first: i64,
-    /// The last one that waits.
+    /// The offset of the last waiting record.
     pub last: i64,
-    /// How many wait.
+    /// The number of waiting records.
     pub waiting: i64,
-    /// What was wrong with the first.
+    /// The failure of the first record.
     pub failure: Failure,
 }
 
 impl ParkedKey {
-    /// As Redis holds it.
+    /// Encodes the value in Redis.
     pub(super) fn encode(&self) -> String {
         let Self { first, last, waiting, failure: Failure { class, message } } = self;
         format!("{first}:{last}:{waiting}:{class}:{message}")
     }
 
-    /// From what Redis holds.
+    /// Decodes the value in Redis.
     pub(super) fn decode(stored: &str) -> Option<Self> {
         let mut parts = stored.splitn(5, ':');
         let mut number = || parts.next()?.parse::<i64>().ok();
@@ -99,21 +99,21 @@ impl ParkedKey {
 /// The parked keys of a partition.
 pub type Parked = BTreeMap<RecordKey, ParkedKey>;
 
-/// What a batch changes of a parked key.
+/// A change that a batch makes to a parked key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The key is parked from now on.
+    /// Parks the key.
     Park(ParkedKey),
-    /// More records wait behind a key that is parked.
+    /// Adds waiting records to a key that is parked.
     Extend {
-        /// The last of them.
+        /// The offset of the last one.
         last: i64,
-        /// How many they are.
+        /// The number of added records.
         more: i64,
     },
 }
 
-/// What a batch changes of a partition's parked keys.
+/// The changes that a batch makes to a partition's parked keys.
 pub type Changes = BTreeMap<RecordKey, Change>;
 
 #[cfg(test)]

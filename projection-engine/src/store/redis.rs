@@ -287,8 +287,8 @@ impl RedisStore {
     ) -> Result<BTreeMap<Shard, Answer>, StoreError> {
         let Round { stage, field, next, changes } = *round;
         let command = |(shard, writes): (&Shard, &Vec<Write>)| {
-            let known = positions.get(shard.index()).copied().unwrap_or(0);
-            let mut call = Call::new(self.checkpoint(stage, *shard), field, known, next);
+            let expected = positions.get(shard.index()).copied().unwrap_or(0);
+            let mut call = Call::new(self.checkpoint(stage, *shard), field, expected, next);
             if !changes.is_empty() {
                 call.park(&self.parked_hash(), field, changes);
             }

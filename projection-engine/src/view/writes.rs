@@ -1,4 +1,4 @@
-//! The writes that a Redis projection can make. Each is harmless to repeat, and `apply.lua` knows how it is done.
+//! The writes of a Redis projection. Each is idempotent; `apply.lua` executes them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ const TOTAL: &str = "total";
 pub struct RedisWrites {
     offset: i64,
     writes: Vec<Write>,
-    /// By hash and field: one part a video is enough for a batch, as it is the count after the whole batch.
+    /// By hash and field. One part per video is enough, because its count is taken after the whole batch.
     parts: BTreeMap<(Key, String), (i64, Key)>,
 }
 
@@ -37,7 +37,7 @@ pub(crate) struct Part {
 }
 
 impl RedisWrites {
-    /// Creates a hash, unless it is there.
+    /// Creates a hash if it does not exist.
     pub fn create_hash(&mut self, key: Key, fields: &[(&str, String)]) {
         self.push(key, "create_hash", flatten(fields));
     }
@@ -49,7 +49,7 @@ impl RedisWrites {
         self.push(key, "update_hash_while", arguments);
     }
 
-    /// Adds a member to a ZSET, unless it is there.
+    /// Adds a member to a ZSET if it does not contain it.
     pub fn add_scored(&mut self, key: Key, member: i64, score: i64) {
         self.push(key, "add_scored", vec![score.to_string(), member.to_string()]);
     }
@@ -75,22 +75,22 @@ impl RedisWrites {
         self.with_other_key(other);
     }
 
-    /// Adds a member to a ranking, unless it is there: a ZSET whose scores are a base plus the size of a SET on the same
-    /// shard.
+    /// Adds a member to a ranking if it does not contain it. A ranking is a ZSET whose scores are a base plus the
+    /// size of a SET on the same shard.
     pub fn rank(&mut self, ranking: Key, member: i64, base: i64, set: Key) {
         self.push(ranking, "rank", vec![base.to_string(), member.to_string()]);
         self.with_other_key(set);
     }
 
-    /// Updates the score of a member of a ranking, if it is there, to its base plus the current size of its SET. Bases are
-    /// multiples of `step`, and no SET is that large.
+    /// Updates the score of a ranking's member, if it exists, to its base plus the current size of its SET. Bases are
+    /// multiples of `step`, and every SET is smaller than `step`.
     pub fn update_rank(&mut self, ranking: Key, member: i64, step: i64, set: Key) {
         self.push(ranking, "update_rank", vec![step.to_string(), member.to_string()]);
         self.with_other_key(set);
     }
 
-    /// Keeps the size of a SET as one part of a total: in a hash, on whatever shard, under the field of an entity.
-    /// The hash's field `total` is the sum of its parts.
+    /// Stores the size of a SET as one part of a total, in an entity's field of a hash on any shard. The hash's field
+    /// `total` is the sum of its parts.
     pub fn set_part(&mut self, hash: Key, entity: i64, source: Key) {
         self.parts.insert((hash, entity.to_string()), (self.offset, source));
     }
@@ -143,7 +143,7 @@ impl Write {
 }
 
 impl Part {
-    /// Asks the set's shard for its size.
+    /// The write that returns the size of the set from its shard.
     pub(crate) fn count(&self) -> Write {
         Write {
             offset: self.offset,
@@ -154,7 +154,7 @@ impl Part {
         }
     }
 
-    /// Writes the part.
+    /// The write that stores the part.
     pub(crate) fn write(self, count: i64) -> Write {
         Write {
             offset: self.offset,

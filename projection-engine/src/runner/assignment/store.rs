@@ -12,7 +12,7 @@ use crate::{
     store::{Position, StoreError},
 };
 
-/// How long the store may take to answer: the poller does not poll meanwhile.
+/// Timeout for a query of the store. The poller does not poll meanwhile.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The positions of partitions in the store, and the partitions of which it lost writes.
@@ -99,8 +99,8 @@ impl Assignment {
 
     /// Reads the store's positions of partitions.
     fn stored(&self, partitions: &[Partition]) -> Result<Vec<Position>, Unknown> {
-        let asked = async { timeout(QUERY_TIMEOUT, self.store.positions(partitions)).await };
-        match self.runtime.block_on(asked) {
+        let query = async { timeout(QUERY_TIMEOUT, self.store.positions(partitions)).await };
+        match self.runtime.block_on(query) {
             Ok(Ok(positions)) => Ok(positions),
             Ok(Err(error @ StoreError::ShardCountMismatch { .. })) => Err(Unknown::ShardCount(error)),
             Ok(Err(error)) => {
@@ -114,13 +114,14 @@ impl Assignment {
         }
     }
 
-    /// Returns the partitions that the view was folded from another log's, or may have been, with the reason.
+    /// Returns the partitions whose log is not, or may not be, the one that the view was folded from, with the
+    /// reason.
     pub(in crate::runner) fn check_log_identity(
         &self,
         firsts: &[(Partition, String)],
     ) -> BTreeMap<Partition, String> {
-        let asked = async { timeout(QUERY_TIMEOUT, self.store.log_identities(firsts)).await };
-        let Ok(Ok(remembered)) = self.runtime.block_on(asked) else {
+        let query = async { timeout(QUERY_TIMEOUT, self.store.log_identities(firsts)).await };
+        let Ok(Ok(remembered)) = self.runtime.block_on(query) else {
             let why = "the store does not return the identity of the log that the view was folded from";
             return firsts.iter().map(|(partition, _)| (*partition, why.to_owned())).collect();
         };
@@ -138,8 +139,8 @@ impl Assignment {
 
     /// Marks the view incomplete. Returns false if that fails.
     fn mark_incomplete(&self) -> bool {
-        let forgotten = async { timeout(QUERY_TIMEOUT, self.store.mark_incomplete()).await };
-        match self.runtime.block_on(forgotten) {
+        let query = async { timeout(QUERY_TIMEOUT, self.store.mark_incomplete()).await };
+        match self.runtime.block_on(query) {
             Ok(Ok(())) => return true,
             Ok(Err(error)) => warn!(projection = self.name, %error, "failed to mark the view incomplete"),
             Err(_) => warn!(projection = self.name, "failed to mark the view incomplete"),

@@ -1,18 +1,18 @@
--- Applies a batch to one shard: its writes and its position, both or neither.
+-- Applies a batch to one shard: writes its records and the shard's position atomically.
 --
--- KEYS[1]  the shard's checkpoint of the projection; then the keys that the writes name.
+-- KEYS[1]  the shard's checkpoint of the projection; then the keys of the writes.
 -- ARGV[1]  the field in the checkpoint: the partition's, or a parked key's
--- ARGV[2]  the position that the caller knows this shard to have reached
+-- ARGV[2]  the shard's position that the caller expects; the shard may be further
 -- ARGV[3]  the position after the batch
 -- ARGV[4]  the number of changes of parked keys; KEYS[2] is the hash of these if there are any
--- then for each change: `park`, field, value; or `extend`, field, last offset, how many more
+-- then for each change: `park`, field, value; or `extend`, field, last offset, number of added records
 -- then for each write: action, offset of its record, index of its key, number of arguments, the arguments.
 --
--- Returns {1, stored, answers…}, or, when nothing was changed: {0, stored} if the shard has not reached the caller's
--- position, {2, stored} if it has passed it and keys are to be parked, {3, stored} if the parked keys are not what the
--- caller takes them for. Writes of records that the shard has already are passed over; `count` is always answered.
+-- Returns {1, stored, counts…}. Returns without a change: {0, stored} if the shard is before the expected position,
+-- {2, stored} if it is after it and the batch changes parked keys, {3, stored} if the parked keys are not as the caller
+-- expects. Skips writes of records that the shard has already; always executes `count`.
 --
--- Numbers stay strings from end to end: Lua would print an id above 10^14 with an exponent.
+-- Ids stay strings throughout: Lua prints a number above 10^14 with an exponent.
 
 local actions = {}
 
@@ -22,7 +22,7 @@ function actions.create_hash(key, arguments)
     end
 end
 
--- arguments: field, the value that it must have, then fields and values to set
+-- arguments: field, its required value, then fields and values to set
 function actions.update_hash_while(key, arguments)
     if redis.call('HGET', key, arguments[1]) == arguments[2] then
         redis.call('HSET', key, unpack(arguments, 3))
@@ -70,7 +70,7 @@ function actions.update_rank(key, arguments)
     end
 end
 
--- arguments: field of the part, its count; the field `total` is kept as the sum of the parts
+-- arguments: field of the part, its count; maintains the field `total` as the sum of the parts
 function actions.set_part(key, arguments)
     local before = redis.call('HGET', key, arguments[1]) or '0'
     if arguments[2] == '0' then
@@ -86,7 +86,7 @@ if stored < tonumber(ARGV[2]) then
     return {0, stored}
 end
 
--- Checked before anything is changed, and changed with the rest.
+-- Checks all changes of parked keys before the first write.
 local at, changes = 5, {}
 for _ = 1, tonumber(ARGV[4]) do
     if stored > tonumber(ARGV[2]) then

@@ -1,4 +1,4 @@
-//! One call of the script that holds a batch's writes to one shard and the shard's position.
+//! Calls of the script that writes a batch and the position of one shard.
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
@@ -32,12 +32,12 @@ pub(super) struct Answer {
 }
 
 impl Call {
-    /// A call without writes, which moves a field of a checkpoint from the known position to the next one.
-    pub(super) fn new(checkpoint: Key, field: &str, known: i64, next: i64) -> Self {
+    /// A call without writes, which moves a field of a checkpoint from an expected position to the next one.
+    pub(super) fn new(checkpoint: Key, field: &str, expected: i64, next: i64) -> Self {
         Self {
             keys: vec![checkpoint.name],
             indexes: BTreeMap::new(),
-            arguments: vec![field.to_owned(), known.to_string(), next.to_string()],
+            arguments: vec![field.to_owned(), expected.to_string(), next.to_string()],
             changes: Vec::new(),
             writes: Vec::new(),
         }

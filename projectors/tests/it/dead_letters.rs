@@ -212,8 +212,8 @@ async fn consecutive_failures_stop_the_projection_until_resumed() {
     for _ in 0..30 {
         world.append_garbage(Stream::Likes, "1").await;
     }
-    let names = ["likes", "likes-table"];
-    until("both projections are stopped", async || {
+    let names = ["likes", "likes-table", "top-videos"];
+    until("all projections of likes are stopped", async || {
         let wanted = desired_state::read(&world.target.mysql).await.unwrap();
         let wish = |name: &str| wanted.get(name).map(|wanted| wanted.run_state.clone());
         names.iter().all(|name| matches!(wish(name), Some(desired_state::RunState::Stopped(_))))

@@ -9,8 +9,9 @@ use tokio::sync::Semaphore;
 
 use crate::support::{World, api_over};
 
-const PATHS: [&str; 9] = [
+const PATHS: [&str; 10] = [
     "feed",
+    "feed/top",
     "user",
     "publish/list",
     "favorite/list",

@@ -36,7 +36,7 @@ fn operation_ids_are_unique_and_responses_described() {
             }
         }
     }
-    assert_eq!(names.len(), 17);
+    assert_eq!(names.len(), 18);
 }
 
 #[test]
@@ -56,7 +56,7 @@ async fn document_and_swagger_ui_are_served() {
     assert_eq!(document.status(), 200);
     let document: Value = serde_json::from_str(&document.text().await.unwrap()).unwrap();
     let paths = document["paths"].as_object().unwrap();
-    assert_eq!(paths.len(), 17, "{:?}", paths.keys());
+    assert_eq!(paths.len(), 18, "{:?}", paths.keys());
     let page = app.http.get(app.url("/docs/")).send().await.unwrap();
     assert_eq!(page.status(), 200);
     assert!(page.text().await.unwrap().contains("swagger-ui"));

@@ -21,18 +21,7 @@ use vidlog_schemas::projections::{self, Projection};
 /// The result of a handler.
 type FreshResult<T> = Result<Fresh<ApiResponse<T>>, ApiError>;
 
-/// The projections behind user and video cards and the lists of them.
-const CARD_PROJECTIONS: &[Projection] = &[
-    projections::FEED,
-    projections::WORKS,
-    projections::VIDEO_CARDS,
-    projections::USER_CARDS,
-    projections::LIKES,
-    projections::FOLLOWS,
-    projections::COMMENT_COUNTS,
-];
-
-/// The projections behind the ranking of videos and their cards.
+/// The projections behind the ranking of videos, then those behind user and video cards and the lists of them.
 const TOP_PROJECTIONS: &[Projection] = &[
     projections::TOP_VIDEOS,
     projections::FEED,
@@ -43,6 +32,9 @@ const TOP_PROJECTIONS: &[Projection] = &[
     projections::FOLLOWS,
     projections::COMMENT_COUNTS,
 ];
+
+/// The projections behind user and video cards and the lists of them: all but the ranking.
+const CARD_PROJECTIONS: &[Projection] = TOP_PROJECTIONS.split_at(1).1;
 
 /// A list of videos.
 #[derive(Serialize, ToSchema)]

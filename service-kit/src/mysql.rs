@@ -68,7 +68,7 @@ const MIGRATE_TIMEOUT_S: i64 = 30;
 /// A migration must be repeatable: DDL cannot be rolled back, so one that a crash interrupted runs again.
 pub async fn migrate(pool: &MySqlPool, migrator: &Migrator) -> Result<(), MigrateError> {
     // The migrator's own lock uses a negative timeout to wait without limit; MariaDB does not wait at all with it.
-    let mut connection = pool.acquire().await?;
+    let mut connection = pool.acquire().await.map_err(explain)?;
     let locked: Option<i64> = sqlx::query_scalar("SELECT GET_LOCK(CONCAT('migrate-', SHA1(DATABASE())), ?)")
         .bind(MIGRATE_TIMEOUT_S)
         .fetch_one(&mut *connection)
@@ -83,6 +83,21 @@ pub async fn migrate(pool: &MySqlPool, migrator: &Migrator) -> Result<(), Migrat
     migrated
 }
 
+/// Adds the remedy to the error of an account that sends its password encrypted with RSA if there is no TLS. That needs
+/// the `rsa` crate, whose timing leak has no fix (RUSTSEC-2023-0071).
+fn explain(error: sqlx::Error) -> sqlx::Error {
+    match error {
+        sqlx::Error::Configuration(cause) if cause.to_string().contains("RSA") => {
+            sqlx::Error::Configuration(
+                "the MySQL account authenticates with caching_sha2_password or sha256_password, which needs TLS: \
+                 enable TLS on the server, and have no ssl-mode=DISABLED in the MySQL URL"
+                    .into(),
+            )
+        }
+        error => error,
+    }
+}
+
 async fn run(connection: &mut MySqlConnection, migrator: &Migrator) -> Result<(), MigrateError> {
     match migrator.run_direct(None, &mut *connection, false).await {
         Err(MigrateError::Dirty(version)) => {
@@ -93,5 +108,68 @@ async fn run(connection: &mut MySqlConnection, migrator: &Migrator) -> Result<()
             migrator.run_direct(None, connection, false).await
         }
         migrated => migrated,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    /// The greeting of a MySQL 8 server without TLS.
+    fn greeting() -> Vec<u8> {
+        let mut packet = vec![10];
+        packet.extend(b"8.4.0\0");
+        packet.extend([1, 0, 0, 0]);
+        packet.extend(b"12345678\0");
+        // Capabilities (protocol 4.1, secure connection, authentication plugins) around charset and status.
+        packet.extend([0x00, 0x82, 45, 2, 0, 0x08, 0x00, 21]);
+        packet.extend([0; 10]);
+        packet.extend(b"123456789012\0");
+        packet.extend(b"caching_sha2_password\0");
+        packet
+    }
+
+    async fn send(stream: &mut TcpStream, sequence: u8, payload: &[u8]) {
+        let length = u8::try_from(payload.len()).unwrap();
+        stream.write_all(&[length, 0, 0, sequence]).await.unwrap();
+        stream.write_all(payload).await.unwrap();
+    }
+
+    async fn receive(stream: &mut TcpStream) -> Vec<u8> {
+        let mut header = [0; 4];
+        stream.read_exact(&mut header).await.unwrap();
+        let mut payload = vec![0; usize::from(header[0]) + 256 * usize::from(header[1])];
+        stream.read_exact(&mut payload).await.unwrap();
+        payload
+    }
+
+    /// A server that does not have the password in its cache, and asks for all of it.
+    async fn ask_for_password(listener: TcpListener) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        send(&mut stream, 0, &greeting()).await;
+        receive(&mut stream).await;
+        send(&mut stream, 2, &[1, 4]).await;
+        assert_eq!(receive(&mut stream).await, [2], "a request for the public key");
+        send(&mut stream, 4, b"\x01-----BEGIN PUBLIC KEY-----").await;
+    }
+
+    #[tokio::test]
+    async fn password_encryption_without_tls_names_the_remedy() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let pool =
+            open(&format!("mysql://user:secret@{}/database", listener.local_addr().unwrap()), 1).unwrap();
+        let server = tokio::spawn(ask_for_password(listener));
+        let migrator = Migrator { migrations: Cow::Borrowed(&[]), ..Migrator::DEFAULT };
+        let error = migrate(&pool, &migrator).await.unwrap_err().to_string();
+        assert!(error.contains("which needs TLS: enable TLS on the server"), "{error}");
+        assert!(!error.contains("secret"));
+        server.await.unwrap();
     }
 }

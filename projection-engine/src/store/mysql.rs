@@ -99,15 +99,10 @@ impl ViewStore for MySqlStore {
         position: &mut Position,
         batch: &Batch<'_>,
     ) -> Result<(), StoreError> {
-        let mut transaction = self.stores.mysql.begin().await?;
-        let stored = self.lock(&mut transaction, checkpoint).await?.unwrap_or(0);
-        let expected = position.lowest();
-        if stored < expected {
-            return Err(StoreError::Behind { stored });
-        }
+        let (mut transaction, stored) = self.begin(checkpoint, position).await?;
         if stored < batch.next {
             // Another writer may have parked keys that are not in `changes`.
-            if stored > expected
+            if stored > position.lowest()
                 && (!batch.changes.is_empty() || self.has_parked(&mut transaction, checkpoint).await?)
             {
                 return Err(StoreError::Moved { stored });
@@ -133,11 +128,7 @@ impl ViewStore for MySqlStore {
             return Ok(());
         }
         let checkpoint = partition.into();
-        let mut transaction = self.stores.mysql.begin().await?;
-        let stored = self.lock(&mut transaction, &checkpoint).await?.unwrap_or(0);
-        if stored < position.lowest() {
-            return Err(StoreError::Behind { stored });
-        }
+        let (mut transaction, stored) = self.begin(&checkpoint, position).await?;
         if stored < next {
             self.advance(&mut transaction, &checkpoint, next).await?;
         }
@@ -257,6 +248,21 @@ impl MySqlStore {
     /// The store of a projection's view.
     pub const fn new(projection: Projection, fold: MySqlFold, stores: Stores) -> Self {
         Self { projection, fold, stores }
+    }
+
+    /// Begins a transaction that locks a checkpoint, and returns it with the stored position. Fails if that is before the
+    /// expected one.
+    async fn begin(
+        &self,
+        checkpoint: &Checkpoint,
+        expected: &Position,
+    ) -> Result<(Transaction<'static, MySql>, i64), StoreError> {
+        let mut transaction = self.stores.mysql.begin().await?;
+        let stored = self.lock(&mut transaction, checkpoint).await?.unwrap_or(0);
+        if stored < expected.lowest() {
+            return Err(StoreError::Behind { stored });
+        }
+        Ok((transaction, stored))
     }
 
     /// Locks a checkpoint, and returns its position.

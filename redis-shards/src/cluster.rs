@@ -72,12 +72,12 @@ impl Cluster {
         if slot_map::targets_all_primaries(command) {
             return self.with_timeout(self.query_all_primaries(command)).await;
         }
-        let replies = self.all(std::slice::from_ref(command)).await?;
+        let replies = self.pipeline(std::slice::from_ref(command)).await?;
         replies.into_iter().next().ok_or_else(|| (ErrorKind::Client, "there is no reply").into())
     }
 
     /// Sends commands and returns their replies in order.
-    pub(crate) async fn all(&self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
+    pub(crate) async fn pipeline(&self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
         self.with_timeout(self.execute(commands)).await
     }
 

@@ -49,7 +49,7 @@ impl Redis {
     ///
     /// It costs one round trip, to all servers at once. Commands about the same key are executed in order. It is not a
     /// transaction: if one command fails, the call fails, and the others may have been executed.
-    pub async fn all(&self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
+    pub async fn pipeline(&self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
@@ -61,7 +61,7 @@ impl Redis {
                 }
                 connection.replies(&pipeline).await?.into_iter().map(Value::extract_error).collect()
             }
-            Backend::Cluster(cluster) => Box::pin(cluster.all(commands)).await,
+            Backend::Cluster(cluster) => Box::pin(cluster.pipeline(commands)).await,
         }
     }
 

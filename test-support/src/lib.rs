@@ -1,5 +1,5 @@
 //! What the integration tests of several crates share: services under test, one namespace per test, an in-process API
-//! client, deadlines, child processes and a TCP proxy.
+//! client, deadlines, child processes, Redis servers and a TCP proxy.
 //!
 //! Knows neither an event nor Kafka, so that query-api's tests can use it; `vidlog-test-support-kafka` adds those.
 
@@ -15,6 +15,8 @@ pub mod link;
 pub mod namespace;
 pub mod process;
 pub mod proxy;
+pub mod redis_cluster;
+pub mod redis_server;
 pub mod wait;
 
 pub use api::{Answer, Api, Call};
@@ -22,4 +24,6 @@ pub use link::{Condition, Link};
 pub use namespace::{Namespace, UNREACHABLE_MYSQL, UNREACHABLE_REDIS};
 pub use process::ChildProcess;
 pub use proxy::Proxy;
+pub use redis_cluster::RedisCluster;
+pub use redis_server::RedisServer;
 pub use wait::{DEADLINE, until};

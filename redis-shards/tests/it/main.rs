@@ -1,5 +1,6 @@
-//! Tests of the client against a simulated cluster.
+//! Tests of the client against a real and a simulated cluster.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod cluster;
 mod simulation;

@@ -74,7 +74,7 @@ pub(super) async fn covers_everything(server: &Server, redis: &Redis, attempt: u
 
 async fn send(redis: &Redis, number: &str, commands: Vec<Command>) -> Call {
     let sent: Vec<_> = commands.iter().map(Command::to_cmd).collect();
-    let result = redis.all(&sent).await;
+    let result = redis.pipeline(&sent).await;
     let violation = result.as_ref().ok().and_then(|replies| wrong_replies(&commands, replies));
     Call { number: number.to_owned(), commands, result: result.map(drop), violation }
 }

@@ -36,7 +36,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::process::Command;
 use vidlog_service_kit::{
     clock::Clock,
-    config::{Log, Stores},
+    config::{Kafka, Stores},
     shutdown::Shutdown,
 };
 
@@ -71,7 +71,7 @@ struct Cli {
     #[arg(long, env = "VIDLOG_KAFKA_FAULT_PROXY")]
     kafka_fault_proxy: String,
     #[command(flatten)]
-    log: Log,
+    log: Kafka,
     #[command(flatten)]
     stores: Stores,
 }

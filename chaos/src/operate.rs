@@ -27,7 +27,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const AFTER_KILL: Duration = Duration::from_millis(300);
 
 /// Part of a discard's output if another bad record of the key parks it again.
-pub(crate) const STILL_WAIT: &str = "still wait, from offset";
+pub(crate) const STAYS_PARKED: &str = "stay parked from offset";
 
 /// The projections that fold a stream.
 pub(crate) fn folding(stream: Stream) -> impl Iterator<Item = Projection> {
@@ -156,7 +156,7 @@ impl Run {
         match &result {
             CommandResult::Succeeded(_) => stats.discards += 1,
             // The key's next bad record parks it again.
-            CommandResult::Refused(output) if output.contains(STILL_WAIT) => stats.discards += 1,
+            CommandResult::Refused(output) if output.contains(STAYS_PARKED) => stats.discards += 1,
             CommandResult::Refused(_) => {}
             CommandResult::Killed => stats.killed_discards += 1,
         }

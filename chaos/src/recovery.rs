@@ -25,7 +25,7 @@ use vidlog_schemas::{Keys, keys::ViewKey};
 use crate::{
     ledger::LogPosition,
     log::Records,
-    operate::{ParkedKey, STILL_WAIT, folding, parse_parked_keys},
+    operate::{ParkedKey, STAYS_PARKED, folding, parse_parked_keys},
     operator::CommandResult,
     run::Run,
     system::System,
@@ -127,7 +127,7 @@ async fn discard_key(run: &Run, parked: ParkedKey, bad: &BTreeSet<LogPosition>) 
 
 /// The offset of the key's next bad record, from the output of a discard that leaves the key parked.
 fn next_first_offset(output: &str) -> Option<i64> {
-    output.split_once(STILL_WAIT)?.1.split_whitespace().next()?.parse().ok()
+    output.split_once(STAYS_PARKED)?.1.split_whitespace().next()?.parse().ok()
 }
 
 fn is_bad(parked: &ParkedKey, bad: &BTreeSet<LogPosition>) -> bool {
@@ -224,8 +224,8 @@ mod tests {
 
     #[test]
     fn discard_output_names_the_next_bad_record() {
-        let output = "likes:2 key 2: 43 still wait, from offset 18 on, which is undecodable: no type";
+        let output = "likes:2 key 2: 43 records stay parked from offset 18 on, undecodable: no type";
         assert_eq!(next_first_offset(output), Some(18));
-        assert_eq!(next_first_offset("likes:2 key 2: all is folded"), None);
+        assert_eq!(next_first_offset("likes:2 key 2: all records folded"), None);
     }
 }

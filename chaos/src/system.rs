@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 use vidlog_service_kit::{
-    config::{Log, Stores},
+    config::{Kafka, Stores},
     mysql,
 };
 use vidlog_test_support::{Condition, Link, Proxy};
@@ -42,7 +42,7 @@ const SUPERVISION_INTERVAL: Duration = Duration::from_millis(50);
 /// What all seeds share.
 pub(crate) struct Environment {
     /// Kafka, without a proxy.
-    pub(crate) log: Log,
+    pub(crate) log: Kafka,
     /// MySQL and Redis, without proxies; namespace and database belong to no seed.
     pub(crate) stores: Stores,
     /// The address that Kafka advertises: its proxy.
@@ -58,7 +58,7 @@ pub(crate) struct Environment {
 /// A running system.
 pub(crate) struct System {
     /// Kafka, without a proxy.
-    pub(crate) log: Log,
+    pub(crate) log: Kafka,
     /// MySQL and Redis, without proxies.
     pub(crate) stores: Stores,
     /// Its database, without a proxy.

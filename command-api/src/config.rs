@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser};
 use vidlog_contract::{config::ApiConfig, limits};
-use vidlog_service_kit::config::{Log, Stores, Telemetry};
+use vidlog_service_kit::config::{Kafka, Stores, Telemetry};
 
 use crate::topics::Layout;
 
@@ -24,7 +24,7 @@ pub struct Cli {
     pub api: ApiConfig,
     /// Connection settings of the log.
     #[command(flatten)]
-    pub log: Log,
+    pub log: Kafka,
     /// Connection settings of the stores.
     #[command(flatten)]
     pub stores: Stores,

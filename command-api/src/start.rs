@@ -18,7 +18,7 @@ use vidlog_redis_shards::Redis;
 use vidlog_schemas::{Keys, MIGRATOR};
 use vidlog_service_kit::{
     clock::Clock,
-    config::{Log, Stores},
+    config::{Kafka, Stores},
     mysql, objects,
     ops::Readiness,
     shutdown::Shutdown,
@@ -52,7 +52,7 @@ pub struct Settings {
     /// Settings shared by both APIs.
     pub api: ApiConfig,
     /// Connection settings of the log.
-    pub log: Log,
+    pub log: Kafka,
     /// Connection settings of the stores.
     pub stores: Stores,
     /// Base of media URLs.

@@ -18,7 +18,7 @@
 //! Every process that runs the projection does this for all partitions. They share the token of step 1; of two that reach
 //! step 4, one starts again.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use redis::RedisError;
 use thiserror::Error;
@@ -28,7 +28,7 @@ use vidlog_events::Stream;
 use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 use crate::{
-    log::{Log, Offsets, Partition},
+    log::{self, Extent, Log, LogClient, Offsets, Partition},
     store::{
         StoreError, Stores, ViewStore,
         generation_marker::{GenerationMarker, Marker, new_token},
@@ -76,7 +76,7 @@ impl CompletenessController {
     ) -> Self {
         let store = RedisStore::new(projection, fold, stores.clone());
         let controller = Self { projection, stores, store, log, readiness };
-        controller.not_ready("the completeness of the view is not known yet");
+        controller.not_ready("the completeness of the view is not checked yet");
         controller
     }
 
@@ -170,14 +170,28 @@ impl CompletenessController {
     async fn ends(&self) -> Offsets {
         let streams: Vec<Stream> = self.projection.streams().collect();
         let mut pause = REFILL_CHECK.0;
+        // One client for all attempts: each has threads and connections of its own.
+        let mut client = None;
         loop {
-            match self.log.ends_within(streams.clone(), BROKER_TIMEOUT).await {
-                Ok(ends) => return ends,
+            match self.extents(&mut client, streams.clone()).await {
+                Ok(extents) => return log::ends(extents),
                 Err(error) => self.not_ready(&format!("waiting for the log: {error:#}")),
             }
             sleep(pause).await;
             pause = REFILL_CHECK.1.min(pause * 2);
         }
+    }
+
+    async fn extents(
+        &self,
+        client: &mut Option<LogClient>,
+        streams: Vec<Stream>,
+    ) -> anyhow::Result<BTreeMap<Partition, Extent>> {
+        let client = match client {
+            Some(client) => client,
+            None => client.insert(self.log.client()?),
+        };
+        client.extents(streams, BROKER_TIMEOUT).await
     }
 
     /// Whether every part of the view has reached the ends.

@@ -128,7 +128,7 @@ async fn read_in_time(pool: &MySqlPool) -> Result<DesiredStates, String> {
     match timeout(QUERY_TIMEOUT, read(pool)).await {
         Ok(Ok(desired)) => Ok(desired),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("MySQL did not answer in time".to_owned()),
+        Err(_) => Err("MySQL timed out".to_owned()),
     }
 }
 

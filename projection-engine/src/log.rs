@@ -6,7 +6,7 @@ mod range;
 mod record;
 mod record_key;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
 use rdkafka::{
@@ -56,36 +56,32 @@ pub struct Log {
 
 impl Log {
     /// The log of a namespace.
-    pub fn new(settings: &config::Log, namespace: &str) -> Self {
-        Self { brokers: settings.kafka_brokers.clone(), topics: Topics::new(namespace) }
+    pub fn new(kafka: &config::Kafka, namespace: &str) -> Self {
+        Self { brokers: kafka.kafka_brokers.clone(), topics: Topics::new(namespace) }
     }
 
     /// Returns the end of the log for consumers in each partition of some streams: the last stable offset.
     pub async fn ends(&self, streams: Vec<Stream>) -> anyhow::Result<Offsets> {
-        self.ends_within(streams, BROKER_TIMEOUT).await
-    }
-
-    /// [`Log::ends`] with a timeout for each response of the broker.
-    pub async fn ends_within(&self, streams: Vec<Stream>, timeout: Duration) -> anyhow::Result<Offsets> {
-        let end = move |consumer: &BaseConsumer, topic: &str, number| {
-            Ok(consumer.fetch_watermarks(topic, number, timeout)?.1)
-        };
-        self.query_partitions(streams, timeout, end).await
+        Ok(ends(self.extents(streams).await?))
     }
 
     /// Returns the current extent of each partition of some streams.
     pub async fn extents(&self, streams: Vec<Stream>) -> anyhow::Result<BTreeMap<Partition, Extent>> {
-        self.query_partitions(streams, BROKER_TIMEOUT, |consumer, topic, number| {
-            let (start, end) = consumer.fetch_watermarks(topic, number, BROKER_TIMEOUT)?;
-            Ok(Extent { start, end })
+        self.query_partitions(streams, |consumer, topic, number| {
+            extent(consumer, topic, number, BROKER_TIMEOUT)
         })
         .await
+    }
+
+    /// Creates a client for repeated queries. The other methods connect anew for each query.
+    pub fn client(&self) -> anyhow::Result<LogClient> {
+        Ok(LogClient { log: self.clone(), consumer: Arc::new(self.consumer()?) })
     }
 
     /// Returns the offset of the first record at or after a time, in ms since 1970, in each partition of some
     /// streams; the end if there is none.
     pub async fn at_time(&self, streams: Vec<Stream>, time_ms: i64) -> anyhow::Result<Offsets> {
-        self.query_partitions(streams, BROKER_TIMEOUT, move |consumer, topic, number| {
+        self.query_partitions(streams, move |consumer, topic, number| {
             let mut times = TopicPartitionList::new();
             times.add_partition_offset(topic, number, Offset::Offset(time_ms))?;
             let found = consumer.offsets_for_times(times, BROKER_TIMEOUT)?;
@@ -97,11 +93,10 @@ impl Log {
         .await
     }
 
-    /// Queries the broker about each partition of some streams.
+    /// Queries the broker about each partition of some streams, on a blocking thread.
     async fn query_partitions<T, Query>(
         &self,
         streams: Vec<Stream>,
-        timeout: Duration,
         query: Query,
     ) -> anyhow::Result<BTreeMap<Partition, T>>
     where
@@ -111,28 +106,9 @@ impl Log {
         let log = self.clone();
         let task = spawn_blocking(move || {
             let consumer = log.consumer()?;
-            let mut values = BTreeMap::new();
-            for stream in streams {
-                let topic = log.topics.name(stream);
-                let metadata = consumer
-                    .fetch_metadata(Some(&topic), timeout)
-                    .with_context(|| format!("failed to ask for the partitions of {topic}"))?;
-                let numbers: Vec<i32> = metadata
-                    .topics()
-                    .iter()
-                    .flat_map(MetadataTopic::partitions)
-                    .map(MetadataPartition::id)
-                    .collect();
-                ensure!(!numbers.is_empty(), "there is no topic {topic}");
-                for number in numbers {
-                    let value = retry_without_leader(&consumer, || query(&consumer, &topic, number))
-                        .with_context(|| format!("failed to ask about {topic}[{number}]"))?;
-                    values.insert(Partition { stream, number }, value);
-                }
-            }
-            Ok(values)
+            query_partitions(&consumer, &log.topics, &streams, BROKER_TIMEOUT, query)
         });
-        task.await.context("asking about the log panicked")?
+        task.await.context("log query panicked")?
     }
 
     /// Creates a consumer without a group assignment, for range reads and for queries of the broker.
@@ -152,6 +128,65 @@ impl Log {
             .create()
             .context("failed to set up a consumer")
     }
+}
+
+/// A client that keeps its connections between queries.
+pub struct LogClient {
+    log: Log,
+    consumer: Arc<BaseConsumer>,
+}
+
+impl LogClient {
+    /// Returns the current extent of each partition of some streams. The timeout is for each response of the broker.
+    pub async fn extents(
+        &self,
+        streams: Vec<Stream>,
+        timeout: Duration,
+    ) -> anyhow::Result<BTreeMap<Partition, Extent>> {
+        let (consumer, topics) = (self.consumer.clone(), self.log.topics.clone());
+        let query = spawn_blocking(move || {
+            query_partitions(&consumer, &topics, &streams, timeout, |consumer, topic, number| {
+                extent(consumer, topic, number, timeout)
+            })
+        });
+        query.await.context("log query panicked")?
+    }
+}
+
+/// Returns the ends of extents.
+pub fn ends(extents: BTreeMap<Partition, Extent>) -> Offsets {
+    extents.into_iter().map(|(partition, extent)| (partition, extent.end)).collect()
+}
+
+fn extent(consumer: &BaseConsumer, topic: &str, number: i32, timeout: Duration) -> anyhow::Result<Extent> {
+    let (start, end) = consumer.fetch_watermarks(topic, number, timeout)?;
+    Ok(Extent { start, end })
+}
+
+/// Queries the broker about each partition of some streams. Blocks.
+fn query_partitions<T>(
+    consumer: &BaseConsumer,
+    topics: &Topics,
+    streams: &[Stream],
+    timeout: Duration,
+    query: impl Fn(&BaseConsumer, &str, i32) -> anyhow::Result<T>,
+) -> anyhow::Result<BTreeMap<Partition, T>> {
+    let mut values = BTreeMap::new();
+    for stream in streams {
+        let topic = topics.name(*stream);
+        let metadata = consumer
+            .fetch_metadata(Some(&topic), timeout)
+            .with_context(|| format!("failed to fetch the metadata of {topic}"))?;
+        let numbers: Vec<i32> =
+            metadata.topics().iter().flat_map(MetadataTopic::partitions).map(MetadataPartition::id).collect();
+        ensure!(!numbers.is_empty(), "topic {topic} does not exist");
+        for number in numbers {
+            let value = retry_without_leader(consumer, || query(consumer, &topic, number))
+                .with_context(|| format!("failed to query {topic}[{number}]"))?;
+            values.insert(Partition { stream: *stream, number }, value);
+        }
+    }
+    Ok(values)
 }
 
 /// Retries a query while the partition has no leader, because it is new or its broker just stopped.

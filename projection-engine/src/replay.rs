@@ -38,7 +38,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Progress of a replay, updated while it runs.
 #[derive(Default)]
-pub struct Tally {
+pub struct ReplayProgress {
     /// The number of folded records.
     pub folded: AtomicI64,
     /// The members of Redis keys that may have changed; `None` if they are not collected.
@@ -51,10 +51,10 @@ pub async fn replay(
     log: &Log,
     store: &SharedStore,
     until: &Offsets,
-    tally: &Arc<Tally>,
+    progress: &Arc<ReplayProgress>,
 ) -> anyhow::Result<()> {
     let partitions: Vec<Partition> = until.keys().copied().collect();
-    let positions = store.positions(&partitions).await.context("the store does not say where it stands")?;
+    let positions = store.positions(&partitions).await.context("failed to read the view's position")?;
     let behind: BTreeMap<Partition, (Position, i64)> = partitions
         .into_iter()
         .zip(positions)
@@ -71,14 +71,14 @@ pub async fn replay(
         let start = starts.get(&partition).copied().unwrap_or_default();
         let from = position.read_from(start).with_context(|| {
             let field = partition.id();
-            format!("{field} begins at {start}, after a position of the view: drop it, and fold it anew")
+            format!("{field} begins at {start}, after the view's position; drop the view, then fold it again")
         })?;
         let end = end.max(from);
         ranges.insert(partition, from..end);
         let (queue, records) = mpsc::channel(QUEUE);
         queues.insert(partition, queue);
-        let (store, dead_letters, tally) = (store.clone(), dead_letters.clone(), tally.clone());
-        let task = PartitionReplay { store, dead_letters, partition, position, from, end, tally };
+        let (store, dead_letters, progress) = (store.clone(), dead_letters.clone(), progress.clone());
+        let task = PartitionReplay { store, dead_letters, partition, position, from, end, progress };
         tasks.spawn(task.run(records));
     }
     let log = log.clone();
@@ -148,19 +148,19 @@ struct PartitionReplay {
     /// The offset of the first record to read.
     from: i64,
     end: i64,
-    tally: Arc<Tally>,
+    progress: Arc<ReplayProgress>,
 }
 
 impl PartitionReplay {
     async fn run(self, mut records: Receiver<Received>) -> anyhow::Result<()> {
         let (store, dead_letters) = (self.store.clone(), self.dead_letters.clone());
         let opened = BatchApplier::open(store, dead_letters, self.partition, self.position.clone()).await;
-        let mut applier = opened.with_context(|| format!("in {}", self.partition.id()))?;
+        let mut applier = opened.with_context(|| format!("partition {}", self.partition.id()))?;
         let (mut next, mut is_read) = (self.from, false);
         while !is_read {
             let mut received = Vec::with_capacity(BATCH);
             if records.recv_many(&mut received, BATCH).await == 0 {
-                bail!("{} was read to {next} only, not to {}", self.partition.id(), self.end);
+                bail!("{} was read only to {next}, not to {}", self.partition.id(), self.end);
             }
             is_read = received.last().is_some_and(Option::is_none);
             let batch: Vec<Delivery> = received.into_iter().flatten().collect();
@@ -173,13 +173,13 @@ impl PartitionReplay {
     }
 
     async fn fold(&self, applier: &mut BatchApplier, batch: &[Delivery], next: i64) -> anyhow::Result<()> {
-        if let Some(touched) = &self.tally.touched {
+        if let Some(touched) = &self.progress.touched {
             let records: Vec<_> = batch.iter().filter_map(Delivery::record).collect();
             let members = self.store.members_written(&records);
             touched.lock().unwrap_or_else(PoisonError::into_inner).extend(members);
         }
         self.write(applier, batch, next).await?;
-        self.tally.folded.fetch_add(i64::try_from(batch.len()).unwrap_or_default(), Ordering::Relaxed);
+        self.progress.folded.fetch_add(i64::try_from(batch.len()).unwrap_or_default(), Ordering::Relaxed);
         Ok(())
     }
 
@@ -200,7 +200,9 @@ impl PartitionReplay {
                     sleep(PAUSE * (1 << attempt)).await;
                     attempt += 1;
                 }
-                Err(error) => return Err(error).with_context(|| format!("in {}", self.partition.id())),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("partition {}", self.partition.id()));
+                }
             }
         }
     }

@@ -251,7 +251,7 @@ pub enum StoreError {
         configured: usize,
     },
     /// The store rejects the content of a record, now and later.
-    #[error("a record can't be folded: {0}")]
+    #[error("record rejected by the store: {0}")]
     Unfoldable(String),
 }
 

@@ -14,7 +14,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use vidlog_events::Stream;
 use vidlog_projection_engine::{
     log::{Log, Offsets, Partition},
-    replay::{Tally, replay},
+    replay::{ReplayProgress, replay},
     store::Stores,
 };
 use vidlog_schemas::{Keys, projections::View};
@@ -105,7 +105,7 @@ pub struct Folded {
 
 impl Scratch {
     /// Creates a handle of a scratch namespace. It creates nothing in the stores.
-    pub fn new(log: &config::Log, stores: &config::Stores, name: &Name) -> anyhow::Result<Self> {
+    pub fn new(log: &config::Kafka, stores: &config::Stores, name: &Name) -> anyhow::Result<Self> {
         let live = Stores::open(stores, CONNECTIONS)?;
         let (namespace, name) = (format!("{}-as-of-{}", stores.namespace, name.0), &name.0);
         let database = format!("{}_as_of_{name}", live.database()?);
@@ -122,31 +122,31 @@ impl Scratch {
         sqlx::query(AssertSqlSafe(create))
             .execute(&self.live.mysql)
             .await
-            .context("failed to create its database")?;
+            .context("failed to create the scratch database")?;
         let target = &self.target;
         // Fails early if Redis is down: `prepare` would wait for it.
-        let _: String = target.redis.query(&cmd("PING")).await.context("Redis does not answer")?;
+        let _: String = target.redis.query(&cmd("PING")).await.context("Redis is unavailable")?;
         target.prepare(&Shutdown::new()).await?;
 
-        let tally = Arc::new(Tally::default());
+        let progress = Arc::new(ReplayProgress::default());
         let folding = projections::ALL.map(async |projection| {
             let streams: Vec<Stream> = projection.streams().collect();
             let own = until.iter().filter(|(partition, _)| streams.contains(&partition.stream));
             let own: Offsets = own.map(|(partition, end)| (*partition, *end)).collect();
-            let sink = target.view(projection);
+            let store = target.view(projection);
             let partitions: Vec<Partition> = own.keys().copied().collect();
-            let positions = sink.positions(&partitions).await?;
+            let positions = store.positions(&partitions).await?;
             ensure!(
                 positions.iter().zip(own.values()).all(|(at, end)| at.highest() <= *end),
-                "{} has been folded beyond that already; drop it first",
+                "{} is already folded beyond that; drop it first",
                 self.namespace
             );
-            Box::pin(replay(&self.log, &sink, &own, &tally)).await
+            Box::pin(replay(&self.log, &store, &own, &progress)).await
         });
         stream::iter(folding).buffer_unordered(CONCURRENCY).try_collect::<()>().await?;
         self.declare_complete(target).await?;
         Ok(Folded {
-            records: tally.folded.load(std::sync::atomic::Ordering::Relaxed),
+            records: progress.folded.load(std::sync::atomic::Ordering::Relaxed),
             namespace: self.namespace.clone(),
             database: self.database.clone(),
         })
@@ -158,13 +158,13 @@ impl Scratch {
         let mut scan = target.redis.scan(&target.keys.pattern(), PAGE);
         while let Some(found) = scan.next().await? {
             let unlinks: Vec<_> = found.into_iter().map(|name| cmd("UNLINK").arg(name).take()).collect();
-            target.redis.all(&unlinks).await?;
+            target.redis.pipeline(&unlinks).await?;
         }
         let drop = format!("DROP DATABASE IF EXISTS `{}`", self.database);
         sqlx::query(AssertSqlSafe(drop))
             .execute(&self.live.mysql)
             .await
-            .context("failed to drop its database")?;
+            .context("failed to drop the scratch database")?;
         Ok(format!("the namespace {} and the database {} are dropped", self.namespace, self.database))
     }
 

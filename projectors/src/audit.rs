@@ -78,7 +78,7 @@ pub struct Audited {
 }
 
 /// Audits all views of a namespace.
-pub async fn audit(log: &config::Log, stores: &config::Stores) -> anyhow::Result<Report> {
+pub async fn audit(log: &config::Kafka, stores: &config::Stores) -> anyhow::Result<Report> {
     let target = Stores::open(stores, 4)?;
     let log = Log::new(log, &stores.namespace);
     audit_some(&log, &target, &projections::ALL).await
@@ -87,29 +87,29 @@ pub async fn audit(log: &config::Log, stores: &config::Stores) -> anyhow::Result
 /// Audits the views of some projections. Running ones have to reach the current end of the log first; each
 /// view is compared at its position after that.
 pub async fn audit_some(log: &Log, target: &Stores, projections: &[Projection]) -> anyhow::Result<Report> {
-    let all_wanted = wanted(target).await?;
+    let desired_states = read_desired(target).await?;
     let mut target = target.clone();
     for projection in projections {
         target.keys =
-            target.keys.of_generation(&projection.catalogued, of(&all_wanted, projection).generation);
+            target.keys.of_generation(&projection.catalogued, of(&desired_states, projection).generation);
     }
     let streams = Stream::ALL.into_iter().filter(|stream| {
         projections.iter().any(|projection| projection.streams().any(|folded| folded == *stream))
     });
     let ends = log.ends(streams.collect()).await?;
     let is_to_run = |projection: &&Projection| {
-        matches!(of(&all_wanted, projection).run_state, RunState::Run | RunState::Hold)
+        matches!(of(&desired_states, projection).run_state, RunState::Run | RunState::Hold)
     };
     let running = projections.iter().filter(is_to_run);
     try_join_all(running.map(|projection| reach(&target, *projection, &ends))).await?;
 
     let partitions: Vec<Partition> = ends.into_keys().collect();
     let views = compare_views(log, &target, projections, &partitions).await?;
-    let now = wanted(&target).await?;
+    let now = read_desired(&target).await?;
     ensure!(
         projections
             .iter()
-            .all(|projection| of(&now, projection).generation == of(&all_wanted, projection).generation),
+            .all(|projection| of(&now, projection).generation == of(&desired_states, projection).generation),
         "another generation took over during the audit; run it again"
     );
     let mut report = Report { records: records(&views), ..Report::default() };
@@ -156,8 +156,8 @@ async fn compare_views(
         let partitions: Vec<Partition> = projection.partitions(partitions).collect();
         let memory = FOLD_MEMORY / projections.len().max(1);
         foldings.push(Folding::new(*projection, &partitions, &target.keys, memory));
-        let sink = target.view(*projection);
-        views.push(View { sink, dead_letters: dead_letters.clone(), partitions });
+        let store = target.view(*projection);
+        views.push(View { store, dead_letters: dead_letters.clone(), partitions });
     }
     // The first pass may take long. The second folds what arrived meanwhile, so few lines are left to the
     // rounds.
@@ -211,7 +211,7 @@ fn records(views: &[ComparedView]) -> usize {
     usize::try_from(furthest.values().sum::<i64>()).unwrap_or_default()
 }
 
-async fn wanted(target: &Stores) -> anyhow::Result<DesiredStates> {
+async fn read_desired(target: &Stores) -> anyhow::Result<DesiredStates> {
     desired_state::read(&target.mysql).await.context("failed to read the live generations from MySQL")
 }
 
@@ -224,8 +224,8 @@ impl Report {
         let compared = view.compared;
         ensure!(
             compared.count == 0 || !view.is_unconfirmed,
-            "{0} differs, but it was being rebuilt, or its dead letters retried, at the same time, so the differences \
-             are not certain; run it again after that",
+            "{0} differs, but it was being rebuilt, or its dead letters retried, at the same time; run it again after \
+             that",
             projection.name()
         );
         let (lines, differences) = (compared.lines, compared.count);
@@ -239,11 +239,11 @@ impl Report {
 
 /// Waits until a projection has folded the log up to some ends.
 async fn reach(target: &Stores, projection: Projection, ends: &Offsets) -> anyhow::Result<()> {
-    let sink = target.view(projection);
+    let store = target.view(projection);
     let partitions: Vec<_> = projection.partitions(&ends.keys().copied().collect::<Vec<_>>()).collect();
     let reached = async {
         loop {
-            let positions = sink.positions(&partitions).await?;
+            let positions = store.positions(&partitions).await?;
             let is_there = |(position, partition): (&Position, &Partition)| {
                 ends.get(partition).is_some_and(|end| position.lowest() >= *end)
             };

@@ -9,7 +9,7 @@ use crate::{
 };
 use clap::{Args, Parser, Subcommand};
 use vidlog_projection_engine::view::Projection;
-use vidlog_service_kit::config::{Log, Secret, Stores, Telemetry};
+use vidlog_service_kit::config::{Kafka, Secret, Stores, Telemetry};
 
 /// Folds the event log of vidlog into its read models.
 #[derive(Debug, Parser)]
@@ -28,14 +28,14 @@ pub enum Command {
     /// List the projections.
     List,
     /// Show position, lag, state, rate and errors of each partition.
-    Status(Look),
+    Status(InspectArgs),
     /// Pause projections until `resume`; a pause survives restarts.
-    Pause(Choose),
+    Pause(ControlArgs),
     /// Resume projections that were paused or that stopped themselves.
-    Resume(Choose),
+    Resume(ControlArgs),
     /// Fold the log with independent code and compare every key and row with the views. Exit code 1 if any
     /// differs.
-    Audit(Look),
+    Audit(InspectArgs),
     /// Fold a new generation of a view, compare it with the live one, and switch. Exit code 1 if they differ.
     ///
     /// An interrupted rebuild continues where it stopped when you run the command again. The old generation
@@ -61,7 +61,7 @@ pub struct Run {
     pub operation: Operation,
     /// Connection to Kafka.
     #[command(flatten)]
-    pub log: Log,
+    pub log: Kafka,
     /// Connections to MySQL and Redis.
     #[command(flatten)]
     pub stores: Stores,
@@ -90,7 +90,7 @@ pub struct Operation {
 
 /// Settings of `status` and `audit`.
 #[derive(Args, Debug)]
-pub struct Look {
+pub struct InspectArgs {
     /// Names of the projections; all by default.
     #[arg(value_parser = projections::parse)]
     pub projections: Vec<Projection>,
@@ -99,7 +99,7 @@ pub struct Look {
     pub json: bool,
     /// Connection to Kafka.
     #[command(flatten)]
-    pub log: Log,
+    pub log: Kafka,
     /// Connections to MySQL and Redis.
     #[command(flatten)]
     pub stores: Stores,
@@ -107,13 +107,13 @@ pub struct Look {
 
 /// Settings of `pause` and `resume`.
 #[derive(Args, Debug)]
-pub struct Choose {
+pub struct ControlArgs {
     /// Names of the projections.
     #[arg(required = true, value_parser = projections::parse)]
     pub projections: Vec<Projection>,
     /// Connection to Kafka.
     #[command(flatten)]
-    pub log: Log,
+    pub log: Kafka,
     /// Connections to MySQL and Redis.
     #[command(flatten)]
     pub stores: Stores,
@@ -133,7 +133,7 @@ pub struct Rebuild {
     pub drop: bool,
     /// Connection to Kafka.
     #[command(flatten)]
-    pub log: Log,
+    pub log: Kafka,
     /// Connections to MySQL and Redis.
     #[command(flatten)]
     pub stores: Stores,
@@ -154,7 +154,7 @@ pub struct AsOf {
     pub drop: bool,
     /// Connection to Kafka.
     #[command(flatten)]
-    pub log: Log,
+    pub log: Kafka,
     /// Connections to MySQL and Redis.
     #[command(flatten)]
     pub stores: Stores,

@@ -7,7 +7,7 @@ use clap::Parser;
 use vidlog_projectors::{
     Plan,
     as_of::Scratch,
-    cli::{self, AsOf, Cli, Command, Look, Run},
+    cli::{self, AsOf, Cli, Command, InspectArgs, Run},
     operator::Operator,
     operator_api, projections,
     rebuild::{IfDifferent, Rebuild},
@@ -75,7 +75,7 @@ async fn run(config: Run) -> anyhow::Result<()> {
     result
 }
 
-async fn status(config: Look) -> anyhow::Result<ExitCode> {
+async fn status(config: InspectArgs) -> anyhow::Result<ExitCode> {
     let status = Operator::open(&config.log, &config.stores)?.status(&chosen(config.projections)).await;
     if config.json {
         println!("{}", serde_json::to_string_pretty(&status).context("failed to write JSON")?);
@@ -95,7 +95,7 @@ fn list() {
     }
 }
 
-async fn audit(config: Look) -> anyhow::Result<ExitCode> {
+async fn audit(config: InspectArgs) -> anyhow::Result<ExitCode> {
     let report = Operator::open(&config.log, &config.stores)?.audit(&chosen(config.projections)).await?;
     if config.json {
         println!("{}", serde_json::to_string_pretty(&report).context("failed to write JSON")?);
@@ -150,7 +150,7 @@ async fn rebuild(config: cli::Rebuild) -> anyhow::Result<ExitCode> {
     println!("{name}: {} lines, {at_least}{differences} differences", outcome.lines);
     if before == after {
         println!(
-            "generation {before} stays live; run it again with --take-over to switch all the same, or with --drop"
+            "generation {before} stays live; run it again with --take-over to switch anyway, or with --drop"
         );
     } else {
         println!("generation {after} is live");

@@ -37,7 +37,7 @@ pub struct Operator {
 
 impl Operator {
     /// Creates an operator of a namespace. It connects on first use.
-    pub fn open(log: &config::Log, stores: &config::Stores) -> anyhow::Result<Self> {
+    pub fn open(log: &config::Kafka, stores: &config::Stores) -> anyhow::Result<Self> {
         let target = Stores::open(stores, MYSQL_CONNECTIONS)?;
         let log = Log::new(log, &stores.namespace);
         Ok(Self { log, target })
@@ -55,7 +55,7 @@ impl Operator {
         let before = self.desired_state(projection).await?;
         desired_state::pause(&self.target.mysql, projection)
             .await
-            .context("failed to write it into MySQL")?;
+            .context("failed to store the desired state in MySQL")?;
         let deadline = Instant::now() + PAUSE_TIMEOUT;
         loop {
             let reports = self.reports(projection).await?;
@@ -70,11 +70,11 @@ impl Operator {
                 return Ok(format!("{name} {already}; no instance runs it now"));
             }
             if folding.is_empty() {
-                return Ok(format!("{name} {already}: {} partitions stand still", reports.len()));
+                return Ok(format!("{name} {already}: {} partitions stopped", reports.len()));
             }
             if Instant::now() > deadline {
                 let folding = folding.join(", ");
-                return Ok(format!("{name} {already}, but it is not known yet to stand still: {folding}"));
+                return Ok(format!("{name} {already}, but some partitions still run: {folding}"));
             }
             sleep(POLL_INTERVAL).await;
         }
@@ -86,11 +86,11 @@ impl Operator {
         let before = self.desired_state(projection).await?;
         desired_state::resume(&self.target.mysql, projection)
             .await
-            .context("failed to write it into MySQL")?;
+            .context("failed to store the desired state in MySQL")?;
         let done = match before.run_state {
-            RunState::Pause => format!("{name} goes on"),
-            RunState::Stopped(why) => format!("{name} goes on; it had stopped: {why}"),
-            RunState::Hold => format!("{name} was not paused; it is held for a moment"),
+            RunState::Pause => format!("{name} resumed"),
+            RunState::Stopped(why) => format!("{name} resumed; it had stopped: {why}"),
+            RunState::Hold => format!("{name} was not paused; it is held briefly"),
             RunState::Run => format!("{name} was not paused"),
         };
         let is_alone = self.reports(projection).await?.is_empty();
@@ -104,7 +104,7 @@ impl Operator {
 
     /// Returns the parked keys of a projection as JSON.
     pub async fn dead_letters(&self, projection: Projection) -> anyhow::Result<Value> {
-        Ok(dead_letters::as_json(&dead_letters::waiting(&self.target, projection).await?))
+        Ok(dead_letters::as_json(&dead_letters::parked_keys(&self.target, projection).await?))
     }
 
     /// Folds the parked records of a projection, in order. Returns a message per key.
@@ -133,14 +133,15 @@ impl Operator {
     }
 
     async fn desired_state(&self, projection: &Projection) -> anyhow::Result<DesiredState> {
-        let mut states =
-            desired_state::read(&self.target.mysql).await.context("failed to ask MySQL what is wanted")?;
+        let mut states = desired_state::read(&self.target.mysql)
+            .await
+            .context("failed to read the desired state from MySQL")?;
         Ok(states.remove(projection.name()).unwrap_or_default())
     }
 
     async fn reports(&self, projection: &Projection) -> anyhow::Result<Vec<Report>> {
         let mut reports =
-            read_reports(&self.target.mysql).await.context("failed to ask MySQL who runs the projection")?;
+            read_reports(&self.target.mysql).await.context("failed to read the reports from MySQL")?;
         reports.retain(|report| report.projection == projection.name());
         Ok(reports)
     }

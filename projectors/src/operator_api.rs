@@ -1,6 +1,7 @@
 //! Operator API: operates the projections of a process over HTTP, on the ops port.
 
 mod audits;
+mod jobs;
 mod rebuilds;
 mod routes;
 
@@ -17,7 +18,7 @@ pub fn start(plan: &Plan<'_>, operation: &Operation, shutdown: &Shutdown) -> any
     let audits = Audits::new(Operator::open(plan.log, plan.stores)?);
     if let Some(seconds) = operation.audit_every {
         let every = Duration::from_secs(seconds);
-        tokio::spawn(audits.clone().stand(every, plan.projections.to_vec(), shutdown.clone()));
+        tokio::spawn(audits.clone().run_periodically(every, plan.projections.to_vec(), shutdown.clone()));
     }
     let rebuilds = Rebuilds::new(plan.log, plan.stores);
     Ok(routes::router(OperatorApi { audits, rebuilds }, operation.ops_token.clone()))

@@ -44,8 +44,7 @@ pub fn find(name: &str) -> Option<Projection> {
 
 /// Parses the name of a projection; the error is for a user of the command line.
 pub fn parse(name: &str) -> Result<Projection, String> {
-    find(name)
-        .ok_or_else(|| format!("there is no projection {name:?}; `projectors list` names those there are"))
+    find(name).ok_or_else(|| format!("unknown projection {name:?}; `projectors list` lists them"))
 }
 
 #[cfg(test)]

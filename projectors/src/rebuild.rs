@@ -28,15 +28,15 @@ use vidlog_service_kit::config;
 use self::{
     compare::Comparison,
     generation::{GRACE, Generations},
-    pair::{NEARLY_THERE, Pair, lowest},
+    pair::{CATCH_UP_THRESHOLD, Pair, lowest},
     progress::PUBLISH_INTERVAL,
 };
-pub use self::{compare::ENOUGH, progress::Progress};
+pub use self::{compare::MAX_DIFFERENCES, progress::Progress};
 use crate::comparison::Difference;
 use vidlog_projection_engine::{
     desired_state::hold::{BETWEEN_HOLDS, CHECK_INTERVAL, HOLDS, Hold},
     log::{Extent, Log, Offsets, Partition, identity::FirstRecords},
-    replay::{Tally, replay},
+    replay::{ReplayProgress, replay},
     store::{Parked, Stores},
     view::Projection,
 };
@@ -62,7 +62,7 @@ pub struct Outcome {
     pub lines: usize,
     /// Differing keys or rows: `expected` is from the next generation, `found` from the live one.
     pub differences: Vec<Difference>,
-    /// Whether the whole view was compared; the comparison stops at [`ENOUGH`] differing members and rows.
+    /// Whether the whole view was compared; the comparison stops at [`MAX_DIFFERENCES`] differing members and rows.
     pub is_complete: bool,
     /// Number of the live generation before and after.
     pub generation: (u32, u32),
@@ -80,7 +80,7 @@ pub struct Rebuild {
 impl Rebuild {
     /// Takes the view's lock, which excludes other rebuilds, and reads the live generation.
     pub async fn begin(
-        log: &config::Log,
+        log: &config::Kafka,
         stores: &config::Stores,
         projection: Projection,
     ) -> anyhow::Result<Self> {
@@ -105,7 +105,7 @@ impl Rebuild {
     pub async fn run(self, if_different: IfDifferent) -> anyhow::Result<Outcome> {
         let partitions = self.partitions().await?;
         self.ensure_same_log(&partitions).await?;
-        let next = self.make_next().await?;
+        let next = self.create_next().await?;
         let pair = Pair { projection: self.projection, partitions, live: self.live.clone(), next };
         self.catch_up(&pair).await?;
         self.publish(Progress::Comparing { lines: 0 });
@@ -128,7 +128,7 @@ impl Rebuild {
                     sleep(GRACE).await;
                     self.generations.drop_old().await.with_context(|| {
                         let live = self.generations.next_number();
-                        format!("generation {live} is live, but the one before is not dropped yet; --drop does that")
+                        format!("generation {live} is live, but the previous one was not dropped; run this with --drop")
                     })?;
                     return Ok(self.outcome(&comparison, self.generations.next_number()));
                 }
@@ -137,8 +137,8 @@ impl Rebuild {
             }
         }
         bail!(
-            "the live view of {} did not come to rest, so that the two could be compared at one position; \
-             if its process was killed, start one, then run this again",
+            "the live view of {} did not converge to one position; if its process was killed, start one, then run this \
+             again",
             self.projection.name()
         )
     }
@@ -160,11 +160,11 @@ impl Rebuild {
         let firsts = spawn_blocking(move || records.read(&ends))
             .await
             .context("reading the log panicked")?
-            .context("the log's first records can't be read")?;
-        let known: Vec<_> = firsts.into_iter().filter_map(|(at, first)| Some((at, first?))).collect();
-        let recorded = self.live.view(self.projection).log_identities(&known).await?;
-        let is_other = known.iter().zip(&recorded).any(|((_, first), recorded)| first != recorded);
-        ensure!(!is_other, "this is another log than the one that the live view was folded from");
+            .context("failed to read the first records of the log")?;
+        let identities: Vec<_> = firsts.into_iter().filter_map(|(at, first)| Some((at, first?))).collect();
+        let recorded = self.live.view(self.projection).log_identities(&identities).await?;
+        let is_other = identities.iter().zip(&recorded).any(|((_, first), recorded)| first != recorded);
+        ensure!(!is_other, "this log is not the one that the live view was folded from");
         Ok(())
     }
 
@@ -172,21 +172,21 @@ impl Rebuild {
     ///
     /// Starts over if the next generation has a parked key whose first parked record differs from the live
     /// one's: records were retried or discarded since, and that moves no position.
-    async fn make_next(&self) -> anyhow::Result<Stores> {
-        let found = self.generations.make_next().await?;
-        let waits = found.view(self.projection).parked().await?;
-        let waits_in_live = self.live.view(self.projection).parked().await?;
-        let still_waits = |(partition, keys): (&Partition, &Parked)| {
-            let in_live = waits_in_live.get(partition);
+    async fn create_next(&self) -> anyhow::Result<Stores> {
+        let found = self.generations.create_next().await?;
+        let parked = found.view(self.projection).parked().await?;
+        let parked_in_live = self.live.view(self.projection).parked().await?;
+        let is_unchanged = |(partition, keys): (&Partition, &Parked)| {
+            let in_live = parked_in_live.get(partition);
             keys.iter().all(|(key, parked)| {
                 in_live.and_then(|keys| keys.get(key)).is_some_and(|in_live| in_live.first == parked.first)
             })
         };
-        if waits.iter().all(still_waits) {
+        if parked.iter().all(is_unchanged) {
             return Ok(found);
         }
         self.generations.drop_next().await?;
-        self.generations.make_next().await
+        self.generations.create_next().await
     }
 
     /// Folds records into the new live tables that a process wrote to the replaced tables.
@@ -208,7 +208,7 @@ impl Rebuild {
             warn!(
                 projection = self.projection.name(),
                 error = format!("{error:#}"),
-                "left to the projectors"
+                "late writes not folded, projectors will fold them"
             );
         }
     }
@@ -230,23 +230,23 @@ impl Rebuild {
     /// Folds in rounds to the live position until a round leaves few records to the next.
     async fn catch_up(&self, pair: &Pair) -> anyhow::Result<()> {
         let begun = Instant::now();
-        let tally = Arc::new(Tally::default());
+        let folding = Arc::new(ReplayProgress::default());
         loop {
             let until = lowest(&pair.live_positions().await?);
             let left = pair.left(&until).await?;
-            let of = tally.folded.load(Ordering::Relaxed) + left;
-            let sink = pair.next_sink();
-            let round = replay(&self.log, &sink, &until, &tally);
+            let of = folding.folded.load(Ordering::Relaxed) + left;
+            let store = pair.next_store();
+            let round = replay(&self.log, &store, &until, &folding);
             tokio::pin!(round);
             loop {
-                let folded = tally.folded.load(Ordering::Relaxed);
+                let folded = folding.folded.load(Ordering::Relaxed);
                 self.publish(Progress::Folding { folded, of, elapsed: begun.elapsed() });
                 tokio::select! {
                     ended = &mut round => break ended?,
                     () = sleep(PUBLISH_INTERVAL) => {}
                 }
             }
-            if left < NEARLY_THERE {
+            if left < CATCH_UP_THRESHOLD {
                 return Ok(());
             }
         }
@@ -279,7 +279,7 @@ impl Rebuild {
                 sleep(CHECK_INTERVAL).await;
                 continue;
             }
-            replay(&self.log, &pair.next_sink(), &lowest(&positions), &comparison.since).await?;
+            replay(&self.log, &pair.next_store(), &lowest(&positions), &comparison.since).await?;
             pair.compare_rest(comparison).await?;
             if comparison.has_differences() {
                 pair.read_sizes(comparison).await?;

@@ -24,7 +24,7 @@ const MYSQL_CONNECTIONS: u32 = 16;
 #[derive(Clone, Copy)]
 pub struct Plan<'a> {
     /// Connection to Kafka.
-    pub log: &'a config::Log,
+    pub log: &'a config::Kafka,
     /// Connections to MySQL and Redis.
     pub stores: &'a config::Stores,
     /// Projections to run.

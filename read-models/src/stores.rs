@@ -63,7 +63,7 @@ impl Views {
             return Ok(Replies { values: Vec::new().into_iter() });
         }
         let commands = [commands, &[self.generations.generations_query()]].concat();
-        let mut values = guard(self, self.redis.all(&commands)).await?;
+        let mut values = guard(self, self.redis.pipeline(&commands)).await?;
         self.generations.observe(values.pop().unwrap_or(Value::Nil))?;
         Ok(Replies { values: values.into_iter() })
     }

@@ -234,8 +234,8 @@ impl Keys {
     }
 
     /// Converts the name of a view's key from the first generation to the current one.
-    pub fn in_own_generation(&self, name: &str) -> Option<String> {
-        let key = ViewKey::read(name)?;
+    pub fn to_current_generation(&self, name: &str) -> Option<String> {
+        let key = ViewKey::parse(name)?;
         let (shard, rest) = key.name.split_once("}:")?;
         let (kind, entity) = rest.split_once(':')?;
         Some(format!("{shard}}}:{}:{entity}", self.kind(&key.projection, kind)))

@@ -8,7 +8,7 @@ pub const SESSION_TIMEOUT_MS: u32 = 10_000;
 
 /// Settings of Kafka. The query side has none: it must not depend on the log.
 #[derive(Args, Clone, Debug)]
-pub struct Log {
+pub struct Kafka {
     /// Kafka brokers, host:port, comma separated.
     #[arg(long, env = "VIDLOG_KAFKA_BROKERS")]
     pub kafka_brokers: String,

@@ -54,7 +54,7 @@ impl Readiness {
     }
 
     /// Returns the components that are not ready, one line each; `None` if all are ready.
-    pub fn missing(&self) -> Option<String> {
+    pub fn unready(&self) -> Option<String> {
         let components = self.components.lock().unwrap_or_else(PoisonError::into_inner);
         let lines: Vec<_> = components
             .iter()
@@ -102,7 +102,7 @@ async fn readyz(State(ops): State<Ops>) -> impl IntoResponse {
     if ops.shutdown.is_requested() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
     }
-    let (status, state) = match ops.readiness.missing() {
+    let (status, state) = match ops.readiness.unready() {
         None => (StatusCode::OK, "ready".to_owned()),
         Some(unready) => (StatusCode::SERVICE_UNAVAILABLE, unready),
     };

@@ -22,7 +22,7 @@ use vidlog_projectors::{Plan, cli::Operation, operator_api, projections};
 use vidlog_query_api::{QueryConfig, QueryState};
 use vidlog_service_kit::{
     clock::Clock,
-    config::{Log, Stores, Telemetry},
+    config::{Kafka, Stores, Telemetry},
     ops::{self, Readiness},
     serve::serve,
     shutdown::Shutdown,
@@ -58,7 +58,7 @@ pub struct Cli {
     pub operation: Operation,
     /// Addresses of the log.
     #[command(flatten)]
-    pub log: Log,
+    pub log: Kafka,
     /// Addresses of the stores.
     #[command(flatten)]
     pub stores: Stores,

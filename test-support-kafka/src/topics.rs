@@ -14,7 +14,7 @@ use rdkafka::{
 use tokio::{net::TcpStream, task::spawn_blocking};
 use uuid::Uuid;
 use vidlog_events::{Envelope, Event, Stream, Topics, decode};
-use vidlog_service_kit::config::{self, Log};
+use vidlog_service_kit::config;
 use vidlog_test_support::{
     DEADLINE,
     namespace::{missing, parse_environment},
@@ -30,7 +30,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct Kafka {
     /// Settings that point to the broker.
-    pub settings: Log,
+    pub settings: config::Kafka,
     /// The topics' names.
     pub topics: Topics,
     producer: FutureProducer,
@@ -54,12 +54,12 @@ pub struct LoggedEvent {
 #[derive(Parser)]
 struct Environment {
     #[command(flatten)]
-    log: Log,
+    log: config::Kafka,
 }
 
 /// Settings that point to an address without a broker.
-pub fn unreachable_kafka() -> Log {
-    Log { kafka_brokers: "127.0.0.1:1".to_owned(), session_timeout_ms: config::SESSION_TIMEOUT_MS }
+pub fn unreachable_kafka() -> config::Kafka {
+    config::Kafka { kafka_brokers: "127.0.0.1:1".to_owned(), session_timeout_ms: config::SESSION_TIMEOUT_MS }
 }
 
 /// An envelope without a cause.
@@ -309,18 +309,18 @@ fn new_topic(name: &str) -> NewTopic<'_> {
     NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1))
 }
 
-fn producer(log: &Log) -> FutureProducer {
+fn producer(log: &config::Kafka) -> FutureProducer {
     producer_config(log).create().unwrap()
 }
 
 /// The partitioner is that of the Java clients, as in command-api.
-fn producer_config(log: &Log) -> ClientConfig {
+fn producer_config(log: &config::Kafka) -> ClientConfig {
     let mut config = client(log);
     config.set("enable.idempotence", "true").set("partitioner", "murmur2_random");
     config
 }
 
-fn client(log: &Log) -> ClientConfig {
+fn client(log: &config::Kafka) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", &log.kafka_brokers);
     config

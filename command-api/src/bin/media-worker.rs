@@ -14,7 +14,7 @@ use vidlog_redis_shards::Redis;
 use vidlog_schemas::Keys;
 use vidlog_service_kit::{
     clock::Clock,
-    config::{Log, Stores, Telemetry},
+    config::{Kafka, Stores, Telemetry},
     mysql, objects,
     ops::{self, Readiness},
     serve::{bind, serve},
@@ -38,7 +38,7 @@ struct Cli {
     #[arg(long, env = "VIDLOG_OBJECT_STORE")]
     object_store: String,
     #[command(flatten)]
-    log: Log,
+    log: Kafka,
     #[command(flatten)]
     stores: Stores,
     #[command(flatten)]

@@ -6,7 +6,7 @@ use clap::Args;
 use object_store::ObjectStore;
 use sqlx::MySqlPool;
 use vidlog_read_models::Freshness;
-use vidlog_service_kit::{clock::Clock, config::Log};
+use vidlog_service_kit::{clock::Clock, config::Kafka};
 
 use crate::{publisher::EventLog, state::CommandState};
 
@@ -31,7 +31,7 @@ impl MediaConfig {
 #[derive(Clone, Copy, Debug)]
 pub struct UploadSource<'a> {
     /// Connection settings of the log.
-    pub log: &'a Log,
+    pub log: &'a Kafka,
     /// Prefix of the topic and of the consumer group.
     pub namespace: &'a str,
 }

@@ -98,7 +98,7 @@ async fn delete_reply(world: &World, event: &str) {
     let key = world.keys.idempotency(BOB, "k");
     let commands =
         [cmd("HDEL").arg(&key).arg("answer").take(), cmd("HSET").arg(&key).arg("event").arg(event).take()];
-    world.redis.all(&commands).await.unwrap();
+    world.redis.pipeline(&commands).await.unwrap();
 }
 
 #[tokio::test]

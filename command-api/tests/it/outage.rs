@@ -55,7 +55,7 @@ async fn commands_fail_in_time_without_kafka() {
         assert!(!answer.headers.contains_key("vidlog-position"));
     }
     assert!(took < RESPONSE_TIMEOUT, "{took:?}");
-    assert!(readiness.missing().unwrap().contains("topics"));
+    assert!(readiness.unready().unwrap().contains("topics"));
     assert_eq!(world.log.read_all().await, []);
     for scope in [format!("user:{BOB}"), format!("user:{ANN}"), format!("video:{VIDEO}")] {
         assert_eq!(world.marks(&scope).await, Vec::<String>::new());
@@ -83,7 +83,7 @@ async fn likes_and_follows_work_without_mysql() {
     for answer in others {
         answer.fails(Code::Unavailable);
     }
-    assert!(readiness.missing().unwrap().contains("tables"));
+    assert!(readiness.unready().unwrap().contains("tables"));
     assert_eq!(world.log.read_all().await.len(), 4);
 }
 

@@ -107,14 +107,14 @@ async fn failed_entry_is_reported_without_loss_of_readiness() {
     let world = World::new().await;
     let readiness = Readiness::new();
     let api = world.start(world.kafka(), world.stores.clone(), &readiness).await;
-    until("the command side is ready", async || readiness.missing().is_none()).await;
+    until("the command side is ready", async || readiness.unready().is_none()).await;
     assert_eq!(readiness.warnings(), [""; 0]);
     insert_undecodable(&world, 0).await;
     until("the failure is reported", async || !readiness.warnings().is_empty()).await;
     let warnings = readiness.warnings();
     assert!(warnings[0].starts_with("outbox: 1 entries can't be appended; entry "), "{warnings:?}");
     assert!(warnings[0].contains("does not decode"), "{warnings:?}");
-    assert_eq!(readiness.missing(), None);
+    assert_eq!(readiness.unready(), None);
     execute(&world, "DELETE FROM outbox").await;
     until("the failure is resolved", async || readiness.warnings().is_empty()).await;
     api.stop().await;

@@ -66,7 +66,7 @@ impl World {
     pub(crate) async fn ready_api(&self) -> Api {
         let readiness = Readiness::new();
         let api = self.start(self.kafka(), self.stores.clone(), &readiness).await;
-        until("the command side is ready", async || readiness.missing().is_none()).await;
+        until("the command side is ready", async || readiness.unready().is_none()).await;
         api
     }
 
@@ -78,12 +78,12 @@ impl World {
     }
 
     /// Settings that point to the broker.
-    pub(crate) fn kafka(&self) -> config::Log {
+    pub(crate) fn kafka(&self) -> config::Kafka {
         self.log.settings.clone()
     }
 
     /// A command side with any settings, which may point to nothing.
-    pub(crate) async fn start(&self, log: config::Log, stores: Stores, readiness: &Readiness) -> Api {
+    pub(crate) async fn start(&self, log: config::Kafka, stores: Stores, readiness: &Readiness) -> Api {
         let settings = Settings {
             command: CommandConfig {
                 partitions: PARTITIONS,

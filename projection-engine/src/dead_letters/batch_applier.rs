@@ -36,7 +36,7 @@ pub enum ApplyError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The dead letters cannot be written or read. Retry.
-    #[error("the dead letters are away: {0}")]
+    #[error("dead-letter queue unavailable: {0}")]
     DeadLetters(String),
     /// A failure limit or the parked-key limit is exceeded: the program or the store is the likely cause, not the
     /// records. An operator has to decide.
@@ -52,7 +52,7 @@ pub struct BatchApplier {
     position: Position,
     parked: Parked,
     parked_as_of: Instant,
-    past: DeadLetterHistory,
+    history: DeadLetterHistory,
     limits: Limits,
     /// The offsets of records that the store rejects, with the reason.
     unfoldable: BTreeMap<i64, String>,
@@ -84,13 +84,23 @@ impl BatchApplier {
         position: Position,
     ) -> Result<Self, ApplyError> {
         let name = store.projection().name();
-        let past = dead_letters.past(name, partition).await.map_err(|error| dead_letter_error(&error))?;
+        let history =
+            dead_letters.history(name, partition).await.map_err(|error| dead_letter_error(&error))?;
         let (limits, unfoldable) = (Limits::default(), BTreeMap::new());
         let (parked, parked_as_of) = (Parked::new(), Instant::now());
-        let mut applier =
-            Self { store, dead_letters, partition, position, parked, parked_as_of, past, limits, unfoldable };
-        let too_late = |_| Err(StoreError::Retry("it does not say which keys are parked".to_owned()));
-        timeout(PARKED_TIMEOUT, applier.reload()).await.unwrap_or_else(too_late)?;
+        let mut applier = Self {
+            store,
+            dead_letters,
+            partition,
+            position,
+            parked,
+            parked_as_of,
+            history,
+            limits,
+            unfoldable,
+        };
+        let timed_out = |_| Err(StoreError::Retry("timed out reading the parked keys".to_owned()));
+        timeout(PARKED_TIMEOUT, applier.reload()).await.unwrap_or_else(timed_out)?;
         Ok(applier)
     }
 
@@ -205,19 +215,19 @@ impl BatchApplier {
         } else if let Some(change @ Change::Park(_)) = plan.changes.get_mut(&key) {
             let first = change.extend(offset);
             plan.letters.push((&delivery.message, behind(first)));
-        } else if self.past.discards.contains(&offset) {
+        } else if self.history.discards.contains(&offset) {
             return Ok(());
         } else if let Some(failure) = failure {
             if let Some(parked) = self.parked.get(&key) {
                 return Err(format!(
-                    "it can't be folded, but of its key {key} only records from offset {} on are known to wait",
+                    "the record can't be folded, but its key {key} is parked only from offset {} on",
                     parked.first
                 ));
             }
             let to_be_parked =
                 plan.changes.values().filter(|change| matches!(change, Change::Park(_))).count();
             if self.parked.len() + to_be_parked >= PARKED_KEYS {
-                return Err(format!("{PARKED_KEYS} keys are parked already"));
+                return Err(format!("limit of {PARKED_KEYS} parked keys reached"));
             }
             self.count_failure(plan, offset)?;
             plan.letters.push((&delivery.message, failure.clone()));
@@ -235,14 +245,14 @@ impl BatchApplier {
     /// Counts a failure. Returns why to stop if a limit is exceeded. A record in the history does not count
     /// again: otherwise a rebuild would stop where an operator resumed the projection.
     fn count_failure(&self, plan: &mut BatchPlan<'_>, offset: i64) -> Result<(), String> {
-        if self.past.failed.contains(&offset) {
+        if self.history.failed.contains(&offset) {
             return Ok(());
         }
         plan.limits.failed().map_or(Ok(()), Err)
     }
 
     fn plan_fold(&self, plan: &mut BatchPlan<'_>, delivery: &Delivery) {
-        if !self.past.discards.contains(&delivery.offset())
+        if !self.history.discards.contains(&delivery.offset())
             && let Some(record) = delivery.record()
         {
             plan.limits.folded();
@@ -267,7 +277,7 @@ impl BatchApplier {
                     offset = first,
                     class = class.name(),
                     message,
-                    "a record can't be folded; it waits in the dead letters, with all later ones of its key"
+                    "record can't be folded, key parked"
                 );
                 gauge!(PARKED, "projection" => self.store.projection().name()).increment(1);
                 self.parked.insert(key, parked);
@@ -322,7 +332,7 @@ impl Change {
 }
 
 fn behind(first: i64) -> Failure {
-    Failure::new(Class::Behind, &format!("it waits behind the record at offset {first}"))
+    Failure::new(Class::Behind, &format!("waits behind the record at offset {first}"))
 }
 
 fn dead_letter_error(error: &anyhow::Error) -> ApplyError {

@@ -138,18 +138,18 @@ pub fn read(
 }
 
 /// Reads the dead-letter history of a partition. Blocks.
-pub fn past(log: &Log, projection: &str, partition: Partition) -> anyhow::Result<DeadLetterHistory> {
-    let mut past = DeadLetterHistory::default();
+pub fn history(log: &Log, projection: &str, partition: Partition) -> anyhow::Result<DeadLetterHistory> {
+    let mut history = DeadLetterHistory::default();
     read(log, projection, partition, |letter| match letter.failure.class {
-        Class::Discarded => _ = past.discards.insert(letter.offset),
-        Class::Undecodable | Class::Unfoldable => _ = past.failed.insert(letter.offset),
+        Class::Discarded => _ = history.discards.insert(letter.offset),
+        Class::Undecodable | Class::Unfoldable => _ = history.failed.insert(letter.offset),
         Class::Behind => {
             if decode_message(partition.stream, &letter.message).is_err() {
-                past.failed.insert(letter.offset);
+                history.failed.insert(letter.offset);
             }
         }
     })?;
-    Ok(past)
+    Ok(history)
 }
 
 /// Returns the dead letters of a partition that match a filter, by offset without duplicates, and the discards.
@@ -181,7 +181,7 @@ pub fn extent(
     let topic = log.topics.dead_letters(partition.stream);
     let metadata = consumer
         .fetch_metadata(Some(&topic), BROKER_TIMEOUT)
-        .with_context(|| format!("failed to ask for the partitions of {topic}"))?;
+        .with_context(|| format!("failed to fetch the metadata of {topic}"))?;
     let has_partition = |found: &MetadataTopic| {
         found.error().is_none() && found.partitions().iter().any(|found| found.id() == partition.number)
     };
@@ -194,7 +194,7 @@ pub fn extent(
             // The partitions of a new topic get their leaders one by one.
             Err(error) if has_no_leader(&error) && Instant::now() < deadline => _ = consumer.poll(RETRY),
             watermarks => {
-                let failed = || format!("failed to ask where {topic}[{}] ends", partition.number);
+                let failed = || format!("failed to fetch the watermarks of {topic}[{}]", partition.number);
                 break watermarks.with_context(failed)?;
             }
         }

@@ -33,7 +33,7 @@ impl Limits {
         self.run += 1;
         self.push(true);
         if self.run >= RUN {
-            return Some(format!("{RUN} records one after the other could not be folded"));
+            return Some(format!("{RUN} consecutive records could not be folded"));
         }
         let of = self.window.len();
         if self.failed >= SHARE_AT_LEAST && self.failed * 100 > of * SHARE_PERCENT {

@@ -109,18 +109,18 @@ impl DeadLetterQueue {
 
     /// Returns the offsets of a partition that an operator discarded for a projection.
     pub async fn discards(&self, projection: &'static str, partition: Partition) -> anyhow::Result<Discards> {
-        Ok(self.past(projection, partition).await?.discards)
+        Ok(self.history(projection, partition).await?.discards)
     }
 
     /// Returns the dead-letter history of a partition.
-    pub(super) async fn past(
+    pub(super) async fn history(
         &self,
         projection: &'static str,
         partition: Partition,
     ) -> anyhow::Result<DeadLetterHistory> {
         let (log, consumer) = (self.log.clone(), self.consumer()?);
         let read = move || match letter::extent(&consumer, &log, partition)? {
-            Some(_) => letter::past(&log, projection, partition),
+            Some(_) => letter::history(&log, projection, partition),
             None => Ok(DeadLetterHistory::default()),
         };
         let found = spawn_blocking(read).await.context("reading the dead letters panicked")?;
@@ -196,13 +196,13 @@ impl DeadLetterQueue {
         let consumer = self.consumer()?;
         let query = spawn_blocking(move || {
             let metadata = consumer.fetch_metadata(Some(&topic), TIMEOUT)?;
-            let found = metadata.topics().first().with_context(|| format!("there is no topic {topic}"))?;
+            let found = metadata.topics().first().with_context(|| format!("topic {topic} does not exist"))?;
             let replicas = found.partitions().first().map_or(0, |partition| partition.replicas().len());
             let (partitions, replicas) = (i32::try_from(found.partitions().len())?, i32::try_from(replicas)?);
-            ensure!(partitions > 0 && replicas > 0, "the broker does not say how {topic} is laid out");
+            ensure!(partitions > 0 && replicas > 0, "the broker returned no partitions of topic {topic}");
             Ok((partitions, replicas))
         });
-        query.await.context("asking for a topic panicked")?
+        query.await.context("topic query panicked")?
     }
 
     fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {

@@ -56,7 +56,7 @@ pub enum Outcome {
 
 /// No parked key has its first record at the offset to discard.
 #[derive(Debug, Error)]
-#[error("no key of {partition} waits because of the record at offset {offset}")]
+#[error("no key of {partition} is parked at offset {offset}")]
 pub struct NotParked {
     partition: String,
     offset: i64,
@@ -110,7 +110,7 @@ impl Retry {
                             partition = partition.id(),
                             key = key.as_str(),
                             records = parked.waiting,
-                            "what waited is folded"
+                            "parked records folded"
                         );
                         return Ok(Outcome::Folded);
                     }
@@ -135,7 +135,7 @@ impl Retry {
         let found = parked.into_iter().find(|(_, parked)| parked.first == offset);
         let (key, parked) = found.ok_or_else(|| NotParked { partition: partition.id(), offset })?;
         let (mut letters, _) = self.letters(partition, &key, &parked).await?;
-        let letter = letters.remove(&offset).context("the dead letters lack the record")?;
+        let letter = letters.remove(&offset).context("the dead-letter topic lacks the record")?;
         let failure = Failure::new(Class::Discarded, &letter.failure.message);
         let name = self.store.projection().name();
         let origin = letter.message.clone().set_offset(offset);
@@ -157,14 +157,14 @@ impl Retry {
         loop {
             let positions =
                 retry_while_unavailable(async || self.store.positions(&[partition]).await).await?;
-            let stands = positions.first().map_or(0, Position::lowest);
-            if stands > last {
+            let next = positions.first().map_or(0, Position::lowest);
+            if next > last {
                 return Ok(());
             }
             ensure!(
                 Instant::now() < deadline,
-                "the view stands at {stands} of {}, before the last record that waits, {last}: is the projection \
-                 running?",
+                "the view is at offset {next} of {}, but the last parked record is at {last}; start the projection, then \
+                 run this again",
                 partition.id()
             );
             sleep(VIEW_POLL).await;
@@ -264,7 +264,7 @@ async fn apply(
             Ok(()) => return Ok(None),
             Err(StoreError::Unfoldable(why)) => return Ok(Some(why)),
             Err(StoreError::Retry(_)) if attempt < ATTEMPTS => sleep(PAUSE * (1 << attempt)).await,
-            Err(error) => return Err(error).context("failed to fold what waits"),
+            Err(error) => return Err(error).context("failed to fold parked records"),
         }
     }
     Ok(None)

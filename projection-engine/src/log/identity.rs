@@ -15,7 +15,7 @@ use rdkafka::{Message, message::Headers};
 
 use super::{Item, Log, Offsets, Partition, Ranges, Source};
 
-/// Lifetime of a cached identity: projections that start one after the other share one query. If a topic is created
+/// Lifetime of a cached identity: projections that start together share one query. If a topic is created
 /// again while a process runs, its consumers restart later than this.
 const CACHE_TTL: Duration = Duration::from_secs(2);
 /// Timeout for the first records.

@@ -30,6 +30,7 @@ impl FromStr for Partition {
             let stream = Stream::ALL.into_iter().find(|candidate| candidate.name() == stream)?;
             Some(Self { stream, number: number.parse().ok()? })
         };
-        parse().ok_or_else(|| format!("{text:?} is no partition; one is called likes:3"))
+        parse()
+            .ok_or_else(|| format!("invalid partition {text:?}; expected <stream>:<number>, such as likes:3"))
     }
 }

@@ -129,9 +129,9 @@ impl Log {
                     }
                     reader.check_silence()?;
                 }
-                Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset))) => bail!(
-                    "the log no longer has the offsets to read on from: were records deleted meanwhile? Run this again"
-                ),
+                Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset))) => {
+                    bail!("the next records were deleted from the log during the read; run this again")
+                }
                 Some(Err(error)) => return Err(error).context("failed to read the log"),
             }
         }
@@ -205,7 +205,7 @@ impl Reader {
         };
         if self.last_progress.elapsed() > BROKER_TIMEOUT {
             bail!(
-                "the broker sent nothing for {} s; partitions that are not read to their ends: {}, among them {} to {}",
+                "the broker sent nothing for {} s; incomplete partitions: {}, such as {} with end {}",
                 BROKER_TIMEOUT.as_secs(),
                 self.left.len(),
                 partition.id(),

@@ -113,7 +113,7 @@ impl Poller {
             }
         }
         self.assignment().revoke_all();
-        info!(projection = name, "stopped");
+        info!(projection = name, "projection stopped");
         Ok(())
     }
 
@@ -254,7 +254,7 @@ impl Poller {
             match self.consumer.fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT) {
                 Ok(watermarks) => starts.push(Start { partition, position, watermarks }),
                 Err(error) => {
-                    let why = format!("the broker does not return the watermarks: {error}");
+                    let why = format!("failed to fetch the watermarks: {error}");
                     self.defer_start(partition, &why);
                 }
             }
@@ -280,10 +280,7 @@ impl Poller {
                 Some(Some(first)) => identities.push((partition, first.clone())),
                 Some(None) => {}
                 None => {
-                    reasons.insert(
-                        partition,
-                        "the broker does not return the first record of the log".to_owned(),
-                    );
+                    reasons.insert(partition, "timed out reading the first record of the log".to_owned());
                 }
             }
         }
@@ -298,8 +295,8 @@ impl Poller {
         let topic = &self.settings.log.topics.name(partition.stream);
         let Some(from) = position.read_from(*log_start) else {
             return Err(format!(
-                "{topic}[{}] begins at {log_start}, after the view's position {}: the records between are gone from the \
-                 log. Restore the log, or rebuild the view from what is left of it",
+                "{topic}[{}] begins at {log_start}, after the view's position {}: the records between were deleted from \
+                 the log. Restore the log, or rebuild the view from the remaining records",
                 partition.number,
                 position.lowest()
             ));
@@ -307,8 +304,8 @@ impl Poller {
         // A part ahead of the log was folded from another log, and would skip the next records.
         if position.highest() > *end {
             return Err(format!(
-                "{topic}[{}] ends at {end}, but the view is at {}: is this another cluster, or was the log truncated? \
-                 The view stays unchanged until the log or the view is restored",
+                "{topic}[{}] ends at {end}, but the view is at {}: wrong cluster, or truncated log. The view is not \
+                 changed until the log or the view is restored",
                 partition.number,
                 position.highest()
             ));
@@ -329,7 +326,7 @@ impl Poller {
         Ok(from)
     }
 
-    /// Assigns a partition again, paused. The client neither fetches nor seeks one whose next offset was gone from the log.
+    /// Assigns a partition again, paused. The client neither fetches nor seeks one whose next offset was deleted from the log.
     fn assign_again(&self, partition: Partition) {
         let mut list = self.list(partition);
         let assigned = list
@@ -382,8 +379,8 @@ impl Poller {
             if code == RDKafkaErrorCode::FencedInstanceId {
                 let instance = self.settings.instance.as_deref().unwrap_or_default();
                 bail!(
-                    "another process runs as instance {instance:?} and replaced this one; give each a name of its own \
-                     with --instance"
+                    "another process runs as instance {instance:?} and replaced this one; give each process a unique \
+                     --instance name"
                 );
             }
             bail!("fatal error of the consumer: {why}");

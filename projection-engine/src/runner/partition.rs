@@ -191,10 +191,9 @@ impl Worker {
     /// of the task stores it.
     async fn store_log_identity(&self, first: &Delivery) -> Result<(), Ended> {
         let first = (self.partition, identity(&first.message));
-        let remembered =
-            bounded(async { Ok(self.store.log_identities(slice::from_ref(&first)).await?) }).await;
-        match remembered {
-            Ok(remembered) if remembered.contains(&first.1) => Ok(()),
+        let stored = bounded(async { Ok(self.store.log_identities(slice::from_ref(&first)).await?) }).await;
+        match stored {
+            Ok(stored) if stored.contains(&first.1) => Ok(()),
             // The restart detects and reports it.
             Ok(_) => Err(Ended::Lost),
             Err(error) => {
@@ -231,7 +230,7 @@ impl Worker {
         let partition = self.partition.id();
         match error {
             ApplyError::TooMany(why) => {
-                error!(projection = self.name, partition, why, "stopping, as too much can't be folded");
+                error!(projection = self.name, partition, why, "failure limit exceeded, stopping projection");
                 Err(self.stop_projection(&why).await)
             }
             ApplyError::Store(StoreError::Behind { stored }) => {
@@ -243,12 +242,15 @@ impl Worker {
                 self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).cap_at(stored);
                 warn!(
                     projection = self.name,
-                    partition, stored, "the store lost writes; reading them again from its position"
+                    partition, stored, "store lost writes, reading again from its position"
                 );
                 Err(Ended::Lost)
             }
             ApplyError::Store(StoreError::Moved { stored }) => {
-                warn!(projection = self.name, partition, stored, "another writer was here; beginning anew");
+                warn!(
+                    projection = self.name,
+                    partition, stored, "concurrent writer detected, restarting partition"
+                );
                 Err(Ended::Lost)
             }
             error => self.wait(&error, pause).await,
@@ -257,7 +259,7 @@ impl Worker {
 
     /// Waits before the next attempt.
     async fn wait(&self, error: &ApplyError, pause: &mut Duration) -> Result<(), Ended> {
-        warn!(projection = self.name, partition = self.partition.id(), %error, "trying again");
+        warn!(projection = self.name, partition = self.partition.id(), %error, "write failed, retrying");
         let stopped = timeout(*pause, self.stop.cancelled()).await.is_ok();
         *pause = RETRY.1.min(*pause * 2);
         if stopped { Err(Ended::Stopped) } else { Ok(()) }
@@ -267,7 +269,7 @@ impl Worker {
     async fn stop_projection(&self, why: &str) -> Ended {
         let (pool, projection) = (&self.store.stores().mysql, self.store.projection());
         while let Err(error) = desired_state::stop(pool, projection, why).await {
-            warn!(projection = self.name, %error, "failed to store that the projection stopped");
+            warn!(projection = self.name, %error, "failed to store the stopped state");
             if timeout(RETRY.1, self.stop.cancelled()).await.is_ok() {
                 break;
             }
@@ -292,7 +294,7 @@ impl Worker {
     async fn publish(&self, next: i64) -> Result<(), StoreError> {
         timeout(PUBLISH_TIMEOUT, self.store.publish_progress(self.partition, next))
             .await
-            .unwrap_or_else(|_| Err(StoreError::Retry("Redis did not answer in time".to_owned())))
+            .unwrap_or_else(|_| Err(StoreError::Retry("Redis timed out".to_owned())))
     }
 
     /// When to publish again if no records arrive.
@@ -303,7 +305,7 @@ impl Worker {
     /// Aligns before the partition is revoked, so that its next owner reads no record twice.
     async fn finish(&self, applier: &mut BatchApplier, next: i64) -> Ended {
         if bounded(async { Ok(applier.align(next).await?) }).await.is_ok() {
-            info!(projection = self.name, partition = self.partition.id(), next, "stopped");
+            info!(projection = self.name, partition = self.partition.id(), next, "partition stopped");
         }
         Ended::Stopped
     }
@@ -314,6 +316,7 @@ impl Worker {
 }
 
 async fn bounded<T>(write: impl Future<Output = Result<T, ApplyError>>) -> Result<T, ApplyError> {
-    let too_late = |_| Err(StoreError::Retry(format!("no answer in {} s", WRITE_TIMEOUT.as_secs())).into());
-    timeout(WRITE_TIMEOUT, write).await.unwrap_or_else(too_late)
+    let timed_out =
+        |_| Err(StoreError::Retry(format!("no response within {} s", WRITE_TIMEOUT.as_secs())).into());
+    timeout(WRITE_TIMEOUT, write).await.unwrap_or_else(timed_out)
 }

@@ -45,7 +45,7 @@ impl Stores {
     /// The name of the MySQL database.
     pub fn database(&self) -> anyhow::Result<String> {
         let options = self.mysql.connect_options();
-        options.get_database().map(str::to_owned).context("the MySQL address names no database")
+        options.get_database().map(str::to_owned).context("the MySQL address has no database name")
     }
 
     /// The store of a projection's view.
@@ -88,8 +88,8 @@ impl Stores {
     async fn eviction_policy(&self) -> RedisResult<Option<String>> {
         // A key of each shard routes the command to every server of a cluster that has any.
         let info = |shard| cmd("EVAL").arg(MEMORY_INFO).arg(1).arg(self.keys.checkpoint(shard, &FEED)).take();
-        let answers = self.redis.all(&self.keys.shards().map(info).collect::<Vec<_>>()).await?;
-        let infos = answers.into_iter().map(from_redis_value).collect::<Result<Vec<String>, _>>()?;
+        let replies = self.redis.pipeline(&self.keys.shards().map(info).collect::<Vec<_>>()).await?;
+        let infos = replies.into_iter().map(from_redis_value).collect::<Result<Vec<String>, _>>()?;
         Ok(infos.iter().find_map(|info| eviction_policy(info)))
     }
 }

@@ -45,7 +45,7 @@ impl FromStr for Class {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|class| class.name() == name);
-        found.ok_or_else(|| format!("there is no class {name:?} of dead letters"))
+        found.ok_or_else(|| format!("unknown dead-letter class {name:?}"))
     }
 }
 

@@ -15,7 +15,7 @@ use redis::{Cmd, ErrorKind, FromRedisValue, RedisResult, ServerErrorKind, Value,
 use vidlog_schemas::keys::{Key, Shard};
 use vidlog_service_kit::failpoint;
 
-use self::script::{Answer, Call, SOURCE};
+use self::script::{Call, SOURCE, ScriptReply};
 use super::{
     Batch, Changes, Checkpoint, Parked, ParkedKey, Position, StoreError, Stores, ViewStore,
     generation_marker::GenerationMarker,
@@ -122,8 +122,8 @@ impl ViewStore for RedisStore {
         let set =
             firsts.iter().map(|(partition, id)| cmd("HSETNX").arg(&key).arg(partition.id()).arg(id).take());
         let get = firsts.iter().map(|(partition, _)| cmd("HGET").arg(&key).arg(partition.id()).take());
-        let answers = self.stores.redis.all(&set.chain(get).collect::<Vec<_>>()).await?;
-        answers.into_iter().skip(firsts.len()).map(decode).collect()
+        let replies = self.stores.redis.pipeline(&set.chain(get).collect::<Vec<_>>()).await?;
+        replies.into_iter().skip(firsts.len()).map(decode).collect()
     }
 
     async fn write(
@@ -141,20 +141,20 @@ impl ViewStore for RedisStore {
 
         let counted = writes.into_iter().chain(parts.iter().map(Part::count));
         let mut shards = by_shard(counted);
-        let mut answers = BTreeMap::new();
+        let mut replies = BTreeMap::new();
         if !batch.changes.is_empty() {
             // Before all other shards: none may pass a record that is parked before the parked key is stored.
             let shard = self.parked_hash().shard;
             let own = BTreeMap::from([(shard, shards.remove(&shard).unwrap_or_default())]);
-            answers.extend(self.run(&round(Stage::Writes, batch.changes), own, first).await?);
+            replies.extend(self.run(&round(Stage::Writes, batch.changes), own, first).await?);
             failpoint::pass("redis-parked-after");
         }
         failpoint::pass("redis-writes-before");
-        answers.extend(self.run(&round(Stage::Writes, &unchanged), shards, first).await?);
+        replies.extend(self.run(&round(Stage::Writes, &unchanged), shards, first).await?);
         failpoint::pass("redis-writes-after");
 
         let mut counts: BTreeMap<Shard, _> =
-            answers.into_iter().map(|(shard, answer)| (shard, answer.counts.into_iter())).collect();
+            replies.into_iter().map(|(shard, reply)| (shard, reply.counts.into_iter())).collect();
         let mut totals = Vec::with_capacity(parts.len());
         for part in parts {
             let count = counts.get_mut(&part.source.shard).and_then(Iterator::next);
@@ -284,7 +284,7 @@ impl RedisStore {
         round: &Round<'_>,
         shards: BTreeMap<Shard, Vec<Write>>,
         positions: &mut [i64],
-    ) -> Result<BTreeMap<Shard, Answer>, StoreError> {
+    ) -> Result<BTreeMap<Shard, ScriptReply>, StoreError> {
         let Round { stage, field, next, changes } = *round;
         let command = |(shard, writes): (&Shard, &Vec<Write>)| {
             let expected = positions.get(shard.index()).copied().unwrap_or(0);
@@ -296,26 +296,26 @@ impl RedisStore {
             call.command()
         };
         let commands: Vec<Cmd> = shards.iter().map(command).collect();
-        let mut answers = BTreeMap::new();
-        for (shard, answer) in shards.into_keys().zip(self.send(&commands).await?) {
-            let answer = Answer::decode(answer)?;
+        let mut replies = BTreeMap::new();
+        for (shard, reply) in shards.into_keys().zip(self.send(&commands).await?) {
+            let reply = ScriptReply::decode(reply)?;
             if let Some(position) = positions.get_mut(shard.index()) {
-                *position = answer.stored;
+                *position = reply.stored;
             }
-            answers.insert(shard, answer);
+            replies.insert(shard, reply);
         }
-        Ok(answers)
+        Ok(replies)
     }
 
     /// Sends script calls in one round trip. Loads the script first if Redis does not have it, after a restart or a
     /// failover; in a cluster, on every primary.
     async fn send(&self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
-        match self.stores.redis.all(commands).await {
+        match self.stores.redis.pipeline(commands).await {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                 let _: String = self.stores.redis.query(cmd("SCRIPT").arg("LOAD").arg(SOURCE)).await?;
-                self.stores.redis.all(commands).await
+                self.stores.redis.pipeline(commands).await
             }
-            answers => answers,
+            replies => replies,
         }
     }
 
@@ -328,15 +328,15 @@ impl RedisStore {
         let mut commands: Vec<Cmd> =
             self.checkpoints().map(|key| cmd("HMGET").arg(key).arg(fields).take()).collect();
         commands.push(cmd("GET").arg(self.stores.keys.shard_count()).take());
-        let mut answers = self.stores.redis.all(&commands).await?;
+        let mut replies = self.stores.redis.pipeline(&commands).await?;
         // A Redis that was emptied has no number.
-        let created: Option<usize> = decode(answers.pop().unwrap_or(Value::Nil))?;
+        let created: Option<usize> = decode(replies.pop().unwrap_or(Value::Nil))?;
         let configured = self.stores.keys.shards().count();
         if let Some(created) = created.filter(|created| *created != configured) {
             return Err(StoreError::ShardCountMismatch { created, configured });
         }
-        for answer in answers {
-            let stored: Vec<Option<i64>> = decode(answer)?;
+        for reply in replies {
+            let stored: Vec<Option<i64>> = decode(reply)?;
             for (position, next) in positions.iter_mut().zip(stored) {
                 position.parts.push(next.unwrap_or(0));
             }
@@ -347,12 +347,12 @@ impl RedisStore {
     /// Returns all positions of each checkpoint, by field.
     async fn all_positions(&self) -> Result<Vec<BTreeMap<String, i64>>, StoreError> {
         let commands: Vec<_> = self.checkpoints().map(|key| cmd("HGETALL").arg(key).take()).collect();
-        self.stores.redis.all(&commands).await?.into_iter().map(decode).collect()
+        self.stores.redis.pipeline(&commands).await?.into_iter().map(decode).collect()
     }
 
     async fn on_every_checkpoint(&self, command: impl Fn(&Key) -> Cmd + Send) -> Result<(), StoreError> {
         let commands: Vec<_> = self.checkpoints().map(|key| command(&key)).collect();
-        self.stores.redis.all(&commands).await?;
+        self.stores.redis.pipeline(&commands).await?;
         Ok(())
     }
 

@@ -25,25 +25,25 @@ pub(super) struct Excluded {
 impl Excluded {
     /// Reads the currently parked keys and discarded records.
     pub(super) async fn read(
-        sink: &SharedStore,
+        store: &SharedStore,
         dead_letters: &DeadLetterQueue,
         partitions: &[Partition],
     ) -> anyhow::Result<Self> {
         // In this order: a record is marked as discarded before it is unparked.
-        let Self { parked, .. } = Self::default().with_parked(sink).await?;
+        let Self { parked, .. } = Self::default().with_parked(store).await?;
         let mut discards = BTreeMap::new();
         for partition in partitions {
-            discards.insert(*partition, dead_letters.discards(sink.projection().name(), *partition).await?);
+            discards.insert(*partition, dead_letters.discards(store.projection().name(), *partition).await?);
         }
         Ok(Self { parked, discards })
     }
 
     /// Returns the same discards with the currently parked keys.
-    pub(super) async fn with_parked(&self, sink: &SharedStore) -> anyhow::Result<Self> {
-        let parked = sink
+    pub(super) async fn with_parked(&self, store: &SharedStore) -> anyhow::Result<Self> {
+        let parked = store
             .parked()
             .await
-            .with_context(|| format!("failed to read the parked keys of {}", sink.projection().name()))?;
+            .with_context(|| format!("failed to read the parked keys of {}", store.projection().name()))?;
         let firsts = |keys: vidlog_projection_engine::store::Parked| {
             keys.into_iter().map(|(key, parked)| (key, parked.first))
         };

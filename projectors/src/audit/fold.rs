@@ -62,7 +62,7 @@ impl Folding {
     }
 
     fn is_own(&self, line: &LineKey) -> bool {
-        let key = line.redis().and_then(|(name, _)| ViewKey::read(&name));
+        let key = line.redis().and_then(|(name, _)| ViewKey::parse(&name));
         key.is_some_and(|key| key.projection == self.projection.catalogued)
     }
 

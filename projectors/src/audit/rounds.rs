@@ -84,7 +84,7 @@ impl Rounds {
     }
 
     async fn converge_in_holds(mut self, log: &Log) -> anyhow::Result<ViewSnapshot> {
-        let (pool, projection) = (self.view.sink.stores().mysql.clone(), self.view.projection());
+        let (pool, projection) = (self.view.store.stores().mysql.clone(), self.view.projection());
         let mut is_free = true;
         for number in 0..HOLDS {
             if number > 0 {
@@ -108,22 +108,22 @@ impl Rounds {
         let name = projection.name();
         if !is_free {
             bail!(
-                "{name} is being written to, and can't be held for a moment, as it is being rebuilt, or its dead letters \
-                 retried, by another process; run it again after that"
+                "{name} did not converge and can't be held: another process rebuilds it, or retries its dead letters; run it \
+                 again after that"
             );
         }
         bail!(
-            "{name} did not stop at one position, not even when it was held; if its process was killed, start one, then \
-             run it again"
+            "{name} did not converge to one position, even while held; if its process was killed, start one, then run it \
+             again"
         )
     }
 
     /// Returns whether the projection's desired state is to run. A paused or stopped projection is not held.
     async fn is_to_run(&self) -> anyhow::Result<bool> {
-        let all = desired_state::read(&self.view.sink.stores().mysql).await;
-        let mut all = all.context("failed to read from MySQL whether the projection is to run")?;
-        let wish = all.remove(self.view.projection().name()).unwrap_or_default().run_state;
-        Ok(matches!(wish, RunState::Run | RunState::Hold))
+        let all = desired_state::read(&self.view.store.stores().mysql).await;
+        let mut all = all.context("failed to read the desired state from MySQL")?;
+        let run_state = all.remove(self.view.projection().name()).unwrap_or_default().run_state;
+        Ok(matches!(run_state, RunState::Run | RunState::Hold))
     }
 
     /// Runs some rounds during a hold of the projection. Ends the hold also after an error.
@@ -134,7 +134,7 @@ impl Rounds {
         let mut round;
         (self, round) = self.round(log).await?;
         if let Round::Moving { .. } = round {
-            let pool = self.view.sink.stores().mysql.clone();
+            let pool = self.view.store.stores().mysql.clone();
             let hold = Hold::begin(&pool, self.view.projection()).await?;
             let ended = self.rounds_in(log, &hold).await;
             hold.end().await;
@@ -187,7 +187,7 @@ impl Rounds {
         while let Some(page) = touched.next().await {
             let page: BTreeSet<LineKey> =
                 page.map_err(|error| error.1)?.into_iter().map(|(key, _)| key).collect();
-            let found = read_lines(self.view.sink.stores(), &page).await?;
+            let found = read_lines(self.view.store.stores(), &page).await?;
             count += page.len();
             for key in &page {
                 match found.get(key) {
@@ -205,7 +205,7 @@ impl Rounds {
         if self.lock.is_none() {
             return self.view.excluded(&self.folding).await;
         }
-        let excluded = self.folding.excluded.with_parked(&self.view.sink).await?;
+        let excluded = self.folding.excluded.with_parked(&self.view.store).await?;
         self.view.ensure_still_parked(&self.folding.excluded, &excluded, &self.folding.at)?;
         Ok(excluded)
     }

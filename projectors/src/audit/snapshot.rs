@@ -48,7 +48,7 @@ pub(super) async fn compare_tables(
     mut folding: Folding,
 ) -> anyhow::Result<ComparedView> {
     let before = view.excluded(&folding).await?;
-    let mut connection = snapshot_connection(&view.sink.stores().mysql).await?;
+    let mut connection = snapshot_connection(&view.store.stores().mysql).await?;
     let (stored, mut snapshot) = open_snapshot(&mut connection, &view.projection()).await?;
     // In this order: a process that folds parked records unparks them before it releases the lock.
     let is_locked = view.is_locked().await?;

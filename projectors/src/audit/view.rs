@@ -16,7 +16,7 @@ use super::{
 
 /// View under audit.
 pub(super) struct View {
-    pub(super) sink: SharedStore,
+    pub(super) store: SharedStore,
     pub(super) dead_letters: DeadLetterQueue,
     /// The partitions of its streams.
     pub(super) partitions: Vec<Partition>,
@@ -24,11 +24,11 @@ pub(super) struct View {
 
 impl View {
     pub(super) fn projection(&self) -> Projection {
-        *self.sink.projection()
+        *self.store.projection()
     }
 
     pub(super) async fn positions(&self) -> anyhow::Result<Vec<Position>> {
-        self.sink.positions(&self.partitions).await.context("failed to read the view's position")
+        self.store.positions(&self.partitions).await.context("failed to read the view's position")
     }
 
     /// Returns the offsets that all parts of the view have folded.
@@ -39,7 +39,7 @@ impl View {
     /// Returns the records that the view does not have at its current position. Fails if a key that was
     /// parked in the folded part is not parked any more.
     pub(super) async fn excluded(&self, folding: &Folding) -> anyhow::Result<Excluded> {
-        let excluded = Excluded::read(&self.sink, &self.dead_letters, &self.partitions).await?;
+        let excluded = Excluded::read(&self.store, &self.dead_letters, &self.partitions).await?;
         self.ensure_still_parked(&folding.excluded, &excluded, &folding.at)?;
         Ok(excluded)
     }
@@ -60,7 +60,7 @@ impl View {
 
     /// Returns whether any process has the view's lock. Only that process can fold parked records now.
     pub(super) async fn is_locked(&self) -> anyhow::Result<bool> {
-        Ok(ViewLock::is_taken(&self.sink.stores().mysql, self.projection()).await?)
+        Ok(ViewLock::is_taken(&self.store.stores().mysql, self.projection()).await?)
     }
 
     /// Returns the next step of a fold: to the offsets that all parts of the view have folded.

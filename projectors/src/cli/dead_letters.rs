@@ -15,7 +15,7 @@ use vidlog_projection_engine::{
 use vidlog_service_kit::config;
 
 use crate::{
-    operator::dead_letters::{Waiting, as_json, discard, retry, waiting_where_known},
+    operator::dead_letters::{ParkedEntry, as_json, available_parked_keys, discard, retry},
     projections,
 };
 
@@ -30,7 +30,7 @@ pub struct DeadLetters {
     pub action: Action,
     /// Connection to Kafka.
     #[command(flatten)]
-    pub log: config::Log,
+    pub log: config::Kafka,
     /// Connections to MySQL and Redis.
     #[command(flatten)]
     pub stores: config::Stores,
@@ -49,7 +49,7 @@ pub enum Action {
         json: bool,
     },
     /// Show a dead letter with its headers and its value.
-    Show(Place),
+    Show(DeadLetterId),
     /// Fold the parked records in order, for example after a fix. Exit code 1 if any stays parked.
     Retry {
         /// Name of the projection.
@@ -60,12 +60,12 @@ pub enum Action {
         key: Option<String>,
     },
     /// Skip the first parked record of a key for good, and fold the rest. Exit code 1 if any stays parked.
-    Discard(Place),
+    Discard(DeadLetterId),
 }
 
 /// Identifies a dead letter of a projection.
 #[derive(Args, Debug)]
-pub struct Place {
+pub struct DeadLetterId {
     /// Name of the projection.
     #[arg(value_parser = projections::parse)]
     pub projection: Projection,
@@ -84,15 +84,15 @@ pub async fn run(command: DeadLetters) -> anyhow::Result<bool> {
     match action {
         Action::List { projection, json } => {
             let chosen = projection.map_or(projections::ALL.to_vec(), |projection| vec![projection]);
-            let (waiting, unknown) = waiting_where_known(&target, &chosen).await?;
+            let (waiting, unavailable) = available_parked_keys(&target, &chosen).await?;
             println!("{}", if json { as_json(&waiting).to_string() } else { as_table(&waiting) });
-            for why in &unknown {
-                eprintln!("not known: {why:#}");
+            for why in &unavailable {
+                eprintln!("unavailable: {why:#}");
             }
-            Ok(unknown.is_empty())
+            Ok(unavailable.is_empty())
         }
-        Action::Show(place) => {
-            println!("{}", show(&dead_letters, &place).await?);
+        Action::Show(id) => {
+            println!("{}", show(&dead_letters, &id).await?);
             Ok(true)
         }
         Action::Retry { projection, key } => {
@@ -105,11 +105,11 @@ pub async fn run(command: DeadLetters) -> anyhow::Result<bool> {
             })
             .await?;
             if retried == 0 {
-                println!("nothing waits");
+                println!("no parked keys");
             }
             Ok(is_done)
         }
-        Action::Discard(Place { projection, partition, offset }) => {
+        Action::Discard(DeadLetterId { projection, partition, offset }) => {
             let discarded = discard(&target, &dead_letters, projection, (partition, offset)).await?;
             println!("{discarded}");
             Ok(discarded.is_folded())
@@ -117,15 +117,15 @@ pub async fn run(command: DeadLetters) -> anyhow::Result<bool> {
     }
 }
 
-fn as_table(waiting: &[Waiting]) -> String {
+fn as_table(waiting: &[ParkedEntry]) -> String {
     if waiting.is_empty() {
-        return "nothing waits".to_owned();
+        return "no parked keys".to_owned();
     }
     let mut lines = vec![format!(
         "{:15} {:12} {:20} {:>10} {:>8}  {:11} MESSAGE",
         "PROJECTION", "PARTITION", "KEY", "OFFSET", "WAITING", "CLASS"
     )];
-    for Waiting { projection, partition, key, parked } in waiting {
+    for ParkedEntry { projection, partition, key, parked } in waiting {
         lines.push(format!(
             "{projection:15} {:12} {key:20} {:>10} {:>8}  {:11} {}",
             partition.id(),
@@ -138,9 +138,9 @@ fn as_table(waiting: &[Waiting]) -> String {
     lines.join("\n")
 }
 
-async fn show(dead_letters: &DeadLetterQueue, place: &Place) -> anyhow::Result<String> {
-    let (log, name) = (dead_letters.log().clone(), place.projection.name());
-    let (partition, offset) = (place.partition, place.offset);
+async fn show(dead_letters: &DeadLetterQueue, id: &DeadLetterId) -> anyhow::Result<String> {
+    let (log, name) = (dead_letters.log().clone(), id.projection.name());
+    let (partition, offset) = (id.partition, id.offset);
     let read = move || {
         // A rebuild sends the same dead letter again. One per class suffices, so the last one is kept.
         let mut found: BTreeMap<Class, DeadLetter> = BTreeMap::new();
@@ -153,7 +153,7 @@ async fn show(dead_letters: &DeadLetterQueue, place: &Place) -> anyhow::Result<S
     };
     let found = spawn_blocking(read).await.context("reading the dead letters panicked")??;
     if found.is_empty() {
-        bail!("{name} has no dead letter of offset {offset} of {}", partition.id());
+        bail!("{name} has no dead letter at offset {offset} of {}", partition.id());
     }
     let text = |bytes: Option<&[u8]>| printable(&String::from_utf8_lossy(bytes.unwrap_or_default()));
     let mut lines = Vec::new();

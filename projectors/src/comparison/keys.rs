@@ -65,11 +65,11 @@ impl Kind {
     }
 
     /// Returns the cursor of the next chunk, 0 after the last, and the lines of this chunk.
-    fn chunk(&self, name: &str, answer: Value) -> anyhow::Result<(u64, Vec<(LineKey, String)>)> {
+    fn chunk(&self, name: &str, reply: Value) -> anyhow::Result<(u64, Vec<(LineKey, String)>)> {
         if let Self::Other(kind) = self {
             return Ok((0, vec![(LineKey::member(name, ""), format!("type {kind}"))]));
         }
-        let (cursor, values): (u64, Vec<Vec<u8>>) = from_redis_value(answer)?;
+        let (cursor, values): (u64, Vec<Vec<u8>>) = from_redis_value(reply)?;
         let lines = if *self == Self::Set {
             values.iter().map(|member| (LineKey::member(name, member), String::new())).collect()
         } else {
@@ -82,14 +82,14 @@ impl Kind {
     }
 
     /// Returns the contents of members that were looked up; `None` for absent ones.
-    fn contents(&self, members: &[&[u8]], answer: Value) -> anyhow::Result<Vec<Option<String>>> {
+    fn contents(&self, members: &[&[u8]], reply: Value) -> anyhow::Result<Vec<Option<String>>> {
         Ok(match self {
             Self::Set => {
-                let are_there: Vec<bool> = from_redis_value(answer)?;
+                let are_there: Vec<bool> = from_redis_value(reply)?;
                 are_there.into_iter().map(|is_there| is_there.then(String::new)).collect()
             }
             Self::SortedSet | Self::Hash => {
-                let values: Vec<Option<Vec<u8>>> = from_redis_value(answer)?;
+                let values: Vec<Option<Vec<u8>>> = from_redis_value(reply)?;
                 let content =
                     |(member, value): (&&[u8], Option<Vec<u8>>)| Some(self.content(member, &value?));
                 members.iter().zip(values).map(content).collect()
@@ -130,7 +130,7 @@ pub(crate) async fn read_views(
     let mut scan = target.redis.scan(&target.keys.pattern(), PAGE);
     while let Some(names) = scan.next().await.context("failed to read the keys in Redis")? {
         let mut pages: BTreeMap<&'static str, BTreeSet<String>> = BTreeMap::new();
-        for key in names.iter().filter_map(|name| ViewKey::read(name)) {
+        for key in names.iter().filter_map(|name| ViewKey::parse(name)) {
             if target.keys.generation(&key.projection) == key.generation {
                 pages.entry(key.projection.name).or_default().insert(key.name);
             }
@@ -153,8 +153,8 @@ pub(crate) async fn read_keys(
     let read = async {
         let keys = Key::find(target, names).await?;
         let mut sizes = Vec::with_capacity(keys.len());
-        let asked: Vec<_> = keys.iter().map(|key| key.kind.size(&key.own_name)).collect();
-        for size in target.redis.all(&asked).await? {
+        let commands: Vec<_> = keys.iter().map(|key| key.kind.size(&key.own_name)).collect();
+        for size in target.redis.pipeline(&commands).await? {
             sizes.push(from_redis_value::<usize>(size)?);
         }
         let (mut count, mut batch, mut members) = (0, Vec::new(), 0);
@@ -174,10 +174,10 @@ pub(crate) async fn read_keys(
 /// Reads some keys: the first chunks in one round trip, then the rest of each key that has more.
 async fn read_batch(target: &Stores, keys: Vec<Key>, lines: &mut Lines) -> anyhow::Result<usize> {
     let first: Vec<_> = keys.iter().map(|key| key.kind.scan(&key.own_name, 0)).collect();
-    let answers = target.redis.all(&first).await?;
+    let replies = target.redis.pipeline(&first).await?;
     let mut count = 0;
-    for (Key { name, own_name, kind }, answer) in keys.iter().zip(answers) {
-        let (mut cursor, mut chunk) = kind.chunk(name, answer)?;
+    for (Key { name, own_name, kind }, reply) in keys.iter().zip(replies) {
+        let (mut cursor, mut chunk) = kind.chunk(name, reply)?;
         loop {
             count += chunk.len();
             for (key, content) in chunk {
@@ -187,8 +187,8 @@ async fn read_batch(target: &Stores, keys: Vec<Key>, lines: &mut Lines) -> anyho
             if cursor == 0 {
                 break;
             }
-            let answer = target.redis.query(&kind.scan(own_name, cursor)).await?;
-            (cursor, chunk) = kind.chunk(name, answer)?;
+            let reply = target.redis.query(&kind.scan(own_name, cursor)).await?;
+            (cursor, chunk) = kind.chunk(name, reply)?;
         }
     }
     Ok(count)
@@ -205,15 +205,15 @@ pub(crate) async fn read_lines(
             members.entry(name.into_owned()).or_default().push(member);
         }
         let keys = Key::find(target, members.keys().cloned().collect()).await?;
-        let asked =
+        let commands =
             keys.iter().flat_map(|key| members[&key.name].chunks(CHUNK).map(move |chunk| (key, chunk)));
-        let asked: Vec<_> = asked.collect();
+        let commands: Vec<_> = commands.collect();
         let mut found = BTreeMap::new();
-        for page in asked.chunks(PAGE) {
+        for page in commands.chunks(PAGE) {
             let lookups: Vec<_> =
                 page.iter().map(|(key, chunk)| key.kind.lookup(&key.own_name, chunk)).collect();
-            for ((key, chunk), answer) in page.iter().zip(target.redis.all(&lookups).await?) {
-                for (member, content) in chunk.iter().zip(key.kind.contents(chunk, answer)?) {
+            for ((key, chunk), reply) in page.iter().zip(target.redis.pipeline(&lookups).await?) {
+                for (member, content) in chunk.iter().zip(key.kind.contents(chunk, reply)?) {
                     found.extend(content.map(|content| (LineKey::member(&key.name, member), content)));
                 }
             }
@@ -229,8 +229,8 @@ pub(crate) async fn key_sizes(
     names: BTreeSet<String>,
 ) -> anyhow::Result<BTreeMap<String, usize>> {
     let keys = Key::find(target, names).await?;
-    let asked: Vec<_> = keys.iter().map(|key| key.kind.size(&key.own_name)).collect();
-    let sizes = target.redis.all(&asked).await?.into_iter().map(from_redis_value);
+    let commands: Vec<_> = keys.iter().map(|key| key.kind.size(&key.own_name)).collect();
+    let sizes = target.redis.pipeline(&commands).await?.into_iter().map(from_redis_value);
     let sizes = sizes.collect::<Result<Vec<usize>, _>>()?;
     Ok(keys.into_iter().map(|key| key.name).zip(sizes).collect())
 }
@@ -246,12 +246,12 @@ struct Key {
 
 impl Key {
     async fn find(target: &Stores, names: BTreeSet<String>) -> anyhow::Result<Vec<Self>> {
-        let with_own = |name: String| Some((target.keys.in_own_generation(&name)?, name));
+        let with_own = |name: String| Some((target.keys.to_current_generation(&name)?, name));
         let names: Vec<_> = names.into_iter().filter_map(with_own).collect();
         let mut keys = Vec::with_capacity(names.len());
         for page in names.chunks(PAGE) {
             let types: Vec<_> = page.iter().map(|(own_name, _)| cmd("TYPE").arg(own_name).take()).collect();
-            for ((own_name, name), kind) in page.iter().zip(target.redis.all(&types).await?) {
+            for ((own_name, name), kind) in page.iter().zip(target.redis.pipeline(&types).await?) {
                 let kind = match from_redis_value::<String>(kind)?.as_str() {
                     "none" => continue,
                     "set" => Kind::Set,

@@ -33,7 +33,7 @@ pub(crate) async fn retry(
 ) -> anyhow::Result<()> {
     let lock = lock_view(target, projection).await?;
     let retry = Retry::new(target.view(projection), dead_letters.clone());
-    for Waiting { partition, key: parked, .. } in waiting(target, projection).await? {
+    for ParkedEntry { partition, key: parked, .. } in parked_keys(target, projection).await? {
         if key.is_none_or(|key| *key == parked) {
             lock.ensure_held().await?;
             let outcome = retry.key(partition, &parked).await;
@@ -67,7 +67,7 @@ async fn lock_view(target: &Stores, projection: Projection) -> anyhow::Result<Vi
 
 async fn load_generations(target: &Stores) -> anyhow::Result<()> {
     let states =
-        desired_state::read(&target.mysql).await.context("failed to ask which generations are live")?;
+        desired_state::read(&target.mysql).await.context("failed to read the live generations from MySQL")?;
     for projection in projections::ALL {
         let generation = states.get(projection.name()).cloned().unwrap_or_default().generation;
         target.keys.set_generation(&projection.catalogued, generation);
@@ -76,7 +76,7 @@ async fn load_generations(target: &Stores) -> anyhow::Result<()> {
 }
 
 /// Parked key of a projection.
-pub(crate) struct Waiting {
+pub(crate) struct ParkedEntry {
     pub(crate) projection: &'static str,
     pub(crate) partition: Partition,
     pub(crate) key: RecordKey,
@@ -84,38 +84,38 @@ pub(crate) struct Waiting {
 }
 
 /// Returns the parked keys of a projection.
-pub(crate) async fn waiting(target: &Stores, projection: Projection) -> anyhow::Result<Vec<Waiting>> {
-    let (waiting, unknown) = waiting_where_known(target, &[projection]).await?;
-    unknown.into_iter().next().map_or(Ok(waiting), Err)
+pub(crate) async fn parked_keys(target: &Stores, projection: Projection) -> anyhow::Result<Vec<ParkedEntry>> {
+    let (waiting, unavailable) = available_parked_keys(target, &[projection]).await?;
+    unavailable.into_iter().next().map_or(Ok(waiting), Err)
 }
 
 /// Returns the parked keys of some projections, and an error for each projection whose store is unavailable.
-pub(crate) async fn waiting_where_known(
+pub(crate) async fn available_parked_keys(
     target: &Stores,
     projections: &[Projection],
-) -> anyhow::Result<(Vec<Waiting>, Vec<anyhow::Error>)> {
+) -> anyhow::Result<(Vec<ParkedEntry>, Vec<anyhow::Error>)> {
     load_generations(target).await?;
-    let asked = join_all(projections.iter().map(async |projection| {
-        let (sink, projection) = (target.view(*projection), projection.name());
-        let parked = sink.parked().await.with_context(|| format!("what waits of {projection}"))?;
+    let read = join_all(projections.iter().map(async |projection| {
+        let (store, projection) = (target.view(*projection), projection.name());
+        let parked = store.parked().await.with_context(|| format!("parked keys of {projection}"))?;
         let of_partition = |(partition, keys): (Partition, Parked)| {
-            keys.into_iter().map(move |(key, parked)| Waiting { projection, partition, key, parked })
+            keys.into_iter().map(move |(key, parked)| ParkedEntry { projection, partition, key, parked })
         };
         anyhow::Ok(parked.into_iter().flat_map(of_partition).collect::<Vec<_>>())
     }));
-    let (mut all, mut unknown) = (Vec::new(), Vec::new());
-    for answer in asked.await {
-        match answer {
+    let (mut all, mut unavailable) = (Vec::new(), Vec::new());
+    for result in read.await {
+        match result {
             Ok(waiting) => all.extend(waiting),
-            Err(error) => unknown.push(error),
+            Err(error) => unavailable.push(error),
         }
     }
-    Ok((all, unknown))
+    Ok((all, unavailable))
 }
 
 /// Returns parked keys as JSON.
-pub(crate) fn as_json(waiting: &[Waiting]) -> Value {
-    let value = |Waiting { projection, partition, key, parked }: &Waiting| {
+pub(crate) fn as_json(waiting: &[ParkedEntry]) -> Value {
+    let value = |ParkedEntry { projection, partition, key, parked }: &ParkedEntry| {
         json!({
             "projection": projection,
             "partition": partition.id(),
@@ -141,17 +141,17 @@ impl fmt::Display for Retried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { partition, key, outcome } = self;
         match outcome {
-            Outcome::Folded => write!(f, "{} key {key}: all is folded", partition.id()),
+            Outcome::Folded => write!(f, "{} key {key}: all records folded", partition.id()),
             Outcome::Waits(ParkedKey { first, waiting, failure, .. }) => write!(
                 f,
-                "{} key {key}: {waiting} still wait, from offset {first} on, which is {}: {}",
+                "{} key {key}: {waiting} records stay parked from offset {first} on, {}: {}",
                 partition.id(),
                 failure.class,
                 failure.message
             ),
             Outcome::Lost { parked: ParkedKey { waiting, .. }, found } => write!(
                 f,
-                "{} key {key}: {waiting} wait, but the dead letters have {found}: was the topic cut? Fold the view anew",
+                "{} key {key}: {waiting} records are parked, but the dead-letter topic has {found}; rebuild the view",
                 partition.id()
             ),
         }

@@ -20,8 +20,9 @@ use tokio::{runtime::Handle, task::spawn_blocking};
 use vidlog_service_kit::config::Secret;
 
 use super::{
-    audits::{Audit, Audits},
-    rebuilds::{Rebuilds, Rebuilt},
+    audits::{AuditResult, Audits},
+    jobs::JobState,
+    rebuilds::{RebuildResult, Rebuilds},
 };
 use crate::{projections, rebuild::IfDifferent, status::Status};
 use vidlog_projection_engine::{dead_letters::NotParked, desired_state::view_lock::Taken, view::Projection};
@@ -52,7 +53,7 @@ pub(super) fn router(api: OperatorApi, token: Option<Secret>) -> Router {
 /// Rejects requests without the token.
 async fn guard(State(token): State<Arc<Option<Secret>>>, request: Request, next: Next) -> Response {
     let Some(token) = token.as_ref().as_ref().filter(|token| !token.reveal().is_empty()) else {
-        let hint = "operating over HTTP is off; give this process a token, VIDLOG_OPS_TOKEN, to turn it on";
+        let hint = "the operator API is disabled; set VIDLOG_OPS_TOKEN to enable it";
         return ApiError::new(StatusCode::FORBIDDEN, hint).into_response();
     };
     let presented = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
@@ -61,7 +62,7 @@ async fn guard(State(token): State<Arc<Option<Secret>>>, request: Request, next:
     if bool::from(presented.ct_eq(token.reveal().as_bytes())) {
         next.run(request).await
     } else {
-        let hint = "the header Authorization: Bearer, with the token of this process, is missing or wrong";
+        let hint = "the header `Authorization: Bearer <token>` is missing or its token is wrong";
         let error = ApiError::new(StatusCode::UNAUTHORIZED, hint);
         ([(header::WWW_AUTHENTICATE, "Bearer")], error).into_response()
     }
@@ -72,8 +73,8 @@ async fn guard(State(token): State<Arc<Option<Secret>>>, request: Request, next:
 struct StatusResponse {
     #[serde(flatten)]
     status: Status,
-    audits: BTreeMap<&'static str, Audit>,
-    rebuilds: BTreeMap<&'static str, Rebuilt>,
+    audits: BTreeMap<&'static str, JobState<AuditResult>>,
+    rebuilds: BTreeMap<&'static str, JobState<RebuildResult>>,
 }
 
 /// Response of a successful action.
@@ -140,10 +141,10 @@ async fn audit(
 ) -> Result<(StatusCode, Json<ActionResult>), ApiError> {
     let projection = find(&name)?;
     if api.audits.begin(projection) {
-        let done = format!("an audit of {name} has begun; GET /projections/{name} tells what comes of it");
+        let done = format!("audit of {name} started; GET /projections/{name} returns its result");
         Ok((StatusCode::ACCEPTED, Json(ActionResult { done })))
     } else {
-        Err(ApiError::new(StatusCode::CONFLICT, "an audit of it goes on already"))
+        Err(ApiError::new(StatusCode::CONFLICT, "an audit of this projection is running"))
     }
 }
 
@@ -166,10 +167,10 @@ async fn rebuild(
         options.map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, error.body_text()))?;
     let if_different = if options.take_over { IfDifferent::TakeOver } else { IfDifferent::Keep };
     if api.rebuilds.begin(projection, if_different) {
-        let done = format!("a rebuild of {name} has begun; GET /projections/{name} tells how far it is");
+        let done = format!("rebuild of {name} started; GET /projections/{name} returns its progress");
         Ok((StatusCode::ACCEPTED, Json(ActionResult { done })))
     } else {
-        Err(ApiError::new(StatusCode::CONFLICT, "a rebuild of it goes on already"))
+        Err(ApiError::new(StatusCode::CONFLICT, "a rebuild of this projection is running"))
     }
 }
 
@@ -178,7 +179,7 @@ async fn drop_next(
     Path(name): Path<String>,
 ) -> Result<Json<ActionResult>, ApiError> {
     let dropped = api.rebuilds.drop_next(find(&name)?).await;
-    respond(dropped.map(|()| format!("all of {name} but the live generation is dropped")))
+    respond(dropped.map(|()| format!("dropped all generations of {name} but the live one")))
 }
 
 async fn dead_letters(
@@ -195,15 +196,15 @@ async fn retry(
 ) -> Result<Json<ActionResult>, ApiError> {
     let (operator, projection) = (api.audits.operator().clone(), find(&name)?);
     let retried = on_blocking_thread(move |runtime| runtime.block_on(operator.retry(projection))).await;
-    respond(retried.map(|keys| if keys.is_empty() { "nothing waits".to_owned() } else { keys.join("; ") }))
+    respond(retried.map(|keys| if keys.is_empty() { "no parked keys".to_owned() } else { keys.join("; ") }))
 }
 
 async fn discard(
     State(api): State<OperatorApi>,
-    place: Result<Path<(String, String, i64)>, PathRejection>,
+    path: Result<Path<(String, String, i64)>, PathRejection>,
 ) -> Result<Json<ActionResult>, ApiError> {
     let bad_request = |why: String| ApiError::new(StatusCode::BAD_REQUEST, why);
-    let Path((name, partition, offset)) = place.map_err(|error| bad_request(error.body_text()))?;
+    let Path((name, partition, offset)) = path.map_err(|error| bad_request(error.body_text()))?;
     let (operator, projection) = (api.audits.operator().clone(), find(&name)?);
     let partition = partition.parse().map_err(bad_request)?;
     respond(
@@ -222,8 +223,7 @@ async fn on_blocking_thread<T: Send + 'static>(
 }
 
 fn find(name: &str) -> Result<Projection, ApiError> {
-    projections::find(name)
-        .ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "there is no projection of this name"))
+    projections::find(name).ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "unknown projection"))
 }
 
 fn respond(done: anyhow::Result<String>) -> Result<Json<ActionResult>, ApiError> {

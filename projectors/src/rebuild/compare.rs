@@ -1,7 +1,7 @@
 //! Compares two generations of a view at one position, in bounded memory.
 //!
 //! Reads both in chunks and merges them in order. Memory holds some pages of each, the members that were
-//! written to while a stretch was read, and the differing lines: the comparison stops at [`ENOUGH`] of them.
+//! written to while a stretch was read, and the differing lines: the comparison stops at [`MAX_DIFFERENCES`] of them.
 
 mod state;
 
@@ -23,9 +23,9 @@ use vidlog_projection_engine::{
 use vidlog_schemas::{keys::ViewKey, projections::View};
 
 pub(super) use self::state::Comparison;
-pub use self::state::ENOUGH;
+pub use self::state::MAX_DIFFERENCES;
 use super::{
-    pair::{NEARLY_THERE, Pair, lowest},
+    pair::{CATCH_UP_THRESHOLD, Pair, lowest},
     progress::Progress,
 };
 use crate::comparison::{
@@ -76,7 +76,7 @@ impl Pair {
     async fn compare_rows(&self, log: &Log, comparison: &mut Comparison) -> anyhow::Result<()> {
         let mut live = snapshot_connection(&self.live.mysql).await?;
         let (offsets, mut snapshot) = open_snapshot(&mut live, &self.projection).await?;
-        replay(log, &self.next_sink(), &offsets, &comparison.since).await?;
+        replay(log, &self.next_store(), &offsets, &comparison.since).await?;
         let mut next = self.next.mysql.acquire().await.context("failed to reach MySQL")?;
         {
             let next = pin!(rows(&self.projection, &mut next));
@@ -143,7 +143,7 @@ impl Pair {
         let mut found = Names::default();
         let catalogued = &self.projection.catalogued;
         let (live, next) = (self.live.keys.generation(catalogued), self.next.keys.generation(catalogued));
-        for key in names.iter().filter_map(|name| ViewKey::read(name)) {
+        for key in names.iter().filter_map(|name| ViewKey::parse(name)) {
             if key.projection != *catalogued {
                 continue;
             }
@@ -212,8 +212,8 @@ impl Pair {
         loop {
             let until = lowest(&self.live_positions().await?);
             let left = self.left(&until).await?;
-            replay(log, &self.next_sink(), &until, &comparison.since).await?;
-            if left < NEARLY_THERE {
+            replay(log, &self.next_store(), &until, &comparison.since).await?;
+            if left < CATCH_UP_THRESHOLD {
                 break;
             }
         }

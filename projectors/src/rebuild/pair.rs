@@ -11,7 +11,7 @@ use vidlog_projection_engine::{
 use vidlog_schemas::projections::View;
 
 /// Number of remaining records below which a round of catching up is the last.
-pub(super) const NEARLY_THERE: i64 = 2000;
+pub(super) const CATCH_UP_THRESHOLD: i64 = 2000;
 
 /// The live and the next generation of a view.
 pub(super) struct Pair {
@@ -23,32 +23,32 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    pub(super) fn next_sink(&self) -> SharedStore {
+    pub(super) fn next_store(&self) -> SharedStore {
         self.next.view(self.projection)
     }
 
     /// Returns the live generation's position in every partition.
     pub(super) async fn live_positions(&self) -> anyhow::Result<BTreeMap<Partition, Position>> {
-        let sink = self.live.view(self.projection);
+        let store = self.live.view(self.projection);
         let positions =
-            sink.positions(&self.partitions).await.context("the store does not say where it stands")?;
+            store.positions(&self.partitions).await.context("failed to read the view's position")?;
         Ok(self.partitions.iter().copied().zip(positions).collect())
     }
 
     /// Returns the number of offsets that the next generation has left to fold up to some offsets.
     pub(super) async fn left(&self, until: &Offsets) -> anyhow::Result<i64> {
         let partitions: Vec<Partition> = until.keys().copied().collect();
-        let positions = self.next_sink().positions(&partitions).await?;
+        let positions = self.next_store().positions(&partitions).await?;
         Ok(positions.iter().zip(until.values()).map(|(at, end)| (end - at.lowest()).max(0)).sum())
     }
 
     /// Publishes the next generation's position to its readers before the switch.
     ///
     /// Only for Redis: in MySQL, readers do not distinguish generations, and both are at one position.
-    pub(super) async fn publish_progress(&self, places: &Offsets) -> anyhow::Result<()> {
+    pub(super) async fn publish_progress(&self, offsets: &Offsets) -> anyhow::Result<()> {
         if let View::Redis(_) = self.projection.catalogued.view {
-            for (partition, next) in places {
-                self.next_sink().publish_progress(*partition, *next).await?;
+            for (partition, next) in offsets {
+                self.next_store().publish_progress(*partition, *next).await?;
             }
         }
         Ok(())

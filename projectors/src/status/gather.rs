@@ -12,7 +12,7 @@ use vidlog_service_kit::clock::Clock;
 
 use super::{
     Report, Status,
-    join::{Answer, Known, status},
+    join::{Fetched, Sources, status},
     oldest, report,
 };
 use vidlog_projection_engine::{
@@ -23,45 +23,45 @@ use vidlog_projection_engine::{
 };
 
 /// Timeout for each source.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+const SOURCE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Returns the current status of some projections.
 pub async fn gather(log: &Log, target: &Stores, projections: &[Projection]) -> Status {
     let streams: Vec<Stream> =
         Stream::ALL.into_iter().filter(|stream| projections.iter().any(|one| folds(one, *stream))).collect();
-    let (wanted, reports, extents) = join!(
+    let (desired, reports, extents) = join!(
         bounded("MySQL", desired_state::read(&target.mysql)),
         bounded("MySQL", report::read(&target.mysql)),
         bounded("Kafka", log.extents(streams)),
     );
-    let generations = generations(target, projections, &wanted).await;
+    let generations = generations(target, projections, &desired).await;
     let positions = join_all(projections.iter().map(async |projection| {
         let partitions = partitions(projection, &extents, &reports);
         let found = match generations.get(projection.name()) {
             Some(Ok(())) => bounded("the view", target.view(*projection).visible_offsets(&partitions)).await,
             Some(Err(why)) => Err(why.clone()),
-            None => Err("its live generation is not known".to_owned()),
+            None => Err("live generation unknown".to_owned()),
         };
         (projection.name(), found)
     }))
     .await
     .into_iter()
     .collect();
-    let mut known = Known {
+    let mut sources = Sources {
         now_ms: Clock::system().now_ms(),
-        wanted,
+        desired,
         reports,
         extents,
         positions,
         times: Ok(BTreeMap::new()),
     };
-    known.times = bounded("Kafka", oldest::times(log, known.behind())).await;
-    let mut status = status(&known, projections);
+    sources.times = bounded("Kafka", oldest::times(log, sources.behind())).await;
+    let mut status = status(&sources, projections);
     for (projection, shown) in projections.iter().zip(&mut status.projections) {
         if let Some(Ok(())) = generations.get(projection.name()) {
-            let sink = target.view(*projection);
+            let store = target.view(*projection);
             // An error is left out here: the positions report why the same store is unavailable.
-            let waiting = bounded("the view", sink.dead_letter_counts()).await.ok();
+            let waiting = bounded("the view", store.dead_letter_counts()).await.ok();
             for partition in &mut shown.partitions {
                 partition.dead_letters = waiting.as_ref().map(|waiting| {
                     let of_partition = waiting.iter().find(|(of, _)| of.id() == partition.partition);
@@ -81,8 +81,8 @@ fn folds(projection: &Projection, stream: Stream) -> bool {
 /// unavailable.
 fn partitions(
     projection: &Projection,
-    extents: &Answer<BTreeMap<Partition, Extent>>,
-    reports: &Answer<Vec<Report>>,
+    extents: &Fetched<BTreeMap<Partition, Extent>>,
+    reports: &Fetched<Vec<Report>>,
 ) -> Vec<Partition> {
     match (extents, reports) {
         (Ok(extents), _) => {
@@ -101,20 +101,20 @@ fn partitions(
 async fn generations(
     target: &Stores,
     projections: &[Projection],
-    wanted: &Answer<DesiredStates>,
-) -> BTreeMap<&'static str, Answer<()>> {
+    desired: &Fetched<DesiredStates>,
+) -> BTreeMap<&'static str, Fetched<()>> {
     let mut generations = BTreeMap::new();
     for projection in projections {
-        let generation = match (wanted, projection.catalogued.view) {
+        let generation = match (desired, projection.catalogued.view) {
             (_, View::MySql(_)) => Ok(None),
-            (Ok(wanted), View::Redis(_)) => {
-                Ok(Some(wanted.get(projection.name()).cloned().unwrap_or_default().generation))
+            (Ok(desired), View::Redis(_)) => {
+                Ok(Some(desired.get(projection.name()).cloned().unwrap_or_default().generation))
             }
             (Err(why), View::Redis(_)) => {
                 let query = cmd("HGET").arg(target.keys.generations()).arg(projection.name()).take();
                 match bounded("Redis", target.redis.query::<Option<u32>>(&query)).await {
                     Ok(Some(generation)) => Ok(Some(generation)),
-                    Ok(None) => Err(format!("its live generation is not known: {why}")),
+                    Ok(None) => Err(format!("live generation unknown: {why}")),
                     Err(also) => Err(also),
                 }
             }
@@ -130,12 +130,12 @@ async fn generations(
 }
 
 async fn bounded<T, E: std::fmt::Display>(
-    who: &str,
-    answer: impl Future<Output = Result<T, E>>,
-) -> Answer<T> {
-    match timeout(ANSWER_TIMEOUT, answer).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(format!("{who}: {error:#}")),
-        Err(_) => Err(format!("{who} does not answer")),
+    source: &str,
+    fetched: impl Future<Output = Result<T, E>>,
+) -> Fetched<T> {
+    match timeout(SOURCE_TIMEOUT, fetched).await {
+        Ok(Ok(fetched)) => Ok(fetched),
+        Ok(Err(error)) => Err(format!("{source}: {error:#}")),
+        Err(_) => Err(format!("{source} timed out")),
     }
 }

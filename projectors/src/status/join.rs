@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     LastError, PartitionStatus, ProjectionStatus, Report, State, Status,
-    oldest::{Place, Times},
+    oldest::{LogPosition, Times},
 };
 use vidlog_projection_engine::{
     desired_state::{DesiredStates, RunState},
@@ -16,29 +16,29 @@ use vidlog_projection_engine::{
 };
 
 /// A source's data, or the reason why it is unavailable.
-pub(super) type Answer<T> = Result<T, String>;
+pub(super) type Fetched<T> = Result<T, String>;
 
 /// Data of all sources.
-pub(super) struct Known {
+pub(super) struct Sources {
     pub(super) now_ms: i64,
-    pub(super) wanted: Answer<DesiredStates>,
-    pub(super) reports: Answer<Vec<Report>>,
-    pub(super) extents: Answer<BTreeMap<Partition, Extent>>,
+    pub(super) desired: Fetched<DesiredStates>,
+    pub(super) reports: Fetched<Vec<Report>>,
+    pub(super) extents: Fetched<BTreeMap<Partition, Extent>>,
     /// Visible offsets by projection.
-    pub(super) positions: BTreeMap<&'static str, Answer<Offsets>>,
-    /// Times of the records at [`Known::behind`].
-    pub(super) times: Answer<Times>,
+    pub(super) positions: BTreeMap<&'static str, Fetched<Offsets>>,
+    /// Times of the records at [`Sources::behind`].
+    pub(super) times: Fetched<Times>,
 }
 
-impl Known {
+impl Sources {
     /// Returns the positions that are before the end of their partition, each with that end.
-    pub(super) fn behind(&self) -> BTreeMap<Place, i64> {
+    pub(super) fn behind(&self) -> BTreeMap<LogPosition, i64> {
         let positions = self.positions.values().flatten().flatten();
         let behind = positions.filter_map(|(partition, position)| {
             let extent = self.extent(*partition)?;
             // Retention deleted the records before the log start offset.
-            let place = (*partition, extent.start.max(*position));
-            (place.1 < extent.end).then_some((place, extent.end))
+            let position_in_log = (*partition, extent.start.max(*position));
+            (position_in_log.1 < extent.end).then_some((position_in_log, extent.end))
         });
         behind.collect()
     }
@@ -49,28 +49,28 @@ impl Known {
 }
 
 /// Derives the status of some projections.
-pub(super) fn status(known: &Known, projections: &[Projection]) -> Status {
+pub(super) fn status(sources: &Sources, projections: &[Projection]) -> Status {
     let mut unknown: Vec<String> = Vec::new();
-    let answers = [
-        known.wanted.as_ref().err(),
-        known.reports.as_ref().err(),
-        known.extents.as_ref().err(),
-        known.times.as_ref().err(),
+    let results = [
+        sources.desired.as_ref().err(),
+        sources.reports.as_ref().err(),
+        sources.extents.as_ref().err(),
+        sources.times.as_ref().err(),
     ];
-    for why in answers.into_iter().flatten() {
+    for why in results.into_iter().flatten() {
         if !unknown.contains(why) {
             unknown.push(why.clone());
         }
     }
-    let projections = projections.iter().map(|projection| of_projection(known, projection)).collect();
+    let projections = projections.iter().map(|projection| of_projection(sources, projection)).collect();
     Status { projections, unknown }
 }
 
-fn of_projection(known: &Known, projection: &Projection) -> ProjectionStatus {
+fn of_projection(sources: &Sources, projection: &Projection) -> ProjectionStatus {
     let name = projection.name();
-    let wanted = known.wanted.as_ref().ok().map(|wanted| wanted.get(name).cloned().unwrap_or_default());
-    let positions = known.positions.get(name);
-    let reports: BTreeMap<Partition, &Report> = known
+    let desired = sources.desired.as_ref().ok().map(|desired| desired.get(name).cloned().unwrap_or_default());
+    let positions = sources.positions.get(name);
+    let reports: BTreeMap<Partition, &Report> = sources
         .reports
         .iter()
         .flatten()
@@ -78,17 +78,17 @@ fn of_projection(known: &Known, projection: &Projection) -> ProjectionStatus {
         .map(|report| (report.partition, report))
         .collect();
     let folds = |partition: &Partition| projection.streams().any(|stream| stream == partition.stream);
-    let ends = known.extents.iter().flatten().map(|(partition, _)| *partition).filter(folds);
+    let ends = sources.extents.iter().flatten().map(|(partition, _)| *partition).filter(folds);
     let partitions: BTreeSet<Partition> = ends.chain(reports.keys().copied()).collect();
     let of_partition = |partition: Partition| {
-        let position = positions.and_then(|answer| answer.as_ref().ok()?.get(&partition).copied());
-        let (lag, lag_seconds) = lag(known, partition, position);
+        let position = positions.and_then(|fetched| fetched.as_ref().ok()?.get(&partition).copied());
+        let (lag, lag_seconds) = lag(sources, partition, position);
         let report = reports.get(&partition).copied();
-        let (state, why) = state(known, wanted.as_ref().map(|wanted| &wanted.run_state), report);
+        let (state, why) = state(sources, desired.as_ref().map(|desired| &desired.run_state), report);
         PartitionStatus {
             partition: partition.id(),
             position,
-            end: known.extent(partition).map(|extent| extent.end),
+            end: sources.extent(partition).map(|extent| extent.end),
             lag,
             lag_seconds,
             state,
@@ -103,8 +103,8 @@ fn of_projection(known: &Known, projection: &Projection) -> ProjectionStatus {
     };
     ProjectionStatus {
         name,
-        generation: wanted.as_ref().map(|wanted| wanted.generation),
-        unknown: positions.and_then(|answer| answer.as_ref().err().cloned()),
+        generation: desired.as_ref().map(|desired| desired.generation),
+        unknown: positions.and_then(|fetched| fetched.as_ref().err().cloned()),
         partitions: partitions.into_iter().map(of_partition).collect(),
     }
 }
@@ -114,24 +114,28 @@ fn of_projection(known: &Known, projection: &Projection) -> ProjectionStatus {
 /// It is zero if no record follows the position, even if offsets do: transaction markers occupy offsets, too.
 /// If the position is between zero and the log start offset, retention deleted records that the view does not
 /// have; these count as lag.
-fn lag(known: &Known, partition: Partition, position: Option<i64>) -> (Option<i64>, Option<f64>) {
-    let Some((Extent { start, end }, position)) = known.extent(partition).zip(position) else {
+fn lag(sources: &Sources, partition: Partition, position: Option<i64>) -> (Option<i64>, Option<f64>) {
+    let Some((Extent { start, end }, position)) = sources.extent(partition).zip(position) else {
         return (None, None);
     };
     let next = start.max(position);
     let has_missed = 0 < position && position < start;
-    let time = known.times.iter().find_map(|times| times.get(&(partition, next)).copied());
+    let time = sources.times.iter().find_map(|times| times.get(&(partition, next)).copied());
     // The view may have passed the end since the end was read.
     if (next >= end || time == Some(None)) && !has_missed {
         return (Some(0), Some(0.0));
     }
     let lag = end - if has_missed { position } else { next };
-    (Some(lag), time.flatten().map(|time| seconds(known.now_ms - time)))
+    (Some(lag), time.flatten().map(|time| seconds(sources.now_ms - time)))
 }
 
 /// Derives the state of a partition and its reason. A report of running or blocked counts in any case;
 /// otherwise the desired state takes precedence over the report, which may be older.
-fn state(known: &Known, run_state: Option<&RunState>, report: Option<&Report>) -> (State, Option<String>) {
+fn state(
+    sources: &Sources,
+    run_state: Option<&RunState>,
+    report: Option<&Report>,
+) -> (State, Option<String>) {
     match (run_state, report) {
         (_, Some(Report { state: state @ (State::Running | State::Blocked), why, .. })) => {
             (*state, why.clone())
@@ -143,7 +147,7 @@ fn state(known: &Known, run_state: Option<&RunState>, report: Option<&Report>) -
             (State::Waiting, why.clone())
         }
         (Some(RunState::Run), Some(_)) => (State::Waiting, Some("about to start".to_owned())),
-        (Some(RunState::Run), None) if known.reports.is_ok() => (State::Unassigned, None),
+        (Some(RunState::Run), None) if sources.reports.is_ok() => (State::Unassigned, None),
         (Some(RunState::Run) | None, _) => (State::Unknown, None),
     }
 }
@@ -162,15 +166,15 @@ mod tests {
 
     fn lag_at(position: i64, extent: (i64, i64), times: &[(i64, Option<i64>)]) -> (Option<i64>, Option<f64>) {
         let extent = Extent { start: extent.0, end: extent.1 };
-        let known = Known {
+        let sources = Sources {
             now_ms: 10_000,
-            wanted: Ok(BTreeMap::new()),
+            desired: Ok(BTreeMap::new()),
             reports: Ok(Vec::new()),
             extents: Ok([(PARTITION, extent)].into()),
             positions: BTreeMap::new(),
             times: Ok(times.iter().map(|(offset, time)| ((PARTITION, *offset), *time)).collect()),
         };
-        lag(&known, PARTITION, Some(position))
+        lag(&sources, PARTITION, Some(position))
     }
 
     #[test]

@@ -14,27 +14,27 @@ use vidlog_projection_engine::log::{Item, Log, Partition, Ranges, Source};
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// A position in the log: a partition and the offset of the next record.
-pub(super) type Place = (Partition, i64);
+pub(super) type LogPosition = (Partition, i64);
 /// Times of the first records at or after some positions, in ms since 1970; `None` if no record follows up to
 /// the end of the partition.
-pub(super) type Times = BTreeMap<Place, Option<i64>>;
+pub(super) type Times = BTreeMap<LogPosition, Option<i64>>;
 
 /// Returns the times of the first records at or after some positions, up to the given ends of their
 /// partitions. Positions that the broker does not send in time are missing.
-pub(super) async fn times(log: &Log, places: BTreeMap<Place, i64>) -> anyhow::Result<Times> {
+pub(super) async fn times(log: &Log, positions: BTreeMap<LogPosition, i64>) -> anyhow::Result<Times> {
     let log = log.clone();
-    spawn_blocking(move || read(&log, places)).await.context("reading the log panicked")?
+    spawn_blocking(move || read(&log, positions)).await.context("reading the log panicked")?
 }
 
-fn read(log: &Log, mut places: BTreeMap<Place, i64>) -> anyhow::Result<Times> {
+fn read(log: &Log, mut positions: BTreeMap<LogPosition, i64>) -> anyhow::Result<Times> {
     let deadline = Instant::now() + DEADLINE;
     let mut times = Times::new();
-    while !places.is_empty() && Instant::now() < deadline {
+    while !positions.is_empty() && Instant::now() < deadline {
         // Reads one position per partition in each round; further positions, of other projections, follow in
         // the next rounds.
         let ranges: Ranges =
-            places.iter().map(|((partition, offset), end)| (*partition, *offset..*end)).collect();
-        places.retain(|(partition, offset), _| {
+            positions.iter().map(|((partition, offset), end)| (*partition, *offset..*end)).collect();
+        positions.retain(|(partition, offset), _| {
             ranges.get(partition).is_none_or(|range| range.start != *offset)
         });
         log.read(

@@ -66,10 +66,10 @@ impl Reporter {
                 Ok(Ok(())) => is_failing = false,
                 failed if !is_failing => {
                     is_failing = true;
-                    let error = failed.map_or("MySQL does not answer".to_owned(), |failed| {
+                    let error = failed.map_or("MySQL timed out".to_owned(), |failed| {
                         failed.map_or_else(|error| error.to_string(), |()| String::new())
                     });
-                    warn!(error, "the state of the projections can't be reported");
+                    warn!(error, "status report failed");
                 }
                 _ => {}
             }

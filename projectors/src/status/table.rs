@@ -37,7 +37,7 @@ impl fmt::Display for Status {
             notes(f, projection)?;
         }
         for unknown in &self.unknown {
-            writeln!(f, "not known: {unknown}")?;
+            writeln!(f, "unavailable: {unknown}")?;
         }
         Ok(())
     }
@@ -67,10 +67,10 @@ fn row(projection: &ProjectionStatus, partition: &PartitionStatus) -> [String; 1
 fn notes(f: &mut fmt::Formatter<'_>, projection: &ProjectionStatus) -> fmt::Result {
     let name = projection.name;
     if let Some(why) = &projection.unknown {
-        writeln!(f, "{name}: positions are not known: {why}")?;
+        writeln!(f, "{name}: positions unavailable: {why}")?;
     }
     if projection.partitions.is_empty() {
-        writeln!(f, "{name}: no partition is known: Kafka does not answer, or the topics are not there yet")?;
+        writeln!(f, "{name}: no partitions: Kafka is unavailable, or the topics do not exist yet")?;
     }
     // Partitions with the same note share one line.
     let mut notes: BTreeMap<String, Vec<&str>> = BTreeMap::new();
@@ -132,7 +132,7 @@ mod tests {
     fn what_is_known_stands_in_columns_and_what_is_long_below() {
         let error = LastError { message: "Redis: broken pipe".to_owned(), seconds_ago: 187.0 };
         let waiting = || {
-            let why = Some("the store does not say where the view stands".to_owned());
+            let why = Some("failed to read the view's position from the store".to_owned());
             PartitionStatus { why, ..partition(2, State::Waiting) }
         };
         let behind = PartitionStatus {
@@ -164,7 +164,7 @@ mod tests {
                 away,
                 projection("works", vec![]),
             ],
-            unknown: vec!["Kafka does not answer".to_owned()],
+            unknown: vec!["Kafka timed out".to_owned()],
         };
         insta::assert_snapshot!(status);
         insta::assert_json_snapshot!(status.projections[0].partitions[1]);

@@ -1,4 +1,4 @@
-//! Audits of views that are written to meanwhile.
+//! Audits of views that change during the audit.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +21,7 @@ use vidlog_schemas::{Keys, keys::Key};
 
 use crate::{
     folding::cases,
-    support::{Running, World, envelope, liked, made_up, until},
+    support::{Running, TestSystem, envelope, liked, random_history, until},
 };
 
 const T: i64 = 1_700_000_000_000;
@@ -32,30 +32,30 @@ fn projection(name: &str) -> Projection {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn views_are_audited_under_load() {
-    let world = World::new().await;
-    let running = Running::start(&world);
-    // Never written to again.
-    world.append(&[envelope(liked(900, 901), T)]).await;
+    let system = TestSystem::new().await;
+    let running = Running::start(&system);
+    // No later event changes these keys.
+    system.append(&[envelope(liked(900, 901), T)]).await;
     let rounds = AtomicUsize::new(0);
-    let operator = Operator::open(&world.log, &world.stores).unwrap();
+    let operator = Operator::open(&system.log, &system.stores).unwrap();
     let audited = ["likes", "works", "likes-table"].map(projection);
     let audit = async || operator.audit(&audited).await.unwrap();
     let auditing = async {
         let mut records = Vec::new();
         for _ in 0..2 {
             let now = rounds.load(Ordering::Relaxed);
-            until("more is appended", async || rounds.load(Ordering::Relaxed) > now + 5).await;
+            until("more events are appended", async || rounds.load(Ordering::Relaxed) > now + 5).await;
             let report = audit().await;
             assert!(report.differences.is_empty(), "{:#?}", report.differences);
             records.push(report.records);
         }
-        assert!(records.is_sorted_by(|one, next| one < next), "it grew meanwhile: {records:?}");
-        // The first is never written to again, the others all the time.
-        let keys = &world.target.keys;
+        assert!(records.is_sorted_by(|one, next| one < next), "the log grows: {records:?}");
+        // No later event changes the first; events change the others all the time.
+        let keys = &system.target.keys;
         let planted = [keys.favorites(901), keys.favorites(1), keys.works(100)];
         for key in &planted {
             let plant = cmd("ZADD").arg(key).arg(7).arg(777_777).take();
-            assert_eq!(world.target.redis.query::<i64>(&plant).await.unwrap(), 1);
+            assert_eq!(system.target.redis.query::<i64>(&plant).await.unwrap(), 1);
         }
         let report: Report = audit().await;
         let found: BTreeSet<_> =
@@ -67,42 +67,42 @@ async fn views_are_audited_under_load() {
     };
     tokio::select! {
         () = auditing => {},
-        () = load(&world, &rounds) => unreachable!(),
+        () = load(&system, &rounds) => unreachable!(),
     }
     running.stop().await;
 }
 
-/// Members that one key gets in addition; with two million of them this test was run by hand.
+/// Planted members of one key; run by hand with two million.
 pub(crate) const MANY_MEMBERS: i64 = 100_000;
 
-/// Adds members that no event accounts for, from a million on.
-pub(crate) async fn plant_members(world: &World, key: &Key, count: i64) {
+/// Adds members that no event adds, from a million on.
+pub(crate) async fn plant_members(system: &TestSystem, key: &Key, count: i64) {
     let members: Vec<i64> = (1_000_000..1_000_000 + count).collect();
     for members in members.chunks(10_000) {
         let plants: Vec<_> = members.chunks(1000).map(|some| cmd("SADD").arg(key).arg(some).take()).collect();
-        world.target.redis.all(&plants).await.unwrap();
+        system.target.redis.pipeline(&plants).await.unwrap();
     }
 }
 
-/// The size of a key in a difference: it is shown as "7 members", or as "7 members with" those that differ.
+/// Parses the size of a key in a difference: "7 members", or "7 members with" those that differ.
 pub(crate) fn size(side: Option<&String>) -> i64 {
     side.unwrap().split(' ').next().unwrap().parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn key_of_many_members_is_audited_under_load() {
-    let world = World::new().await;
-    let running = Running::start(&world);
+    let system = TestSystem::new().await;
+    let running = Running::start(&system);
     let (likes, rounds) = (projection("likes"), AtomicUsize::new(0));
-    let operator = Operator::open(&world.log, &world.stores).unwrap();
-    // Its video is liked all the time.
-    let key = world.target.keys.likers(1);
+    let operator = Operator::open(&system.log, &system.stores).unwrap();
+    // The load likes its video all the time.
+    let key = system.target.keys.likers(1);
     let auditing = async {
-        until("something is appended", async || rounds.load(Ordering::Relaxed) > 5).await;
-        plant_members(&world, &key, MANY_MEMBERS).await;
+        until("events are appended", async || rounds.load(Ordering::Relaxed) > 5).await;
+        plant_members(&system, &key, MANY_MEMBERS).await;
         let report = operator.audit(&[likes]).await.unwrap();
-        // The projection counts what it finds in the key, so the author's total differs too.
-        let author = world.target.keys.favorited(101);
+        // The projection counts the planted members, so the author's total differs too.
+        let author = system.target.keys.favorited(101);
         let names: BTreeSet<_> = report.differences.iter().map(|difference| &difference.name).collect();
         assert!(names.iter().all(|name| **name == key.name || **name == author.name), "{names:?}");
         let difference = report.differences.iter().find(|difference| difference.name == key.name).unwrap();
@@ -112,38 +112,38 @@ async fn key_of_many_members_is_audited_under_load() {
     };
     tokio::select! {
         () = auditing => {},
-        () = load(&world, &rounds) => unreachable!(),
+        () = load(&system, &rounds) => unreachable!(),
     }
     running.stop().await;
 }
 
-/// Appends without end. Keys that much is done to are parked on the way.
-async fn load(world: &World, rounds: &AtomicUsize) {
-    let events = made_up(2000);
+/// Appends events until it is dropped, and parks two keys that many events change.
+async fn load(system: &TestSystem, rounds: &AtomicUsize) {
+    let events = random_history(2000);
     for chunk in events.chunks(10).cycle() {
-        world.append(chunk).await;
+        system.append(chunk).await;
         let video = match rounds.fetch_add(1, Ordering::Relaxed) {
             8 => 5,
             30 => 4,
             _ => continue,
         };
-        world.append_garbage(Stream::Likes, &video.to_string()).await;
+        system.append_garbage(Stream::Likes, &video.to_string()).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn discards_during_an_audit_are_no_difference() {
-    let world = World::new().await;
-    let running = Running::start(&world);
+    let system = TestSystem::new().await;
+    let running = Running::start(&system);
     let (likes, videos) = (projection("likes"), 1..=6);
     for video in videos.clone() {
-        world.append_garbage(Stream::Likes, &video.to_string()).await;
+        system.append_garbage(Stream::Likes, &video.to_string()).await;
         let behind: Vec<_> = (1..=300).map(|user| envelope(liked(video, user), T + user)).collect();
-        world.append(&behind).await;
+        system.append(&behind).await;
     }
-    let operator = Operator::open(&world.log, &world.stores).unwrap();
+    let operator = Operator::open(&system.log, &system.stores).unwrap();
     let waiting = async || operator.dead_letters(likes).await.unwrap().as_array().unwrap().clone();
-    until("all of it waits", async || {
+    until("all records are parked", async || {
         let all = waiting().await;
         all.len() == videos.clone().count() && all.iter().all(|key| key["waiting"] == 301)
     })
@@ -174,46 +174,46 @@ async fn discards_during_an_audit_are_no_difference() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn audit_does_not_hold_a_view_under_rebuild() {
-    let world = World::new().await;
-    let running = Running::start(&world);
+    let system = TestSystem::new().await;
+    let running = Running::start(&system);
     let (likes, rounds) = (projection("likes"), AtomicUsize::new(0));
-    let operator = Operator::open(&world.log, &world.stores).unwrap();
+    let operator = Operator::open(&system.log, &system.stores).unwrap();
     let audited = async {
-        until("something is appended", async || rounds.load(Ordering::Relaxed) > 5).await;
-        // It has the view's lock.
-        let _rebuild = Rebuild::begin(&world.log, &world.stores, likes).await.unwrap();
+        until("events are appended", async || rounds.load(Ordering::Relaxed) > 5).await;
+        // Owns the view's lock.
+        let _rebuild = Rebuild::begin(&system.log, &system.stores, likes).await.unwrap();
         match operator.audit(&[likes]).await {
             Ok(report) => assert!(report.differences.is_empty(), "{:#?}", report.differences),
-            Err(error) => assert!(error.to_string().contains("as it is being rebuilt"), "{error:#}"),
+            Err(error) => assert!(error.to_string().contains("another process rebuilds it"), "{error:#}"),
         }
     };
     tokio::select! {
         () = audited => {},
-        () = load(&world, &rounds) => unreachable!(),
+        () = load(&system, &rounds) => unreachable!(),
     }
-    let all = desired_state::read(&world.target.mysql).await.unwrap();
-    assert_eq!(all.get("likes"), None, "nothing was ever asked of it");
+    let all = desired_state::read(&system.target.mysql).await.unwrap();
+    assert_eq!(all.get("likes"), None, "the audit held nothing");
     running.stop().await;
 }
 
 #[tokio::test]
 async fn touched_lines_include_all_that_an_event_changes() {
-    let world = World::new().await;
-    let keys = &world.target.keys;
+    let system = TestSystem::new().await;
+    let keys = &system.target.keys;
     for (events, _) in cases() {
         let mut before = BTreeMap::new();
         for (number, envelope) in events.iter().enumerate() {
             let touched: BTreeSet<_> = touched(keys, &envelope.event).into_iter().collect();
-            // By the projections.
+            // The members that the projections write.
             let offset = i64::try_from(number).unwrap();
             let record = [Record { offset, envelope: envelope.clone() }];
             for projection in projections::ALL {
-                let written = world.target.view(projection).members_written(&record);
+                let written = system.target.view(projection).members_written(&record);
                 let written: BTreeSet<_> =
                     written.into_iter().map(|(key, member)| LineKey::member(&key.name, member)).collect();
                 assert!(written.is_subset(&touched), "{projection:?}: {written:?} of {envelope:?}");
             }
-            // By the model.
+            // The lines that change in the model.
             let after = lines(keys, &events[..=number]);
             let changed = |(key, content): &(&LineKey, &String)| before.get(*key) != Some(*content);
             let new = after.iter().filter(changed).map(|(key, _)| key);

@@ -1,5 +1,5 @@
-//! Laws of every projection, on the stores themselves: where the log is cut into batches does not matter, and twice
-//! equals once. The expected state is the audit's model, which shares no code with the projections.
+//! Properties of every projection, on the stores themselves: batch boundaries do not matter, and folding twice equals
+//! folding once. The expected state is the audit's model, which shares no code with the projections.
 
 use std::collections::BTreeMap;
 
@@ -12,47 +12,47 @@ use vidlog_projectors::{
     store::StoreError,
 };
 
-use crate::support::{World, case_runner, history};
+use crate::support::{TestSystem, case_runner, history};
 
-/// Histories a law is tried on.
+/// Number of histories.
 const CASES: usize = 12;
 const LENGTH: usize = 120;
-/// Less than a history takes, so that the model sorts it in a temporary file.
+/// Less than a history takes, so that the model sorts in a temporary file.
 const MODEL_MEMORY: usize = 4000;
 
 #[tokio::test]
 async fn batch_boundaries_do_not_change_views() {
     for (events, cuts) in cases() {
-        let world = World::new().await;
-        fold_in_batches(&world, &events, &cuts).await;
-        assert_equals_model(&world, &events).await;
+        let system = TestSystem::new().await;
+        fold_in_batches(&system, &events, &cuts).await;
+        assert_equals_model(&system, &events).await;
     }
 }
 
 #[tokio::test]
 async fn replayed_batches_are_no_ops() {
     for (events, cuts) in cases() {
-        assert_twice_equals_once(&World::new().await, &events, &cuts).await;
+        assert_twice_equals_once(&TestSystem::new().await, &events, &cuts).await;
     }
 }
 
 #[tokio::test]
 async fn noncontiguous_batch_is_rejected() {
-    let world = World::new().await;
+    let system = TestSystem::new().await;
     let (events, _) = cases().remove(0);
     for projection in projections::ALL {
-        let sink = world.target.view(projection);
+        let store = system.target.view(projection);
         let stream = projection.streams().next().unwrap();
         let partition = Partition { stream, number: 0 };
-        let empty = sink.positions(&[partition]).await.unwrap().remove(0);
+        let empty = store.positions(&[partition]).await.unwrap().remove(0);
         let mut ahead = empty.clone();
-        sink.apply(partition, &mut ahead, &[], 5).await.unwrap();
-        sink.align(partition, &mut ahead, 5).await.unwrap();
+        store.apply(partition, &mut ahead, &[], 5).await.unwrap();
+        store.align(partition, &mut ahead, 5).await.unwrap();
         assert_eq!(ahead.lowest(), 5, "{projection:?}");
 
         // The store has no position of this partition, as if it had lost the writes of the runner.
         let lost = Partition { stream, number: 1 };
-        sink.positions(&[lost]).await.unwrap();
+        store.positions(&[lost]).await.unwrap();
         let records: Vec<_> = events
             .iter()
             .filter(|envelope| envelope.event.stream() == stream)
@@ -61,13 +61,13 @@ async fn noncontiguous_batch_is_rejected() {
             .collect();
         let next = 5 + i64::try_from(records.len()).unwrap();
         let mut position = ahead.clone();
-        let refused = match sink.apply(lost, &mut position, &records, next).await {
-            // A Redis batch without writes touches no shard; settling does.
-            Ok(()) => sink.align(lost, &mut ahead.clone(), next).await,
+        let refused = match store.apply(lost, &mut position, &records, next).await {
+            // A Redis batch without writes changes no shard; aligning does.
+            Ok(()) => store.align(lost, &mut ahead.clone(), next).await,
             refused => refused,
         };
         assert!(matches!(refused, Err(StoreError::Behind { stored: 0 })), "{projection:?}: {refused:?}");
-        assert_eq!(sink.positions(&[lost]).await.unwrap().remove(0), empty, "{projection:?}");
+        assert_eq!(store.positions(&[lost]).await.unwrap().remove(0), empty, "{projection:?}");
     }
 }
 
@@ -79,43 +79,43 @@ pub(crate) fn cases() -> Vec<(Vec<Envelope>, Vec<usize>)> {
 }
 
 /// Folds a history in batches, most of them more than once.
-pub(crate) async fn assert_twice_equals_once(world: &World, events: &[Envelope], cuts: &[usize]) {
+pub(crate) async fn assert_twice_equals_once(system: &TestSystem, events: &[Envelope], cuts: &[usize]) {
     for projection in projections::ALL {
-        let sink = world.target.view(projection);
+        let store = system.target.view(projection);
         for (partition, records) in partitions(&projection.streams().collect::<Vec<_>>(), events) {
-            let mut position = sink.positions(&[partition]).await.unwrap().remove(0);
+            let mut position = store.positions(&[partition]).await.unwrap().remove(0);
             let mut earlier = Vec::new();
             for batch in batches(&records, cuts) {
                 let next = batch.last().map_or(0, |record| record.offset + 1);
                 earlier.push((position.clone(), batch, next));
-                sink.apply(partition, &mut position, batch, next).await.unwrap();
-                // A writer that lost the partition long ago writes what it still has in hand.
+                store.apply(partition, &mut position, batch, next).await.unwrap();
+                // A zombie writer writes its last batch.
                 for (position, batch, next) in earlier.iter().rev().take(3) {
-                    sink.apply(partition, &mut position.clone(), batch, *next).await.unwrap();
+                    store.apply(partition, &mut position.clone(), batch, *next).await.unwrap();
                 }
             }
         }
     }
-    assert_equals_model(world, events).await;
+    assert_equals_model(system, events).await;
 }
 
-async fn fold_in_batches(world: &World, events: &[Envelope], cuts: &[usize]) {
+async fn fold_in_batches(system: &TestSystem, events: &[Envelope], cuts: &[usize]) {
     for projection in projections::ALL {
-        let sink = world.target.view(projection);
+        let store = system.target.view(projection);
         for (partition, records) in partitions(&projection.streams().collect::<Vec<_>>(), events) {
-            let mut position = sink.positions(&[partition]).await.unwrap().remove(0);
+            let mut position = store.positions(&[partition]).await.unwrap().remove(0);
             for batch in batches(&records, cuts) {
                 let next = batch.last().map_or(0, |record| record.offset + 1);
-                sink.apply(partition, &mut position, batch, next).await.unwrap();
+                store.apply(partition, &mut position, batch, next).await.unwrap();
             }
             let end = i64::try_from(records.len()).unwrap();
-            sink.align(partition, &mut position, end).await.unwrap();
-            assert_eq!(sink.positions(&[partition]).await.unwrap().remove(0).lowest(), end);
+            store.align(partition, &mut position, end).await.unwrap();
+            assert_eq!(store.positions(&[partition]).await.unwrap().remove(0).lowest(), end);
         }
     }
 }
 
-/// The events as two partitions a stream, by key, as Kafka would have them.
+/// Distributes events to two partitions per stream by key, as Kafka does.
 pub(crate) fn partitions(streams: &[Stream], events: &[Envelope]) -> BTreeMap<Partition, Vec<Record>> {
     let mut partitions: BTreeMap<Partition, Vec<Record>> = BTreeMap::new();
     for envelope in events.iter().filter(|envelope| streams.contains(&envelope.event.stream())) {
@@ -141,11 +141,11 @@ fn batches<'a>(records: &'a [Record], cuts: &[usize]) -> Vec<&'a [Record]> {
     batches
 }
 
-pub(crate) async fn assert_equals_model(world: &World, events: &[Envelope]) {
+pub(crate) async fn assert_equals_model(system: &TestSystem, events: &[Envelope]) {
     let mut model = Model::new(MODEL_MEMORY);
     for envelope in events {
         model.fold(envelope).unwrap();
     }
-    let differences = audit::compare_with_model(&world.target, &projections::ALL, model).await.unwrap();
+    let differences = audit::compare_with_model(&system.target, &projections::ALL, model).await.unwrap();
     assert!(differences.is_empty(), "{differences:#?}\nof {events:#?}");
 }

@@ -5,11 +5,11 @@
 mod as_of;
 mod audit;
 mod cluster;
+mod completeness;
 mod dead_letters;
 mod diverting;
 mod faults;
 mod folding;
-mod keeper;
 mod leaders;
 mod log_end;
 mod operate;

@@ -1,4 +1,4 @@
-//! The hands of an operator, on processes that run.
+//! Operator commands and the operator API on running processes.
 
 use std::process::{Output, Stdio};
 
@@ -15,68 +15,71 @@ use vidlog_projectors::{
 };
 use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
-use crate::support::{ChildProcess, DEADLINE, World, envelope, liked, until};
+use crate::support::{ChildProcess, DEADLINE, TestSystem, envelope, liked, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pause_survives_a_restart_until_resumed() {
-    let world = World::new().await;
-    let mut first = start(&world, &[]);
-    world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
-    until("the projection runs", async || states(&world, "likes") == ["running"; 3]).await;
-    until("the first like is folded", async || lag(&world, "likes") == Some(0)).await;
+    let system = TestSystem::new().await;
+    let mut first = start(&system, &[]);
+    system.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
+    until("the projection runs", async || states(&system, "likes") == ["running"; 3]).await;
+    until("the first like is folded", async || lag(&system, "likes") == Some(0)).await;
 
-    assert_eq!(said(&projectors(&world, &["pause", "likes"])), "likes is paused: 3 partitions stand still\n");
-    world.append(&[envelope(liked(1, 2), 1_700_000_000_001)]).await;
-    until("another projection folds it", async || lag(&world, "likes-table") == Some(0)).await;
+    assert_eq!(stdout(&projectors(&system, &["pause", "likes"])), "likes is paused: 3 partitions stopped\n");
+    system.append(&[envelope(liked(1, 2), 1_700_000_000_001)]).await;
+    until("another projection folds it", async || lag(&system, "likes-table") == Some(0)).await;
     first.kill();
-    let second = start(&world, &[]);
+    let second = start(&system, &[]);
     until("the next process owns the partitions", async || {
-        let status = status(&world, "likes");
+        let status = status(&system, "likes");
         status.iter().all(|partition| {
             let instance = partition["instance"].as_str().unwrap_or_default();
             instance.ends_with(&format!("/{}", second.id())) && partition["state"] == "paused"
         })
     })
     .await;
-    assert_eq!(lag(&world, "likes"), Some(1), "nothing is folded while it is paused");
+    assert_eq!(lag(&system, "likes"), Some(1), "nothing is folded while it is paused");
     let behind: Vec<_> =
-        status(&world, "likes").iter().filter_map(|partition| partition["lag_seconds"].as_f64()).collect();
+        status(&system, "likes").iter().filter_map(|partition| partition["lag_seconds"].as_f64()).collect();
     assert_eq!(
         behind.iter().filter(|seconds| **seconds > 1e6).count(),
         1,
         "the like is years old: {behind:?}"
     );
     assert_eq!(
-        said(&projectors(&world, &["pause", "likes"])),
-        "likes was paused already: 3 partitions stand still\n"
+        stdout(&projectors(&system, &["pause", "likes"])),
+        "likes was paused already: 3 partitions stopped\n"
     );
 
-    assert_eq!(said(&projectors(&world, &["resume", "likes"])), "likes goes on\n");
-    until("the projection catches up", async || lag(&world, "likes") == Some(0)).await;
-    assert_eq!(said(&projectors(&world, &["resume", "likes"])), "likes was not paused\n");
-    world.assert_views_equal_the_log().await;
+    assert_eq!(stdout(&projectors(&system, &["resume", "likes"])), "likes resumed\n");
+    until("the projection catches up", async || lag(&system, "likes") == Some(0)).await;
+    assert_eq!(stdout(&projectors(&system, &["resume", "likes"])), "likes was not paused\n");
+    system.assert_views_equal_the_log().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn status_distinguishes_unassigned_from_unavailable() {
-    let world = World::new().await;
-    world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
-    assert_eq!(states(&world, "likes"), ["unassigned"; 3]);
-    assert_eq!(lag(&world, "likes"), Some(1));
-    assert_eq!(said(&projectors(&world, &["pause", "likes"])), "likes is paused; no instance runs it now\n");
-    assert_eq!(states(&world, "likes"), ["paused"; 3]);
+    let system = TestSystem::new().await;
+    system.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
+    assert_eq!(states(&system, "likes"), ["unassigned"; 3]);
+    assert_eq!(lag(&system, "likes"), Some(1));
+    assert_eq!(
+        stdout(&projectors(&system, &["pause", "likes"])),
+        "likes is paused; no instance runs it now\n"
+    );
+    assert_eq!(states(&system, "likes"), ["paused"; 3]);
 
     let arguments = ["status", "--redis-url", "redis://127.0.0.1:1/", "likes", "likes-table"];
-    let table = said(&projectors(&world, &arguments));
-    assert!(table.contains("likes: positions are not known: the view: "), "{table}");
+    let table = stdout(&projectors(&system, &arguments));
+    assert!(table.contains("likes: positions unavailable: the view: "), "{table}");
     assert!(table.contains("no instance runs it"), "data of MySQL and Kafka is shown: {table}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn second_process_with_same_instance_name_stops_the_first() {
-    let world = World::new().await;
+    let system = TestSystem::new().await;
     let run = || {
-        let (log, stores) = (world.log.clone(), world.stores.clone());
+        let (log, stores) = (system.log.clone(), system.stores.clone());
         let shutdown = Shutdown::new();
         let stop = shutdown.clone();
         let task = tokio::spawn(async move {
@@ -87,51 +90,52 @@ async fn second_process_with_same_instance_name_stops_the_first() {
         (shutdown, task)
     };
     let first = run();
-    until("the first process runs", async || states(&world, "likes") == ["running"; 3]).await;
+    until("the first process runs", async || states(&system, "likes") == ["running"; 3]).await;
     let second = run();
     let ended = timeout(DEADLINE, first.1).await.expect("the first process ends").unwrap();
     let error = ended.unwrap_err().to_string();
     assert!(error.contains("another process runs as instance \"one\""), "{error}");
-    world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
-    until("the second process folds", async || lag(&world, "likes") == Some(0)).await;
+    system.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
+    until("the second process folds", async || lag(&system, "likes") == Some(0)).await;
     second.0.request();
     timeout(DEADLINE, second.1).await.expect("the second process stops").unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn named_instance_keeps_its_partitions_across_a_restart() {
-    let world = World::new().await;
+    let system = TestSystem::new().await;
     // Longer than a restart takes on a slow machine. The other member learns of a rebalance after a fifth of it.
-    let run = |name| start(&world, &["--only", "likes", "--instance", name, "--session-timeout-ms", "30000"]);
+    let run =
+        |name| start(&system, &["--only", "likes", "--instance", name, "--session-timeout-ms", "30000"]);
     let (first, _second) = (run("first"), run("second"));
     until("each instance owns partitions", async || {
-        let owners = owners(&world);
+        let owners = owners(&system);
         owners.iter().all(Option::is_some) && owners.iter().any(|owner| *owner != owners[0])
     })
     .await;
-    let before = owners(&world);
+    let before = owners(&system);
     assert!(first.terminate().await.success());
     let without_first: Vec<_> =
         before.iter().map(|owner| owner.clone().filter(|owner| owner == "second")).collect();
-    until("the partitions of the first are unassigned", async || owners(&world) == without_first).await;
+    until("the partitions of the first are unassigned", async || owners(&system) == without_first).await;
     let _first = run("first");
-    until("the first owns its partitions again", async || owners(&world) == before).await;
+    until("the first owns its partitions again", async || owners(&system) == before).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn audit_differences_set_the_exit_code() {
-    let world = World::new().await;
-    let _process = start(&world, &[]);
-    world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
-    let likes = projectors(&world, &["audit", "likes", "likes-table"]);
-    assert_eq!(said(&likes), "1 records, 4 lines, 0 differences\n");
+    let system = TestSystem::new().await;
+    let _process = start(&system, &[]);
+    system.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
+    let likes = projectors(&system, &["audit", "likes", "likes-table"]);
+    assert_eq!(stdout(&likes), "1 records, 4 lines, 0 differences\n");
 
-    sqlx::query("UPDATE likes SET liked_ms = 7").execute(&world.target.mysql).await.unwrap();
+    sqlx::query("UPDATE likes SET liked_ms = 7").execute(&system.target.mysql).await.unwrap();
     assert_eq!(
-        said(&projectors(&world, &["audit", "likes", "--json"]))["{\n  \"records\": ".len()..][..1],
+        stdout(&projectors(&system, &["audit", "likes", "--json"]))["{\n  \"records\": ".len()..][..1],
         *"1"
     );
-    let wrong = projectors(&world, &["audit", "likes-table"]);
+    let wrong = projectors(&system, &["audit", "likes-table"]);
     assert_eq!(wrong.status.code(), Some(1));
     let out = String::from_utf8(wrong.stdout).unwrap();
     assert_eq!(
@@ -142,9 +146,9 @@ async fn audit_differences_set_the_exit_code() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn audit_covers_growing_and_paused_views() {
-    let world = World::new().await;
-    let _process = start(&world, &["--only", "likes", "likes-table"]);
-    let (log, stores) = (world.log.clone(), world.stores.clone());
+    let system = TestSystem::new().await;
+    let _process = start(&system, &["--only", "likes", "likes-table"]);
+    let (log, stores) = (system.log.clone(), system.stores.clone());
     let operator = Operator::open(&log, &stores).unwrap();
     let of = |name: &str| [projections::find(name).unwrap()];
     let audited = async {
@@ -164,7 +168,7 @@ async fn audit_covers_growing_and_paused_views() {
             let user = |number| 1 + 20 * round + number;
             let likes =
                 (0..20).map(|number| envelope(liked(1 + number % 5, user(number)), 1_700_000_000_000));
-            world.append(&likes.collect::<Vec<_>>()).await;
+            system.append(&likes.collect::<Vec<_>>()).await;
         }
     };
     let (records, stood) = tokio::select! {
@@ -177,15 +181,15 @@ async fn audit_covers_growing_and_paused_views() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn operator_api_requires_the_token() {
-    let world = World::new().await;
-    let _process = start(&world, &["--only", "likes-table"]);
-    world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
-    for closed in [routes(&world, None), routes(&world, Some(""))] {
+    let system = TestSystem::new().await;
+    let _process = start(&system, &["--only", "likes-table"]);
+    system.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
+    for closed in [routes(&system, None), routes(&system, Some(""))] {
         let (status, body) = call(&closed, "GET", "/projections", "").await;
         assert_eq!(status, 403);
         assert!(body["error"].as_str().unwrap().contains("VIDLOG_OPS_TOKEN"), "{body}");
     }
-    let open = routes(&world, Some("right"));
+    let open = routes(&system, Some("right"));
     for (method, path) in [("GET", "/projections"), ("POST", "/projections/likes-table/pause")] {
         for token in ["", "wrong", "righ", "rightly"] {
             assert_eq!(call(&open, method, path, token).await.0, 401, "{method} {path} {token:?}");
@@ -218,18 +222,18 @@ async fn operator_api_requires_the_token() {
     assert_eq!((status, dropped["done"].is_string()), (200, true), "{dropped}");
 
     let (status, paused) = call("POST", "/projections/likes-table/pause").await;
-    let stands_still = "likes-table is paused: 3 partitions stand still";
-    assert_eq!((status, paused["done"].as_str().unwrap()), (200, stands_still));
+    let message = "likes-table is paused: 3 partitions stopped";
+    assert_eq!((status, paused["done"].as_str().unwrap()), (200, message));
     let (_, one) = call("GET", "/projections/likes-table").await;
     assert_eq!(one["projections"][0]["partitions"][0]["state"], "paused");
     let (status, resumed) = call("POST", "/projections/likes-table/resume").await;
-    assert_eq!((status, resumed["done"].as_str().unwrap()), (200, "likes-table goes on"));
+    assert_eq!((status, resumed["done"].as_str().unwrap()), (200, "likes-table resumed"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn operator_api_maps_errors_to_http_statuses() {
-    let world = World::new().await;
-    let routes = routes(&world, Some("right"));
+    let system = TestSystem::new().await;
+    let routes = routes(&system, Some("right"));
     let refused = async |method: &str, path: &str| {
         let (status, body) =
             call(&routes, method, &format!("/projections/likes-table/{path}"), "right").await;
@@ -242,7 +246,7 @@ async fn operator_api_maps_errors_to_http_statuses() {
     assert_eq!(post("dead-letters/dreams:0/1/discard").await, 400);
     assert_eq!(post("dead-letters/likes:0/1/discard").await, 404);
     let likes = projections::find("likes-table").unwrap();
-    let _begun = Rebuild::begin(&world.log, &world.stores, likes).await.unwrap();
+    let _begun = Rebuild::begin(&system.log, &system.stores, likes).await.unwrap();
     assert_eq!(refused("DELETE", "rebuild").await, 409);
     assert_eq!(post("dead-letters/retry").await, 409);
     assert_eq!(post("dead-letters/likes:0/1/discard").await, 409);
@@ -250,15 +254,15 @@ async fn operator_api_maps_errors_to_http_statuses() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn periodic_audit_reports_differences() {
-    let world = World::new().await;
-    let _process = start(&world, &["--only", "likes-table"]);
-    world.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
-    until("the record is folded", async || lag(&world, "likes-table") == Some(0)).await;
-    sqlx::query("UPDATE likes SET liked_ms = 7").execute(&world.target.mysql).await.unwrap();
+    let system = TestSystem::new().await;
+    let _process = start(&system, &["--only", "likes-table"]);
+    system.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
+    until("the record is folded", async || lag(&system, "likes-table") == Some(0)).await;
+    sqlx::query("UPDATE likes SET liked_ms = 7").execute(&system.target.mysql).await.unwrap();
     let operation =
         Operation { instance: None, ops_token: Some("right".to_owned().into()), audit_every: Some(1) };
     let projections = [projections::find("likes-table").unwrap()];
-    let plan = Plan { log: &world.log, stores: &world.stores, projections: &projections, instance: None };
+    let plan = Plan { log: &system.log, stores: &system.stores, projections: &projections, instance: None };
     let shutdown = Shutdown::new();
     let routes = operator_api::start(&plan, &operation, &shutdown).unwrap();
     until("the difference is reported", async || {
@@ -271,15 +275,15 @@ async fn periodic_audit_reports_differences() {
 }
 
 /// Returns the routes of an ops port with this token.
-fn routes(world: &World, token: Option<&str>) -> Router {
+fn routes(system: &TestSystem, token: Option<&str>) -> Router {
     let ops_token = token.map(|token| token.to_owned().into());
     let operation = Operation { instance: None, ops_token, audit_every: None };
     let plan =
-        Plan { log: &world.log, stores: &world.stores, projections: &projections::ALL, instance: None };
+        Plan { log: &system.log, stores: &system.stores, projections: &projections::ALL, instance: None };
     operator_api::start(&plan, &operation, &Shutdown::new()).unwrap()
 }
 
-/// What a route answers.
+/// Calls a route; returns the status and the body.
 async fn call(routes: &Router, method: &str, path: &str, token: &str) -> (u16, Value) {
     let request = Request::builder()
         .method(method)
@@ -293,41 +297,41 @@ async fn call(routes: &Router, method: &str, path: &str, token: &str) -> (u16, V
     (status, serde_json::from_slice(&body).unwrap())
 }
 
-fn start(world: &World, arguments: &[&str]) -> ChildProcess {
-    world.start_projectors("127.0.0.1:0", arguments)
+fn start(system: &TestSystem, arguments: &[&str]) -> ChildProcess {
+    system.start_projectors("127.0.0.1:0", arguments)
 }
 
 /// Runs a command to its end.
-pub(crate) fn projectors(world: &World, arguments: &[&str]) -> Output {
-    world.command(arguments).stdin(Stdio::null()).output().unwrap()
+pub(crate) fn projectors(system: &TestSystem, arguments: &[&str]) -> Output {
+    system.command(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
-/// What a command said, which went well.
-pub(crate) fn said(output: &Output) -> String {
+/// The standard output of a command that succeeded.
+pub(crate) fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// The partitions of a projection, as `status --json` has them.
-fn status(world: &World, projection: &str) -> Vec<Value> {
-    let status = said(&projectors(world, &["status", "--json", projection]));
+/// The partitions of a projection in `status --json`.
+fn status(system: &TestSystem, projection: &str) -> Vec<Value> {
+    let status = stdout(&projectors(system, &["status", "--json", projection]));
     let status: Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["unknown"], serde_json::json!([]), "{status}");
     status["projections"][0]["partitions"].as_array().unwrap().clone()
 }
 
-fn states(world: &World, projection: &str) -> Vec<String> {
+fn states(system: &TestSystem, projection: &str) -> Vec<String> {
     let state = |partition: &Value| partition["state"].as_str().unwrap().to_owned();
-    status(world, projection).iter().map(state).collect()
+    status(system, projection).iter().map(state).collect()
 }
 
-/// The processes that have the partitions of likes.
-fn owners(world: &World) -> Vec<Option<String>> {
+/// The owners of the partitions of likes.
+fn owners(system: &TestSystem) -> Vec<Option<String>> {
     let owner = |partition: &Value| partition["instance"].as_str().map(str::to_owned);
-    status(world, "likes").iter().map(owner).collect()
+    status(system, "likes").iter().map(owner).collect()
 }
 
-/// The lag of all partitions together, if it is known.
-fn lag(world: &World, projection: &str) -> Option<i64> {
-    status(world, projection).iter().map(|partition| partition["lag"].as_i64()).sum()
+/// The lag of all partitions together, if it is available.
+fn lag(system: &TestSystem, projection: &str) -> Option<i64> {
+    status(system, projection).iter().map(|partition| partition["lag"].as_i64()).sum()
 }

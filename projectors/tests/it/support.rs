@@ -19,14 +19,14 @@ pub(crate) use vidlog_test_support::{ChildProcess, DEADLINE, until};
 pub(crate) use vidlog_test_support_kafka::{PARTITIONS, envelope, partition_of};
 
 /// A namespace with its stores, tables and topics, all empty.
-pub(crate) struct World {
-    pub(crate) log: config::Log,
+pub(crate) struct TestSystem {
+    pub(crate) log: config::Kafka,
     pub(crate) stores: config::Stores,
     pub(crate) target: Stores,
     kafka: Kafka,
 }
 
-impl Deref for World {
+impl Deref for TestSystem {
     type Target = Kafka;
 
     fn deref(&self) -> &Kafka {
@@ -34,7 +34,7 @@ impl Deref for World {
     }
 }
 
-impl World {
+impl TestSystem {
     pub(crate) async fn new() -> Self {
         Self::of(Namespace::create().await).await
     }
@@ -94,13 +94,13 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn start(world: &World) -> Self {
-        Self::of(world, projections::ALL.to_vec())
+    pub(crate) fn start(system: &TestSystem) -> Self {
+        Self::of(system, projections::ALL.to_vec())
     }
 
-    pub(crate) fn of(world: &World, projections: Vec<Projection>) -> Self {
+    pub(crate) fn of(system: &TestSystem, projections: Vec<Projection>) -> Self {
         let (readiness, shutdown) = (Readiness::new(), Shutdown::new());
-        let (log, stores) = (world.log.clone(), world.stores.clone());
+        let (log, stores) = (system.log.clone(), system.stores.clone());
         let (ready, stop) = (readiness.clone(), shutdown.clone());
         let task = tokio::spawn(async move {
             let plan = Plan { log: &log, stores: &stores, projections: &projections, instance: None };
@@ -127,8 +127,8 @@ pub(crate) fn case_runner() -> TestRunner {
     TestRunner::new(config)
 }
 
-/// A random history of more than half a length.
-pub(crate) fn made_up(length: usize) -> Vec<Envelope> {
+/// A random history with more than half of the given length.
+pub(crate) fn random_history(length: usize) -> Vec<Envelope> {
     let mut runner = case_runner();
     history(length)
         .prop_filter("long", move |events| events.len() > length / 2)
@@ -137,7 +137,7 @@ pub(crate) fn made_up(length: usize) -> Vec<Envelope> {
         .current()
 }
 
-/// Histories in which few users do much to few videos, so that everything collides; some events are repeated later,
+/// Histories of few users and few videos, so that many events concern the same entities; some events are repeated later,
 /// as after an append whose acknowledgement was lost.
 pub(crate) fn history(length: usize) -> impl Strategy<Value = Vec<Envelope>> {
     let step = (event(), 0..1000_i64, prop::option::weighted(0.1, any::<prop::sample::Index>()));
@@ -161,7 +161,7 @@ pub(crate) fn history(length: usize) -> impl Strategy<Value = Vec<Envelope>> {
     })
 }
 
-/// A video is uploaded once, and its one outcome follows: who appends them makes sure of that.
+/// Whether an event may follow the earlier ones: the command side uploads a video once, before its outcome.
 fn can_happen(event: &Event, uploaded: &mut BTreeSet<VideoId>) -> bool {
     match event {
         Event::Video(VideoEvent::VideoUploaded(event)) => uploaded.insert(event.video_id),
@@ -255,7 +255,7 @@ fn event() -> impl Strategy<Value = Event> {
     })
 }
 
-/// Gives messages ids of their own.
+/// Gives each message a unique id.
 fn numbered(mut event: Event, number: usize) -> Event {
     if let Event::Message(MessageEvent::MessageSent(sent)) = &mut event {
         sent.message_id = MessageId::new(i64::try_from(number).unwrap() + 1).unwrap();

@@ -238,7 +238,7 @@ impl World {
     }
 
     pub(crate) async fn do_all(&self, commands: &[Cmd]) {
-        self.redis.all(commands).await.unwrap();
+        self.redis.pipeline(commands).await.unwrap();
     }
 }
 

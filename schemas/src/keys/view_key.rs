@@ -21,7 +21,7 @@ pub struct ViewKey {
 
 impl ViewKey {
     /// Parses a key's name; `None` if it is not a view's key.
-    pub fn read(name: &str) -> Option<Self> {
+    pub fn parse(name: &str) -> Option<Self> {
         let (shard, kind, generation, entity) = split(name)?;
         let has_kind =
             |projection: &&Projection| matches!(projection.view, View::Redis(kinds) if kinds.contains(&kind));
@@ -65,11 +65,11 @@ mod tests {
         let next = keys.of_generation(&projections::LIKES, 2);
         assert_eq!(next.likers(1).name, "n:{s01}:likers.2:1");
         assert_eq!(keys.likers(1).name, "n:{s01}:likers:1");
-        let read = |key: Key| ViewKey::read(&key.name).map(|key| (key.projection, key.generation, key.name));
+        let read = |key: Key| ViewKey::parse(&key.name).map(|key| (key.projection, key.generation, key.name));
         let name = keys.likers(1).name;
         assert_eq!(read(next.likers(1)), Some((projections::LIKES, 2, name.clone())));
         assert_eq!(read(keys.likers(1)), Some((projections::LIKES, 1, name)));
-        assert_eq!(next.in_own_generation(&keys.likers(1).name), Some(next.likers(1).name));
+        assert_eq!(next.to_current_generation(&keys.likers(1).name), Some(next.likers(1).name));
         assert_eq!(next.works(1), keys.works(1), "other views keep their generation");
         let generation = |key: Key| ViewKey::generation_of(&key.name, &projections::LIKES);
         for (of_first, of_next) in [
@@ -110,7 +110,7 @@ mod tests {
             (projections::FEED, keys.feed_weeks()),
         ];
         for (projection, key) in of_views {
-            assert_eq!(ViewKey::read(&key.name).map(|key| key.projection), Some(projection), "{key:?}");
+            assert_eq!(ViewKey::parse(&key.name).map(|key| key.projection), Some(projection), "{key:?}");
         }
         let shard = Shard(0);
         for key in [
@@ -119,7 +119,7 @@ mod tests {
             keys.progress(&projections::FEED),
             keys.generations(),
         ] {
-            assert_eq!(ViewKey::read(&key.name), None, "{key:?}");
+            assert_eq!(ViewKey::parse(&key.name), None, "{key:?}");
         }
     }
 }

@@ -10,7 +10,7 @@ use reqwest::Client;
 use tempfile::TempDir;
 use vidlog_contract::Tokens;
 use vidlog_projectors::audit;
-use vidlog_service_kit::config::{Log, Stores};
+use vidlog_service_kit::config::{self, Stores};
 use vidlog_test_support::{ChildProcess, Namespace};
 use vidlog_test_support_kafka::{Kafka, PARTITIONS};
 
@@ -24,7 +24,7 @@ pub(crate) const ALLOWED_ORIGIN: &str = "https://app.example";
 
 /// The system under test.
 pub(crate) struct App {
-    pub(crate) log: Log,
+    pub(crate) log: config::Kafka,
     pub(crate) stores: Stores,
     pub(crate) http: Client,
     objects: TempDir,
@@ -96,7 +96,7 @@ impl App {
 }
 
 impl Process {
-    fn start(log: &Log, stores: &Stores, overrides: &AddressOverrides, objects: &TempDir) -> Self {
+    fn start(log: &config::Kafka, stores: &Stores, overrides: &AddressOverrides, objects: &TempDir) -> Self {
         let mut mysql_url = url::Url::parse(stores.mysql_url.reveal()).unwrap();
         if let Some(port) = overrides.mysql_port {
             mysql_url.set_port(Some(port)).unwrap();

@@ -24,7 +24,7 @@ struct Compared {
 /// Why it is unknown whether the store lost writes.
 #[derive(Debug, Error)]
 enum Unknown {
-    #[error("the store does not return the view's position")]
+    #[error("failed to read the view's position from the store")]
     Store,
     #[error("the store lost writes, but the view is not marked incomplete yet")]
     NotMarked,
@@ -108,7 +108,7 @@ impl Assignment {
                 Err(Unknown::Store)
             }
             Err(_) => {
-                warn!(projection = self.name, "store unavailable, no answer in time");
+                warn!(projection = self.name, "store unavailable, query timed out");
                 Err(Unknown::Store)
             }
         }
@@ -121,15 +121,15 @@ impl Assignment {
         firsts: &[(Partition, String)],
     ) -> BTreeMap<Partition, String> {
         let query = async { timeout(QUERY_TIMEOUT, self.store.log_identities(firsts)).await };
-        let Ok(Ok(remembered)) = self.runtime.block_on(query) else {
-            let why = "the store does not return the identity of the log that the view was folded from";
+        let Ok(Ok(stored)) = self.runtime.block_on(query) else {
+            let why = "failed to read the identity of the log from the store";
             return firsts.iter().map(|(partition, _)| (*partition, why.to_owned())).collect();
         };
-        let others = firsts.iter().zip(remembered).filter(|((_, first), remembered)| first != remembered);
-        let why = |((partition, first), remembered): (&(Partition, String), String)| {
+        let others = firsts.iter().zip(stored).filter(|((_, first), stored)| first != stored);
+        let why = |((partition, first), stored): (&(Partition, String), String)| {
             let why = format!(
-                "this log is not the one that the view was folded from: {} begins with record {first} here, with \
-                 {remembered} there. Is this another cluster, or was the topic created again? The view stays unchanged",
+                "this log is not the one that the view was folded from: the first record of {} is {first}, expected \
+                 {stored}. Wrong cluster, or re-created topic. The view is not changed",
                 partition.id()
             );
             (*partition, why)

@@ -23,8 +23,8 @@ pub(super) struct Call {
     writes: Vec<String>,
 }
 
-/// The script's answer.
-pub(super) struct Answer {
+/// The script's reply.
+pub(super) struct ScriptReply {
     /// The position of the shard.
     pub(super) stored: i64,
     /// The sizes of the sets that were counted, in the order of the calls.
@@ -94,8 +94,8 @@ impl Call {
     }
 }
 
-impl Answer {
-    /// Decodes the script's answer.
+impl ScriptReply {
+    /// Decodes the script's reply.
     pub(super) fn decode(value: Value) -> Result<Self, StoreError> {
         let numbers: Vec<i64> =
             from_redis_value(value).map_err(|error| StoreError::Retry(error.to_string()))?;

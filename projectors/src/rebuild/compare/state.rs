@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::{sync::watch, time::Instant};
-use vidlog_projection_engine::replay::Tally;
+use vidlog_projection_engine::replay::ReplayProgress;
 use vidlog_schemas::keys::{Key, ViewKey};
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Number of differing lines at which a comparison stops: enough to find the cause.
-pub const ENOUGH: usize = 1000;
+pub const MAX_DIFFERENCES: usize = 1000;
 
 /// Differing lines, with the content in the next generation and in the live one.
 type Differing = BTreeMap<LineKey, (Option<String>, Option<String>)>;
@@ -31,7 +31,7 @@ pub(in crate::rebuild) struct Comparison {
     /// Sizes of the differing Redis keys, in the next and in the live generation.
     pub(super) sizes: BTreeMap<String, (usize, usize)>,
     /// Counts of the records that were folded since the comparison began, and the members that they wrote to.
-    pub(in crate::rebuild) since: Arc<Tally>,
+    pub(in crate::rebuild) since: Arc<ReplayProgress>,
     progress: watch::Sender<Progress>,
     published: Instant,
 }
@@ -43,7 +43,7 @@ impl Comparison {
             certain: BTreeMap::new(),
             unconfirmed: BTreeMap::new(),
             sizes: BTreeMap::new(),
-            since: Arc::new(Tally { touched: Some(Mutex::default()), ..Tally::default() }),
+            since: Arc::new(ReplayProgress { touched: Some(Mutex::default()), ..ReplayProgress::default() }),
             progress: progress.clone(),
             published: Instant::now(),
         }
@@ -67,7 +67,7 @@ impl Comparison {
     /// Returns whether enough lines differ to stop. It stays true, as the rest of the view is not compared
     /// then.
     pub(super) fn is_enough(&self) -> bool {
-        self.certain.len() >= ENOUGH
+        self.certain.len() >= MAX_DIFFERENCES
     }
 
     /// Counts compared keys or rows, and publishes the progress.
@@ -94,7 +94,7 @@ impl Comparison {
             .map(|touched| std::mem::take(&mut *touched.lock().unwrap_or_else(PoisonError::into_inner)));
         let members = touched.unwrap_or_default();
         let line =
-            |(key, member): (Key, String)| Some(LineKey::member(&ViewKey::read(&key.name)?.name, member));
+            |(key, member): (Key, String)| Some(LineKey::member(&ViewKey::parse(&key.name)?.name, member));
         members.into_iter().filter_map(line).collect()
     }
 }

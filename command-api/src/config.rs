@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser};
 use vidlog_contract::{config::ApiConfig, limits};
+use vidlog_rate_limits::RateLimitConfig;
 use vidlog_service_kit::config::{Kafka, Stores, Telemetry};
 
 use crate::topics::Layout;
@@ -22,6 +23,9 @@ pub struct Cli {
     /// Settings shared by both APIs.
     #[command(flatten)]
     pub api: ApiConfig,
+    /// Rate limits.
+    #[command(flatten)]
+    pub limits: RateLimitConfig,
     /// Connection settings of the log.
     #[command(flatten)]
     pub log: Kafka,

@@ -22,6 +22,7 @@ async fn main() -> anyhow::Result<()> {
         media_base: cli.api.public_base(&cli.listen),
         command: cli.command,
         api: cli.api,
+        limits: cli.limits,
         log: cli.log,
         stores: cli.stores,
         clock: Clock::system(),

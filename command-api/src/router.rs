@@ -13,6 +13,7 @@ use metrics::counter;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::error;
 use vidlog_contract::{ApiError, error::method_not_allowed, http::merge_slashes};
+use vidlog_rate_limits::{Class, RouteLimits, limit};
 
 use crate::{
     metrics::PANICS,
@@ -28,17 +29,21 @@ pub fn router(state: CommandState) -> Router {
 
 /// Routes of the command side without a fallback, for merging with other routes.
 pub fn routes(state: CommandState) -> Router {
+    let route = |path, class, methods: MethodRouter<CommandState>| {
+        with_optional_slash(
+            path,
+            methods.layer(from_fn_with_state(RouteLimits::new(&state.limits, class), limit)),
+        )
+    };
+    let upload = post(publish::action).layer(map_response(close_connection));
     Router::new()
-        .merge(with_optional_slash("/douyin/user/register", post(register::register)))
-        .merge(with_optional_slash("/douyin/user/login", post(login::login)))
-        .merge(with_optional_slash(
-            "/douyin/publish/action",
-            post(publish::action).layer(map_response(close_connection)),
-        ))
-        .merge(with_optional_slash("/douyin/favorite/action", post(favorite::action)))
-        .merge(with_optional_slash("/douyin/comment/action", post(comment::action)))
-        .merge(with_optional_slash("/douyin/relation/action", post(relation::action)))
-        .merge(with_optional_slash("/douyin/message/action", post(message::action)))
+        .merge(route("/douyin/user/register", Class::Register, post(register::register)))
+        .merge(route("/douyin/user/login", Class::Login, post(login::login)))
+        .merge(route("/douyin/publish/action", Class::Upload, upload))
+        .merge(route("/douyin/favorite/action", Class::Write, post(favorite::action)))
+        .merge(route("/douyin/comment/action", Class::Write, post(comment::action)))
+        .merge(route("/douyin/relation/action", Class::Write, post(relation::action)))
+        .merge(route("/douyin/message/action", Class::Write, post(message::action)))
         .method_not_allowed_fallback(async || method_not_allowed())
         .layer(CatchPanicLayer::custom(panic_response))
         .layer(from_fn_with_state(state.clone(), request_context::attach))

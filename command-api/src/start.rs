@@ -13,6 +13,7 @@ use tokio::{
 use tracing::warn;
 use vidlog_contract::{Tokens, config::ApiConfig};
 use vidlog_events::Topics;
+use vidlog_rate_limits::{RateLimitConfig, RateLimiter};
 use vidlog_read_models::{MediaUrls, ReadModels};
 use vidlog_redis_shards::Redis;
 use vidlog_schemas::{Keys, MIGRATOR};
@@ -25,6 +26,7 @@ use vidlog_service_kit::{
 };
 
 use crate::{
+    accounts,
     config::CommandConfig,
     ids::IdGenerator,
     lease::LeaseKeeper,
@@ -51,6 +53,8 @@ pub struct Settings {
     pub command: CommandConfig,
     /// Settings shared by both APIs.
     pub api: ApiConfig,
+    /// Rate limits.
+    pub limits: RateLimitConfig,
     /// Connection settings of the log.
     pub log: Kafka,
     /// Connection settings of the stores.
@@ -117,12 +121,13 @@ impl CommandApi {
 }
 
 async fn open(settings: &Settings, log: &KafkaLog) -> anyhow::Result<CommandState> {
-    let Settings { command, api, stores, media_base, clock, log: _ } = settings;
+    let Settings { command, api, limits, stores, media_base, clock, log: _ } = settings;
     let redis = Redis::open(stores.redis_url.reveal()).context("failed to parse the Redis URL")?;
     let mysql = mysql::open(stores.mysql_url.reveal(), command.command_mysql_connections)
         .context("failed to parse the MySQL URL")?;
     let keys = Keys::new(&stores.namespace, stores.shards);
     let now = clock.clone();
+    let read_models = ReadModels::new(keys, redis, mysql.clone(), MediaUrls::new(media_base));
     let passwords = spawn_blocking(|| Passwords::new(available_parallelism().map_or(1, NonZero::get)));
     Ok(CommandState {
         log: Arc::new(log.clone()),
@@ -130,7 +135,8 @@ async fn open(settings: &Settings, log: &KafkaLog) -> anyhow::Result<CommandStat
         tokens: Tokens::parse(api.jwt_keys.reveal(), move || now.now_ms())
             .context("failed to parse the token keys")?,
         passwords: passwords.await?.context("failed to hash a password")?,
-        read_models: ReadModels::new(keys, redis, mysql.clone(), MediaUrls::new(media_base)),
+        limits: RateLimiter::with_account_key(limits.clone(), &read_models, accounts::username_key),
+        read_models,
         clock: clock.clone(),
         mysql,
         objects: objects::open(&api.object_store)?,

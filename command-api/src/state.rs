@@ -7,6 +7,7 @@ use object_store::ObjectStore;
 use sqlx::MySqlPool;
 use tokio::sync::Semaphore;
 use vidlog_contract::Tokens;
+use vidlog_rate_limits::RateLimiter;
 use vidlog_read_models::ReadModels;
 use vidlog_service_kit::clock::Clock;
 
@@ -25,6 +26,8 @@ pub struct CommandState {
     pub passwords: Passwords,
     /// Reads the facts that decisions depend on.
     pub read_models: ReadModels,
+    /// Counts calls, per user and per address.
+    pub limits: RateLimiter,
     /// The clock.
     pub clock: Clock,
     /// The command side's own tables.

@@ -8,12 +8,12 @@ use axum::{
     },
 };
 
-use crate::{body, error::ApiError, limits, params::Params, token::Tokens};
+use crate::{admission::Admission, body, error::ApiError, limits, params::Params, token::Tokens};
 
 /// Any request but an upload.
 ///
-/// Extraction fails if the body is too large or a token is present that does not verify. An anonymous request is
-/// accepted; [`Call::caller`] rejects it.
+/// Extraction fails if the body is too large, a token is present that does not verify, or a rate limit is exceeded. An
+/// anonymous request is accepted; [`Call::caller`] rejects it.
 #[derive(Clone, Debug)]
 pub struct Call {
     /// The parameters of the query, then of the body.
@@ -45,11 +45,13 @@ where
     async fn from_request(mut request: Request, state: &S) -> Result<Self, ApiError> {
         check_content_length(request.headers(), limits::FORM_BYTES as u64)?;
         let headers = std::mem::take(request.headers_mut());
+        let admission = Admission::of(request.extensions());
         let mut params = Params::from_query(request.uri().query().unwrap_or_default());
         if request.method() == Method::POST {
             body::add_parameters(&mut params, &headers, request).await?;
         }
         let caller = authenticate(&params, &headers, &Tokens::from_ref(state))?;
+        admission.admit(caller, &params).await?;
         Ok(Self { params, headers, caller })
     }
 }

@@ -32,7 +32,7 @@ pub enum Code {
     LoginFailed = 10006,
     /// The body is too large.
     PayloadTooLarge = 10007,
-    /// The caller sends too many requests. Reserved: no endpoint returns it yet.
+    /// The caller sends too many requests.
     TooManyRequests = 10008,
     /// A store or the log is unavailable, or there is no capacity. The caller can retry.
     Unavailable = 10009,
@@ -75,9 +75,7 @@ impl Code {
             Self::NameTaken => "the user name is taken",
             Self::LoginFailed => "the user name or the password is wrong",
             Self::PayloadTooLarge => "the body is too large",
-            Self::TooManyRequests => {
-                "too many requests; try again later (reserved: no endpoint returns it yet)"
-            }
+            Self::TooManyRequests => "too many requests; try again after Retry-After seconds",
             Self::Unavailable => "a store is unavailable or there is no capacity; try again later",
             Self::Internal => "a fault of the server",
             Self::UnsupportedRequest => "the path does not exist, or does not take this method (HTTP 405)",

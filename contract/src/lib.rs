@@ -2,6 +2,7 @@
 //!
 //! The contract is fixed, because the client is. This crate depends on no store and not on the log.
 
+mod admission;
 mod body;
 pub mod call;
 pub mod config;
@@ -16,6 +17,7 @@ pub mod response;
 pub mod times;
 pub mod token;
 
+pub use admission::{Admission, Admit};
 pub use call::Call;
 pub use error::{ApiError, Code};
 pub use params::{Action, Params};

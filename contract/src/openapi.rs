@@ -29,7 +29,7 @@ const REQUEST_ID: &str = "Id of the request in logs and events: 1 to 128 printab
 #[into_params(parameter_in = Header)]
 pub struct IdempotencyKey {
     /// Idempotency key, at most 255 characters. For 24 hours a retry with the same key and parameters changes nothing
-    /// and returns the first response.
+    /// and returns the first response; for 15 minutes if there was no response.
     #[param(rename = "Idempotency-Key", required = false, nullable = false)]
     pub idempotency_key: Option<String>,
 }
@@ -38,8 +38,8 @@ pub struct IdempotencyKey {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 pub struct PositionHeader {
-    /// Positions that commands returned, comma separated, at most 16. The read waits for them. It waits for the
-    /// caller's own writes of the last 10 minutes even without this header.
+    /// Positions that commands returned, comma separated, at most 16. The read waits for them, and for no others. It waits
+    /// for the caller's own writes of the last 10 minutes even without this header.
     #[param(rename = "Vidlog-Position", required = false, nullable = false, example = "likes:3:1042")]
     pub vidlog_position: Option<String>,
 }
@@ -67,7 +67,7 @@ fn add_components(components: &mut Components) {
     let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
     components.add_security_scheme("token", token);
     components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
-    for code in [Code::PayloadTooLarge, Code::Internal, Code::Unavailable] {
+    for code in [Code::PayloadTooLarge, Code::TooManyRequests, Code::Internal, Code::Unavailable] {
         let content = Content::new(Some(Ref::from_schema_name(STATUS)));
         let response = ResponseBuilder::new().description(code.meaning()).content(JSON, content).build();
         components.responses.insert(format!("{code:?}"), response.into());
@@ -96,7 +96,7 @@ fn add_parameters(operation: &mut Operation, parameters: Vec<Parameter>) {
 
 /// Documents that HTTP 200 may also carry a business error, which has only the status fields.
 fn extend_success(operation: &mut Operation, headers: &[(&str, &str)]) {
-    add_errors(operation, &[Code::PayloadTooLarge]);
+    add_errors(operation, &[Code::PayloadTooLarge, Code::TooManyRequests]);
     let Some(RefOr::T(answer)) = operation.responses.responses.get_mut("200") else { return };
     answer.description = [answer.description.as_str(), OUTCOME].join(" ").trim().into();
     answer.headers.extend(headers.iter().map(|(name, what)| ((*name).to_owned(), header(what))));

@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser};
 use vidlog_contract::config::ApiConfig;
+use vidlog_rate_limits::RateLimitConfig;
 use vidlog_service_kit::config::{Stores, Telemetry};
 
 /// Serves every GET of the client contract from Redis and MySQL.
@@ -20,6 +21,9 @@ pub struct Cli {
     /// Settings that both APIs share.
     #[command(flatten)]
     pub api: ApiConfig,
+    /// Rate limits.
+    #[command(flatten)]
+    pub limits: RateLimitConfig,
     /// Addresses of the stores.
     #[command(flatten)]
     pub stores: Stores,

@@ -16,4 +16,4 @@ mod state;
 pub use config::{Cli, QueryConfig};
 pub use openapi::openapi;
 pub use router::{router, routes};
-pub use state::QueryState;
+pub use state::{QueryState, Settings};

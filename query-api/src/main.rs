@@ -3,7 +3,7 @@
 use clap::Parser;
 use tracing::info;
 use vidlog_contract::http::allow_origins;
-use vidlog_query_api::{Cli, QueryState, router};
+use vidlog_query_api::{Cli, QueryState, Settings, router};
 use vidlog_service_kit::{
     clock::Clock,
     ops::{self, Readiness},
@@ -18,7 +18,14 @@ async fn main() -> anyhow::Result<()> {
     let metrics = telemetry::start(&cli.telemetry)?;
     let shutdown = Shutdown::on_signal()?;
     let media_base = cli.api.public_base(&cli.listen);
-    let state = QueryState::open(&cli.stores, &cli.api, &cli.query, &media_base, Clock::system())?;
+    let state = QueryState::open(Settings {
+        query: &cli.query,
+        api: &cli.api,
+        limits: &cli.limits,
+        stores: &cli.stores,
+        media_base: &media_base,
+        clock: Clock::system(),
+    })?;
     let router = allow_origins(router(state), &cli.api.cors_origins);
     let ops = ops::router(Readiness::new(), metrics, shutdown.clone());
     let (listener, ops_listener) = (bind(&cli.listen).await?, bind(&cli.ops_listen).await?);

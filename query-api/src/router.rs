@@ -7,6 +7,7 @@ use axum::{
 };
 use tower_http::catch_panic::CatchPanicLayer;
 use vidlog_contract::{ApiError, error::method_not_allowed, http::merge_slashes};
+use vidlog_rate_limits::{Class, RouteLimits, limit};
 
 use crate::{
     guard,
@@ -21,17 +22,23 @@ pub fn router(state: QueryState) -> Router {
 
 /// Returns the routes alone, to be merged with others.
 pub fn routes(state: QueryState) -> Router {
+    let read = |path, methods: MethodRouter<QueryState>| {
+        with_optional_slash(
+            path,
+            methods.layer(from_fn_with_state(RouteLimits::new(&state.limits, Class::Read), limit)),
+        )
+    };
     Router::new()
-        .merge(with_optional_slash("/douyin/feed", get(feed::feed)))
-        .merge(with_optional_slash("/douyin/feed/top", get(feed::top)))
-        .merge(with_optional_slash("/douyin/user", get(user::user)))
-        .merge(with_optional_slash("/douyin/publish/list", get(publish::list)))
-        .merge(with_optional_slash("/douyin/favorite/list", get(favorite::list)))
-        .merge(with_optional_slash("/douyin/comment/list", get(comment::list)))
-        .merge(with_optional_slash("/douyin/relation/follow/list", get(relation::follows)))
-        .merge(with_optional_slash("/douyin/relation/follower/list", get(relation::followers)))
-        .merge(with_optional_slash("/douyin/relation/friend/list", get(relation::friends)))
-        .merge(with_optional_slash("/douyin/message/chat", get(message::chat)))
+        .merge(read("/douyin/feed", get(feed::feed)))
+        .merge(read("/douyin/feed/top", get(feed::top)))
+        .merge(read("/douyin/user", get(user::user)))
+        .merge(read("/douyin/publish/list", get(publish::list)))
+        .merge(read("/douyin/favorite/list", get(favorite::list)))
+        .merge(read("/douyin/comment/list", get(comment::list)))
+        .merge(read("/douyin/relation/follow/list", get(relation::follows)))
+        .merge(read("/douyin/relation/follower/list", get(relation::followers)))
+        .merge(read("/douyin/relation/friend/list", get(relation::friends)))
+        .merge(read("/douyin/message/chat", get(message::chat)))
         .route("/static/{*key}", get(media::serve))
         .method_not_allowed_fallback(async || method_not_allowed())
         .layer(CatchPanicLayer::custom(guard::handle_panic))

@@ -223,9 +223,21 @@ impl Keys {
         self.of_name("recent", scope)
     }
 
+    /// ZSET with the highest position of a partition that a command was answered with: member `<stream>:<partition>`,
+    /// score the next offset. Readers wait for no later position, whatever a client sends.
+    pub fn issued(&self, field: &str) -> Key {
+        self.of_name("issued", field)
+    }
+
     /// HASH of a command with an idempotency key: its reserved ids, and its response once it has one.
     pub fn idempotency(&self, user: i64, key: &str) -> Key {
         self.of_name("idempotency", &format!("{user}:{key}"))
+    }
+
+    /// STRING of a caller's state in a rate limit: the time in µs at which the caller has regained its whole quota. It
+    /// expires then.
+    pub fn rate_limit(&self, limit: &str, subject: &str) -> Key {
+        self.of_name("limit", &format!("{limit}:{subject}"))
     }
 
     /// STRING: the number of shards of the namespace, as fixed at its creation.

@@ -1,5 +1,7 @@
 //! An HTTP server with graceful shutdown.
 
+use std::net::SocketAddr;
+
 use anyhow::Context;
 use axum::Router;
 use tokio::net::TcpListener;
@@ -16,7 +18,7 @@ pub async fn bind(address: &str) -> anyhow::Result<TcpListener> {
 /// Serves until shutdown is requested, then drains the requests in flight.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) -> anyhow::Result<()> {
     let signal = shutdown.clone();
-    let serving = axum::serve(listener, router)
+    let serving = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
         .with_graceful_shutdown(async move { signal.wait().await })
         .into_future();
     match shutdown.drain("http server", serving).await {

@@ -20,6 +20,7 @@ use vidlog_contract::{
 };
 use vidlog_projectors::{Plan, cli::Operation, operator_api, projections};
 use vidlog_query_api::{QueryConfig, QueryState};
+use vidlog_rate_limits::RateLimitConfig;
 use vidlog_service_kit::{
     clock::Clock,
     config::{Kafka, Stores, Telemetry},
@@ -44,6 +45,9 @@ pub struct Cli {
     /// Settings that both sides of the API share.
     #[command(flatten)]
     pub api: ApiConfig,
+    /// Rate limits.
+    #[command(flatten)]
+    pub limits: RateLimitConfig,
     /// The command side.
     #[command(flatten)]
     pub command: CommandConfig,
@@ -81,7 +85,14 @@ pub async fn run(cli: Cli, listeners: Listeners, metrics: Metrics, shutdown: Shu
     let media_base = cli.api.public_base(&address.to_string());
     let readiness = Readiness::new();
     let command = start_command_side(&cli, &media_base, &readiness).await?;
-    let query = QueryState::open(&cli.stores, &cli.api, &cli.query, &media_base, Clock::system())?;
+    let query = QueryState::open(vidlog_query_api::Settings {
+        query: &cli.query,
+        api: &cli.api,
+        limits: &cli.limits,
+        stores: &cli.stores,
+        media_base: &media_base,
+        clock: Clock::system(),
+    })?;
     info!(%address, "standalone started");
 
     let plan = Plan {
@@ -123,6 +134,7 @@ async fn start_command_side(
     let settings = Settings {
         command: cli.command.clone(),
         api: cli.api.clone(),
+        limits: cli.limits.clone(),
         log: cli.log.clone(),
         stores: cli.stores.clone(),
         media_base: media_base.to_owned(),

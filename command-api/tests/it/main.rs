@@ -7,6 +7,7 @@ mod commands;
 mod http;
 mod idempotency;
 mod leases;
+mod limits;
 mod media;
 mod outage;
 mod outbox;

@@ -7,6 +7,7 @@ use sqlx::AssertSqlSafe;
 use tempfile::TempDir;
 use vidlog_command_api::{CommandApi, Settings, config::CommandConfig, start, state::CommandState};
 use vidlog_contract::{config::ApiConfig, http::Origins};
+use vidlog_rate_limits::RateLimitConfig;
 use vidlog_schemas::{
     projections::{self, Projection},
     rows::VideoState,
@@ -98,6 +99,7 @@ impl World {
                 jwt_keys: "a:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa".to_owned().into(),
                 cors_origins: Origins::default(),
             },
+            limits: RateLimitConfig::default(),
             log,
             stores,
             media_base: "http://media".to_owned(),

@@ -9,6 +9,7 @@ mod feed;
 mod freshness;
 mod generations;
 mod http;
+mod limits;
 mod lists;
 mod media;
 mod outage;

@@ -10,6 +10,7 @@ use sqlx::MySqlPool;
 use tokio::sync::Semaphore;
 use vidlog_contract::Tokens;
 use vidlog_query_api::{QueryState, router};
+use vidlog_rate_limits::{RateLimitConfig, RateLimiter};
 use vidlog_read_models::{MediaUrls, ReadModels};
 use vidlog_redis_shards::Redis;
 use vidlog_schemas::{
@@ -97,8 +98,10 @@ impl World {
         let clock = self.clock.clone();
         // Keys of another process, which does not share the test's generations.
         let keys = self.keys.of_generation(&projections::FEED, self.keys.generation(&projections::FEED));
+        let models = ReadModels::new(keys, redis, mysql, MediaUrls::new("http://media"));
         QueryState {
-            models: ReadModels::new(keys, redis, mysql, MediaUrls::new("http://media")),
+            limits: RateLimiter::new(RateLimitConfig::default(), &models),
+            models,
             tokens: Tokens::parse("a:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", move || clock.now_ms())
                 .unwrap(),
             clock: self.clock.clone(),

@@ -1,0 +1,190 @@
+//! The address of a client behind trusted proxies.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use axum::http::{HeaderMap, HeaderName};
+use clap::ValueEnum;
+
+/// The header to which proxies append the address of their client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239)
+    Forwarded,
+}
+
+/// The trusted proxies between the clients and this process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Proxies {
+    pub(crate) trusted_hops: usize,
+    pub(crate) header: ForwardedHeader,
+}
+
+impl Proxies {
+    /// Returns the address of the client that the first trusted proxy saw.
+    ///
+    /// Each proxy appends an entry, so the last `trusted_hops` entries are by trusted proxies, and a client can forge
+    /// only entries before them. If an entry is missing or names no address, the nearest trusted proxy that is known
+    /// counts as the client.
+    pub(crate) fn client_address(self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let name = match self.header {
+            ForwardedHeader::XForwardedFor => HeaderName::from_static("x-forwarded-for"),
+            ForwardedHeader::Forwarded => HeaderName::from_static("forwarded"),
+        };
+        let values = headers.get_all(name).into_iter().rev();
+        let entries = values
+            .flat_map(|value| value.as_bytes().rsplit(|byte| *byte == b','))
+            .map(<[u8]>::trim_ascii)
+            .filter(|entry| !entry.is_empty());
+        let addresses = entries.take(self.trusted_hops).map_while(|entry| {
+            let entry = std::str::from_utf8(entry).ok()?;
+            match self.header {
+                ForwardedHeader::XForwardedFor => parse_node(entry),
+                ForwardedHeader::Forwarded => parse_forwarded(entry),
+            }
+        });
+        addresses.last().unwrap_or(peer)
+    }
+}
+
+/// Returns the network that is limited: an IPv4 address, or the /64 of an IPv6 address, all of which one subscriber has.
+pub(crate) fn network(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            format!("{}/64", Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+    }
+}
+
+/// Parses an element of `Forwarded`, such as `for="[2001:db8::1]:80";proto=https`.
+fn parse_forwarded(element: &str) -> Option<IpAddr> {
+    element.split(';').find_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        let value = value.trim();
+        let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
+        name.trim().eq_ignore_ascii_case("for").then(|| parse_node(value))?
+    })
+}
+
+/// Parses an address with or without a port; IPv6 with or without brackets.
+fn parse_node(node: &str) -> Option<IpAddr> {
+    let bracketed = || node.strip_prefix('[')?.strip_suffix(']')?.parse().ok().map(IpAddr::V6);
+    node.parse()
+        .ok()
+        .or_else(|| node.parse::<SocketAddr>().ok().map(|address| address.ip()))
+        .or_else(bracketed)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
+    fn header(name: ForwardedHeader) -> HeaderName {
+        HeaderName::from_static(match name {
+            ForwardedHeader::XForwardedFor => "x-forwarded-for",
+            ForwardedHeader::Forwarded => "forwarded",
+        })
+    }
+
+    fn names() -> impl Strategy<Value = ForwardedHeader> {
+        prop_oneof![Just(ForwardedHeader::XForwardedFor), Just(ForwardedHeader::Forwarded)]
+    }
+
+    fn addresses() -> impl Strategy<Value = IpAddr> {
+        prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u16; 8]>().prop_map(IpAddr::from)]
+    }
+
+    /// An entry as a proxy writes it, in one of the forms that exist.
+    fn entry(name: ForwardedHeader, address: IpAddr, form: u8) -> String {
+        let node = match (address, form % 3) {
+            (address, 0) if name == ForwardedHeader::XForwardedFor => address.to_string(),
+            (IpAddr::V6(address), 1) => format!("[{address}]"),
+            (address, 2) => SocketAddr::new(address, 4711).to_string(),
+            (IpAddr::V4(address), _) => address.to_string(),
+            (IpAddr::V6(address), _) => format!("[{address}]"),
+        };
+        match name {
+            ForwardedHeader::XForwardedFor => node,
+            ForwardedHeader::Forwarded if form < 100 => format!("for=\"{node}\""),
+            ForwardedHeader::Forwarded => format!("proto=https; For = \"{node}\";by=_proxy"),
+        }
+    }
+
+    proptest! {
+        /// Whatever a client sends, the address is the one that the first trusted proxy saw.
+        #[test]
+        fn client_cannot_forge_its_address(
+            name in names(),
+            forged in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..60), 0..3),
+            trusted in prop::collection::vec((addresses(), any::<u8>(), any::<bool>()), 1..4),
+        ) {
+            let mut lines: Vec<Vec<u8>> =
+                forged.into_iter().filter(|bytes| HeaderValue::from_bytes(bytes).is_ok()).collect();
+            for (address, form, own_line) in &trusted {
+                let entry = entry(name, *address, *form);
+                match lines.last_mut().filter(|_| !own_line) {
+                    Some(line) => line.extend_from_slice(format!(", {entry}").as_bytes()),
+                    None => lines.push(entry.into_bytes()),
+                }
+            }
+            let headers = lines.iter().map(|line| (header(name), HeaderValue::from_bytes(line).unwrap()));
+            let headers: HeaderMap = headers.fold(HeaderMap::new(), |mut headers, (name, value)| {
+                headers.append(name, value);
+                headers
+            });
+            let proxies = Proxies { trusted_hops: trusted.len(), header: name };
+            prop_assert_eq!(proxies.client_address(PEER, &headers), trusted[0].0);
+            let untrusted = Proxies { trusted_hops: 0, header: name };
+            prop_assert_eq!(untrusted.client_address(PEER, &headers), PEER);
+        }
+
+        #[test]
+        fn addresses_of_a_network_share_its_limit(segments in any::<[u16; 8]>(), host in any::<[u16; 4]>()) {
+            let mut other = segments;
+            other[4..].copy_from_slice(&host);
+            // An IPv4-mapped address is one of IPv4.
+            prop_assume!(segments[..4] != [0; 4]);
+            prop_assert_eq!(network(segments.into()), network(other.into()));
+            other[3] ^= 1;
+            prop_assert_ne!(network(segments.into()), network(other.into()));
+        }
+    }
+
+    fn address(hops: usize, name: ForwardedHeader, values: &[&str]) -> String {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(header(name), HeaderValue::from_str(value).unwrap());
+        }
+        Proxies { trusted_hops: hops, header: name }.client_address(PEER, &headers).to_string()
+    }
+
+    #[test]
+    fn missing_or_unreadable_entry_ends_at_the_nearest_proxy() {
+        use ForwardedHeader::{Forwarded, XForwardedFor};
+        assert_eq!(address(1, XForwardedFor, &[]), "10.0.0.1");
+        assert_eq!(address(2, XForwardedFor, &["192.0.2.1"]), "192.0.2.1");
+        assert_eq!(address(2, XForwardedFor, &["unknown, 192.0.2.1"]), "192.0.2.1");
+        assert_eq!(address(3, XForwardedFor, &["192.0.2.9", "nonsense, 192.0.2.1,, "]), "192.0.2.1");
+        assert_eq!(address(1, Forwarded, &["for=_hidden"]), "10.0.0.1");
+        assert_eq!(address(1, Forwarded, &["for=192.0.2.2;by=x, proto=https"]), "10.0.0.1");
+        // The header that is not configured does not count.
+        let mut headers = HeaderMap::new();
+        headers.append("forwarded", HeaderValue::from_static("for=192.0.2.2"));
+        let proxies = Proxies { trusted_hops: 1, header: XForwardedFor };
+        assert_eq!(proxies.client_address(PEER, &headers), PEER);
+    }
+
+    #[test]
+    fn mapped_ipv4_address_is_one_of_ipv4() {
+        assert_eq!(network("::ffff:192.0.2.1".parse().unwrap()), "192.0.2.1");
+        assert_eq!(network("2001:db8:1:2:3::4".parse().unwrap()), "2001:db8:1:2::/64");
+    }
+}

@@ -8,7 +8,7 @@ use thiserror::Error;
 use vidlog_events::Envelope;
 use vidlog_service_kit::failpoint;
 
-use crate::{envelope_json::EnvelopeJsonError, mysql::with_timeout, outbox};
+use crate::{envelope_json::EnvelopeJsonError, idempotency::Fingerprint, mysql::with_timeout, outbox};
 
 /// An existing account.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
@@ -17,6 +17,8 @@ pub struct Account {
     pub user_id: i64,
     /// The argon2id hash, as a PHC string.
     pub password_hash: String,
+    /// Fingerprint of the registration's idempotency key.
+    pub idempotency_key: Option<Vec<u8>>,
 }
 
 /// An account to create.
@@ -30,12 +32,14 @@ pub struct NewAccount<'a> {
     pub password_hash: String,
     /// The user's `UserRegistered` event.
     pub registration: &'a Envelope,
+    /// Fingerprint of the registration's idempotency key. Unique.
+    pub idempotency_key: Option<Fingerprint>,
 }
 
 /// Error of creating an account.
 #[derive(Debug, Error)]
 pub enum CreateError {
-    /// An account with this name or user id exists. Look it up: an earlier attempt may have created it.
+    /// An account with this name, user id or idempotency key exists. Look it up: an earlier attempt may have created it.
     #[error("the account exists")]
     Exists,
     /// The event can't be serialized.
@@ -48,9 +52,26 @@ pub enum CreateError {
 
 /// Finds an account by its name, regardless of case.
 pub async fn find(pool: &MySqlPool, username: &str) -> Result<Option<Account>, sqlx::Error> {
-    let query = sqlx::query_as("SELECT user_id, password_hash FROM accounts WHERE username_key = ?")
-        .bind(username_key(username));
+    let query = sqlx::query_as(
+        "SELECT account.user_id, account.password_hash, registration.idempotency_key
+            FROM accounts account LEFT JOIN registration_keys registration ON registration.user_id = account.user_id
+            WHERE account.username_key = ?",
+    )
+    .bind(username_key(username));
     with_timeout(query.fetch_optional(pool)).await
+}
+
+/// Frees an idempotency key for another registration if its account was created until the given time. Returns whether
+/// it did.
+pub async fn free_key(
+    pool: &MySqlPool,
+    key: Fingerprint,
+    created_until_ms: i64,
+) -> Result<bool, sqlx::Error> {
+    let delete = sqlx::query("DELETE FROM registration_keys WHERE idempotency_key = ? AND created_ms <= ?")
+        .bind(key.as_bytes())
+        .bind(created_until_ms);
+    Ok(with_timeout(delete.execute(pool)).await?.rows_affected() > 0)
 }
 
 /// Writes an account and its event; returns the event's id in the outbox.
@@ -87,14 +108,22 @@ async fn insert(account: &NewAccount<'_>, connection: &mut sqlx::MySqlConnection
     .bind(username_key(account.username))
     .bind(&account.password_hash)
     .bind(account.registration.time_ms)
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
+    if let Some(key) = &account.idempotency_key {
+        sqlx::query("INSERT INTO registration_keys (user_id, idempotency_key, created_ms) VALUES (?, ?, ?)")
+            .bind(account.user_id)
+            .bind(key.as_bytes())
+            .bind(account.registration.time_ms)
+            .execute(connection)
+            .await?;
+    }
     Ok(())
 }
 
 /// Case-insensitive form of a name. Maps to upper case first, so that letters with several lower-case forms, such as
 /// the final sigma, are equal.
-fn username_key(username: &str) -> Vec<u8> {
+pub fn username_key(username: &str) -> Vec<u8> {
     let folded: String = username.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect();
     folded.into_bytes()
 }

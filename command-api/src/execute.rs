@@ -1,4 +1,4 @@
-//! The steps that all commands share: reserve, decide, append, respond; with metrics and a deadline.
+//! The steps that all commands share: reserve, decide, store, append, respond; with metrics and a deadline.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use metrics::{counter, histogram};
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
-use vidlog_contract::{ApiError, ApiResponse};
+use vidlog_contract::{ApiError, ApiResponse, Empty};
 use vidlog_events::Event;
 
 use crate::{
@@ -57,36 +57,42 @@ pub(crate) async fn with_metrics<T>(
     result
 }
 
-/// Executes a command: `decide` returns its event, `content` the response fields besides the status. Both receive
-/// the reservation and run concurrently, before the event is appended.
-pub async fn execute<T: Serialize>(
+/// Executes a command. `decide` returns its event; `content` reads what the response needs, concurrently, and returns
+/// a function to the response's fields besides the status. That function gets the reservation of the appended event,
+/// which is another attempt's if that stored its event first.
+pub async fn execute<T: Serialize, Fields: FnOnce(Reservation) -> Result<T, ApiError>>(
     state: &CommandState,
     context: &RequestContext,
     outcome: Outcome,
     decide: impl AsyncFnOnce(Reservation) -> Result<Event, ApiError>,
-    content: impl AsyncFnOnce(Reservation) -> Result<T, ApiError>,
+    content: impl Future<Output = Result<Fields, ApiError>>,
 ) -> Result<Reply, ApiError> {
     let attempt = match outcome {
         Outcome::Replay(reply) => return Ok(reply),
         Outcome::New(attempt) => attempt,
     };
     let reservation = attempt.reservation;
-    let event = async {
-        if let Some(stored) = attempt.stored_event() {
-            return Ok(stored.clone());
+    let stored = async {
+        if attempt.event().is_some() {
+            return Ok(Outcome::New(attempt));
         }
         let event = decide(reservation).await?;
         attempt.store_event(state, context.envelope(reservation.identity(), event)).await
     };
-    let (envelope, content) = tokio::try_join!(event, content(reservation))?;
-    let acknowledged = append(state.log.as_ref(), &state.read_models.freshness, &envelope).await?;
-    let reply = Reply::new(&ApiResponse::new(content), &acknowledged)?;
+    let (stored, fields) = tokio::try_join!(stored, content)?;
+    let attempt = match stored {
+        Outcome::Replay(reply) => return Ok(reply),
+        Outcome::New(attempt) => attempt,
+    };
+    let envelope = attempt.event().ok_or_else(ApiError::internal)?;
+    let acknowledged = append(state.log.as_ref(), &state.read_models.freshness, envelope).await?;
+    let reply = Reply::new(&ApiResponse::new(fields(attempt.reservation)?), &acknowledged)?;
     Ok(attempt.store_reply(state, reply).await)
 }
 
 /// Content of a response that has only a status.
-pub async fn empty_content(_: Reservation) -> Result<vidlog_contract::Empty, ApiError> {
-    Ok(vidlog_contract::Empty {})
+pub async fn empty_content() -> Result<impl FnOnce(Reservation) -> Result<Empty, ApiError>, ApiError> {
+    Ok(|_| Ok(Empty {}))
 }
 
 /// Begins a command that creates no entity.

@@ -1,10 +1,12 @@
-//! Executes a command at most once per `Idempotency-Key`.
+//! Executes a user's command at most once per `Idempotency-Key`.
 //!
-//! Before the decision, the key reserves the event's id, its time, and the id of the new entity. The decided event is
-//! stored under the key, so a retry after an unknown outcome, or a concurrent attempt, appends the identical event.
-//! Folds ignore the second event that creates an entity; a repeated like or follow has the same effect as the first.
-//! The reply is stored too, and later retries receive it unchanged.
-//! A rejection changes nothing and is not stored: a retry decides again.
+//! The decided event is stored under the key before it is appended, so a retry after an unknown outcome, or a
+//! concurrent attempt, appends the identical event. Folds ignore the second event that creates an entity; a repeated
+//! like or follow has the same effect as the first. The reply then replaces the event, and later retries receive it
+//! unchanged.
+//!
+//! A rejection changes nothing and is not stored: a retry decides again. So Redis holds a key only for a user whose
+//! command was valid, and the number of keys per user is limited. The key of a registration, whose caller is unknown, is in its account's row (`accounts.rs`).
 
 use axum::http::{HeaderMap, HeaderName};
 use redis::cmd;
@@ -13,6 +15,7 @@ use tracing::{error, warn};
 use uuid::Uuid;
 use vidlog_contract::ApiError;
 use vidlog_events::Envelope;
+use vidlog_rate_limits::{Bucket, Decision, Limit};
 use vidlog_read_models::ReadError;
 use vidlog_schemas::keys::Key;
 
@@ -20,14 +23,26 @@ use crate::{envelope_json, ids::IdError, reply::Reply, request_context::EventIde
 
 /// Header that identifies a command across its retries.
 pub const IDEMPOTENCY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
-/// How long a key is stored.
-const KEY_TTL_MS: i64 = 24 * 60 * 60 * 1000;
+/// How long a reply is stored for retries.
+pub(crate) const REPLY_TTL_MS: i64 = 24 * 60 * 60 * 1000;
+/// How long the event of a command that was not answered is stored: longer than a client retries. A later retry decides
+/// again.
+const EVENT_TTL_MS: i64 = 15 * 60 * 1000;
 const MAX_KEY_LENGTH: usize = 255;
 
 // Fields of the key's hash in Redis.
 const RESERVED: &str = "reserved";
 const EVENT: &str = "event";
 const ANSWER: &str = "answer";
+
+/// Stores a reservation and its event unless an attempt has stored an event or a reply before. Returns what the key then
+/// holds.
+const STORE_EVENT: &str = "
+    if redis.call('HEXISTS', KEYS[1], 'answer') == 0 and redis.call('HEXISTS', KEYS[1], 'event') == 0 then
+        redis.call('HSET', KEYS[1], 'reserved', ARGV[1], 'event', ARGV[2])
+        redis.call('PEXPIRE', KEYS[1], ARGV[3])
+    end
+    return redis.call('HMGET', KEYS[1], 'reserved', 'event', 'answer')";
 
 /// Values that all attempts with one key share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +55,7 @@ pub struct Reservation {
     fingerprint: Fingerprint,
 }
 
-/// SHA-1 of a command's name and parameters: detects the reuse of a key, and stores no text of a user.
+/// SHA-1 of a command's name and parameters: detects the reuse of a key, and has a fixed size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fingerprint(Uuid);
@@ -48,7 +63,7 @@ pub struct Fingerprint(Uuid);
 /// Properties of a request that identify the command across retries.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
-    /// The caller's user id; 0 before authentication.
+    /// The caller's user id.
     pub caller: i64,
     /// Fingerprint of the command and its parameters.
     pub fingerprint: Fingerprint,
@@ -65,7 +80,7 @@ pub struct IdempotentAttempt {
     event: Option<Box<Envelope>>,
 }
 
-/// Outcome of a reservation.
+/// What is known of a command when an attempt begins, or when its event is stored.
 #[derive(Debug)]
 pub enum Outcome {
     /// The command has no reply yet: execute it.
@@ -79,6 +94,11 @@ impl Fingerprint {
     pub fn new(command: &str, parameters: &str) -> Self {
         let canonical = format!("{command}\n{parameters}");
         Self(Uuid::new_v5(&Uuid::NAMESPACE_OID, canonical.as_bytes()))
+    }
+
+    /// The bytes of the hash.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
     }
 }
 
@@ -98,9 +118,9 @@ impl Reservation {
 }
 
 impl IdempotentAttempt {
-    /// Begins an attempt: makes a reservation, or finds that of the key's first attempt.
+    /// Begins an attempt: finds what earlier attempts with the same key stored, or makes a reservation.
     ///
-    /// An error in `entity_id` means that no id is available. Then the attempt needs a reservation that exists.
+    /// An error in `entity_id` means that no id is available. Then the attempt needs an event that is stored.
     pub async fn begin(
         state: &CommandState,
         request: &Request<'_>,
@@ -108,56 +128,55 @@ impl IdempotentAttempt {
     ) -> Result<Outcome, ApiError> {
         let key = key_from_headers(request.headers)?
             .map(|key| state.read_models.keys.idempotency(request.caller, key));
-        let entity_id = match (entity_id, &key) {
-            (Ok(entity_id), _) => entity_id,
-            (Err(error), None) => return Err(error.into()),
-            (Err(error), Some(key)) => {
-                return find(state, key, request.fingerprint).await?.ok_or_else(|| error.into());
-            }
-        };
+        if let Some(key) = &key
+            && let Some(outcome) = find(state, key, request).await?
+        {
+            return Ok(outcome);
+        }
         let identity = EventIdentity::new(state.clock.now_ms());
         let reservation = Reservation {
             event_id: identity.event_id,
             time_ms: identity.time_ms,
-            entity_id,
+            entity_id: entity_id?,
             fingerprint: request.fingerprint,
         };
-        match key {
-            Some(key) => reserve(state, &key, reservation).await,
-            None => Ok(Outcome::New(Self { reservation, key: None, event: None })),
-        }
+        Ok(Outcome::New(Self { reservation, key, event: None }))
     }
 
-    /// Event that an earlier attempt decided on.
-    pub fn stored_event(&self) -> Option<&Envelope> {
+    /// Event that this attempt or an earlier one decided on and stored.
+    pub fn event(&self) -> Option<&Envelope> {
         self.event.as_deref()
     }
 
-    /// Stores the decided event for retries, and returns the event to append: that of a concurrent attempt which
-    /// stored its own first, or this one.
-    pub async fn store_event(&self, state: &CommandState, envelope: Envelope) -> Result<Envelope, ApiError> {
+    /// Stores the decided event for retries. Returns the attempt with the event to append: its own, or that of a
+    /// concurrent attempt, with its reservation; or the reply, if a concurrent attempt has completed.
+    pub async fn store_event(self, state: &CommandState, envelope: Envelope) -> Result<Outcome, ApiError> {
         let Some(key) = &self.key else {
-            return Ok(envelope);
+            return Ok(Outcome::New(Self { event: Some(Box::new(envelope)), ..self }));
         };
-        let json = envelope_json::to_json(&envelope).map_err(|error| invalid_record(&error))?;
-        let commands =
-            [cmd("HSETNX").arg(key).arg(EVENT).arg(json).take(), cmd("HGET").arg(key).arg(EVENT).take()];
-        let mut results = state.read_models.views.pipeline(&commands).await.map_err(redis_error)?;
-        results.take::<i64>()?;
-        let stored: String = results.take()?;
-        envelope_json::from_json(&stored).map_err(|error| invalid_record(&error))
+        let reservation = serde_json::to_string(&self.reservation).map_err(|error| invalid_record(&error))?;
+        let event = envelope_json::to_json(&envelope).map_err(|error| invalid_record(&error))?;
+        let command =
+            cmd("EVAL").arg(STORE_EVENT).arg(1).arg(key).arg(reservation).arg(event).arg(EVENT_TTL_MS).take();
+        let record: Record = state.read_models.views.query(&command).await.map_err(redis_error)?;
+        let outcome = parse_record(key, self.reservation.fingerprint, record)?;
+        outcome.ok_or_else(|| invalid_record(&"the reservation is missing"))
     }
 
-    /// Stores the reply for retries. Best effort: without it, a retry appends the same event again, which changes
-    /// nothing.
+    /// Replaces the event by the reply for retries. Best effort: without it, a retry appends the same event again,
+    /// which changes nothing.
     pub async fn store_reply(self, state: &CommandState, reply: Reply) -> Reply {
         let Some(key) = self.key else {
             return reply;
         };
         match serde_json::to_string(&reply) {
             Ok(json) => {
-                let command = cmd("HSETNX").arg(&key).arg(ANSWER).arg(json).take();
-                if let Err(error) = state.read_models.views.query::<i64>(&command).await {
+                let commands = [
+                    cmd("HSETNX").arg(&key).arg(ANSWER).arg(json).take(),
+                    cmd("HDEL").arg(&key).arg(EVENT).take(),
+                    cmd("PEXPIRE").arg(&key).arg(REPLY_TTL_MS).take(),
+                ];
+                if let Err(error) = state.read_models.views.pipeline(&commands).await {
                     warn!(%error, "failed to store reply for retries");
                 }
             }
@@ -170,33 +189,19 @@ impl IdempotentAttempt {
 /// The fields of a key's hash, if it has a reservation.
 type Record = (Option<String>, Option<String>, Option<String>);
 
-/// Makes the key's reservation unless one exists, and reads the results of earlier attempts.
-async fn reserve(state: &CommandState, key: &Key, reservation: Reservation) -> Result<Outcome, ApiError> {
-    let json = serde_json::to_string(&reservation).map_err(|error| invalid_record(&error))?;
-    let commands = [
-        cmd("HSETNX").arg(key).arg(RESERVED).arg(json).take(),
-        cmd("PEXPIRE").arg(key).arg(KEY_TTL_MS).take(),
-        read_record(key),
-    ];
-    let mut results = state.read_models.views.pipeline(&commands).await.map_err(redis_error)?;
-    results.take::<i64>()?;
-    results.take::<i64>()?;
-    let outcome = parse_record(key, reservation.fingerprint, results.take()?)?;
-    outcome.ok_or_else(|| invalid_record(&"the reservation is missing"))
-}
-
-/// Reads the results of earlier attempts; `None` if the key has no reservation.
-async fn find(
-    state: &CommandState,
-    key: &Key,
-    fingerprint: Fingerprint,
-) -> Result<Option<Outcome>, ApiError> {
-    let record: Record = state.read_models.views.query(&read_record(key)).await.map_err(redis_error)?;
-    parse_record(key, fingerprint, record)
-}
-
-fn read_record(key: &Key) -> redis::Cmd {
-    cmd("HMGET").arg(key).arg(&[RESERVED, EVENT, ANSWER]).take()
+/// Reads the results of earlier attempts, and charges the use of a key to the caller. Returns `None` if there are none.
+/// A key that has results is answered even above the limit, because nothing more is stored for it.
+async fn find(state: &CommandState, key: &Key, request: &Request<'_>) -> Result<Option<Outcome>, ApiError> {
+    let bucket = state.limits.bucket(Limit::IdempotencyKeys, request.caller);
+    let read = cmd("HMGET").arg(key).arg(&[RESERVED, EVENT, ANSWER]).take();
+    let charge = bucket.as_ref().map(Bucket::charge_command);
+    let commands: Vec<_> = [read].into_iter().chain(charge).collect();
+    let mut replies = state.read_models.views.pipeline(&commands).await.map_err(redis_error)?;
+    let found = parse_record(key, request.fingerprint, replies.take()?)?;
+    if let (None, Some(bucket)) = (&found, bucket) {
+        bucket.require(Decision::from_reply(replies.take()?))?;
+    }
+    Ok(found)
 }
 
 fn parse_record(
@@ -223,7 +228,8 @@ fn parse_record(
     Ok(Some(Outcome::New(IdempotentAttempt { reservation, key: Some(key.clone()), event })))
 }
 
-fn key_from_headers(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+/// Reads the key of a request, if it has one.
+pub(crate) fn key_from_headers(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     let Some(value) = headers.get(IDEMPOTENCY_HEADER) else {
         return Ok(None);
     };
@@ -251,6 +257,7 @@ fn invalid_record(error: &dyn std::fmt::Display) -> ApiError {
 #[cfg(test)]
 mod tests {
     use axum::http::HeaderValue;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -266,6 +273,21 @@ mod tests {
         assert_eq!(key_from_headers(&headers(&longest)), Ok(Some(longest.as_str())));
         for key in ["", "a b", "ä", &"k".repeat(MAX_KEY_LENGTH + 1)] {
             assert!(key_from_headers(&headers(key)).is_err(), "{key:?}");
+        }
+    }
+
+    proptest! {
+        /// Any value that HTTP admits is a key, unchanged, or an error.
+        #[test]
+        fn parsed_key_is_the_value(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(value) = HeaderValue::from_bytes(&bytes) {
+                let headers = HeaderMap::from_iter([(IDEMPOTENCY_HEADER, value)]);
+                let is_key = (1..=MAX_KEY_LENGTH).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic);
+                match key_from_headers(&headers) {
+                    Ok(key) => prop_assert_eq!(key.map(str::as_bytes), is_key.then_some(&bytes[..])),
+                    Err(_) => prop_assert!(!is_key),
+                }
+            }
         }
     }
 

@@ -77,14 +77,17 @@ async fn post(state: &CommandState, context: &RequestContext, call: &Call) -> Re
     let decide = async |reservation: Reservation| {
         Ok(comment::post(post, facts.video(video_id).await?, reservation.entity()?)?)
     };
-    let posted = async |reservation: Reservation| {
-        let comment = Comment {
-            id: reservation.entity::<CommentId>()?.get(),
-            user: facts.caller().await?,
-            content: text.to_owned(),
-            create_date: month_and_day(reservation.identity().time_ms),
-        };
-        Ok(Posted { comment })
+    let posted = async {
+        let user = facts.caller().await?;
+        Ok(|reservation: Reservation| {
+            let comment = Comment {
+                id: reservation.entity::<CommentId>()?.get(),
+                user,
+                content: text.to_owned(),
+                create_date: month_and_day(reservation.identity().time_ms),
+            };
+            Ok(Posted { comment })
+        })
     };
     execute(state, context, outcome, decide, posted).await
 }
@@ -105,5 +108,5 @@ async fn delete(state: &CommandState, context: &RequestContext, call: &Call) -> 
     };
     let outcome = begin(state, &request).await?;
     let decide = async |_| Ok(comment::delete(delete, facts.comment(video_id, comment_id).await?)?);
-    execute(state, context, outcome, decide, empty_content).await
+    execute(state, context, outcome, decide, empty_content()).await
 }

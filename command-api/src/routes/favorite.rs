@@ -49,7 +49,7 @@ pub(crate) async fn action(
         };
         let outcome = begin(&state, &request).await?;
         let decide = async |_| Ok(decide(like, facts.video(video_id).await?)?);
-        execute(&state, &context, outcome, decide, empty_content).await
+        execute(&state, &context, outcome, decide, empty_content()).await
     })
     .await
 }

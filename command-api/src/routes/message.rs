@@ -63,7 +63,7 @@ pub(crate) async fn action(
         let decide = async |reservation: Reservation| {
             Ok(decide(send, facts.user(to_user_id).await?, reservation.entity()?)?)
         };
-        execute(&state, &context, outcome, decide, empty_content).await
+        execute(&state, &context, outcome, decide, empty_content()).await
     })
     .await
 }

@@ -13,7 +13,7 @@ use tracing::{error, warn};
 use utoipa::ToSchema;
 use uuid::Uuid;
 use vidlog_contract::{
-    ApiError, ApiResponse, Empty, Params,
+    Admission, ApiError, ApiResponse, Empty, Params,
     call::{authenticate, check_content_length},
     limits,
     openapi::IdempotencyKey,
@@ -82,6 +82,7 @@ struct UploadHandler {
     context: RequestContext,
     headers: HeaderMap,
     params: Params,
+    admission: Admission,
 }
 
 /// An upload's file, received completely.
@@ -116,13 +117,15 @@ impl UploadHandler {
             .map_err(|_| ApiError::too_large(limit_bytes))?;
         let query = request.uri().query().unwrap_or_default();
         let headers = request.headers().clone();
-        let handler = Self { state, context, headers, params: Params::from_query(query) };
+        let (params, admission) = (Params::from_query(query), Admission::of(request.extensions()));
+        let handler = Self { state, context, headers, params, admission };
         handler.caller()?;
         Ok(handler)
     }
 
     /// Receives the form and publishes the video. On failure it leaves no file behind.
     async fn receive(mut self, request: Request) -> Result<Reply, ApiError> {
+        self.admission.admit(self.caller()?, &self.params).await?;
         let Ok(_permit) = self.state.upload_slots.clone().try_acquire_owned() else {
             return Err(ApiError::unavailable("too many uploads right now; try again in a moment"));
         };
@@ -150,8 +153,8 @@ impl UploadHandler {
                 "data" if file.is_none() => *file = Some(self.receive_file(part).await?),
                 name @ ("token" | "title") => {
                     self.params.add(name, &part.read_small().await?);
-                    // An invalid token ends the upload here.
-                    self.caller()?;
+                    // An invalid token, or a user above the limits, ends the upload here.
+                    self.admission.admit(self.caller()?, &self.params).await?;
                 }
                 _ => part.skip().await?,
             }
@@ -224,20 +227,24 @@ impl UploadHandler {
                 Outcome::New(attempt) => attempt,
                 Outcome::Replay(reply) => return Ok(reply),
             };
-        let envelope = match (attempt.stored_event(), &file.object) {
-            (Some(event), _) => event.clone(),
+        let attempt = match (attempt.event(), &file.object) {
+            (Some(_), _) => attempt,
             (None, Ok(object)) => {
                 let publish = Publish {
                     author_id: typed_id(caller)?,
                     title: Personal::new(title.to_owned()),
                     original_key: object.key.clone(),
                 };
-                self.decide(&attempt, publish, fate).await?
+                match self.decide(attempt, publish, fate).await? {
+                    Outcome::New(attempt) => attempt,
+                    Outcome::Replay(reply) => return Ok(reply),
+                }
             }
             (None, Err(error)) => return Err((*error).into()),
         };
+        let envelope = attempt.event().ok_or_else(ApiError::internal)?;
         let acknowledged =
-            match append(self.state.log.as_ref(), &self.state.read_models.freshness, &envelope).await {
+            match append(self.state.log.as_ref(), &self.state.read_models.freshness, envelope).await {
                 Ok(acknowledged) => acknowledged,
                 Err(error) => {
                     *fate = self.fate_after_failed_append(&error, *fate);
@@ -248,24 +255,26 @@ impl UploadHandler {
         Ok(attempt.store_reply(&self.state, reply).await)
     }
 
-    /// Decides on the upload and stores the event for retries. Returns the event to append, which is that of a
-    /// concurrent attempt if it stored its own first.
+    /// Decides on the upload and stores the event for retries. Returns the attempt with the event to append, which is
+    /// that of a concurrent attempt if it stored its own first.
     async fn decide(
         &self,
-        attempt: &IdempotentAttempt,
+        attempt: IdempotentAttempt,
         publish: Publish,
         fate: &mut UploadFate,
-    ) -> Result<Envelope, ApiError> {
+    ) -> Result<Outcome, ApiError> {
         let original_key = publish.original_key.clone();
         let event = publish::decide(publish, attempt.reservation.entity()?);
         // Once the event is stored, a retry may append it.
         *fate = UploadFate::Referenced;
         let envelope = self.context.envelope(attempt.reservation.identity(), event);
-        let envelope = attempt.store_event(&self.state, envelope).await?;
-        if !references(&envelope, &original_key) {
+        let stored = attempt.store_event(&self.state, envelope).await?;
+        let is_own = matches!(&stored, Outcome::New(attempt)
+            if attempt.event().is_some_and(|event| references(event, &original_key)));
+        if !is_own {
             *fate = UploadFate::Orphaned;
         }
-        Ok(envelope)
+        Ok(stored)
     }
 
     /// Fate of a file whose event was not acknowledged.

@@ -3,21 +3,24 @@
 //! Registration succeeds once the account row and its outbox entry are committed: a failure after that would make the
 //! retry see "name taken". If the event can't be appended immediately, the response has `Vidlog-Stale: true`, as have
 //! reads of the user until the relay has appended it.
+//!
+//! The caller is unknown, so its `Idempotency-Key` is stored only in the row of the account that it created.
 
 use axum::{Extension, extract::State};
 use tracing::error;
 use vidlog_contract::{ApiError, ApiResponse, Call, Code, openapi::IdempotencyKey};
-use vidlog_events::{Event, Personal, UserEvent, UserRegistered};
+use vidlog_events::{Event, Personal, UserEvent, UserId, UserRegistered};
 
 use super::credentials::{Credentials, CredentialsError, LoginForm, RESPONSE_DESCRIPTION};
 use crate::{
     accounts::{self, Account, CreateError, NewAccount},
-    execute::{begin_with_id, run_command},
-    idempotency::{Fingerprint, Outcome, Request, Reservation},
+    error::typed_id,
+    execute::run_command,
+    idempotency::{Fingerprint, REPLY_TTL_MS, key_from_headers},
     mysql::api_error,
     outbox,
     reply::Reply,
-    request_context::RequestContext,
+    request_context::{EventIdentity, RequestContext},
     state::CommandState,
 };
 
@@ -43,19 +46,10 @@ pub(crate) async fn register(
     let reply = run_command("register", async {
         let call = call?;
         let form = LoginForm::from_call(&call)?;
-        let request = Request {
-            caller: 0,
-            // Excludes the password: a retry must prove that it knows it.
-            fingerprint: Fingerprint::new("register", form.username),
-            headers: &call.headers,
-        };
-        let reservation = match begin_with_id(&state, &request).await? {
-            Outcome::New(attempt) => attempt.reservation,
-            Outcome::Replay(reply) => return Ok(reply),
-        };
+        let key = key_from_headers(&call.headers)?.map(|key| Fingerprint::new("registration", key));
         match accounts::find(&state.mysql, form.username).await.map_err(api_error)? {
-            Some(account) => retry_or_name_taken(&state, account, reservation, &form).await,
-            None => create(&state, &context, reservation, &form).await,
+            Some(account) => retry_or_name_taken(&state, account, key, &form).await,
+            None => create(&state, &context, key, &form).await,
         }
     });
     Ok(reply.await?)
@@ -64,27 +58,28 @@ pub(crate) async fn register(
 async fn create(
     state: &CommandState,
     context: &RequestContext,
-    reservation: Reservation,
+    key: Option<Fingerprint>,
     form: &LoginForm<'_>,
 ) -> Result<Reply, ApiError> {
-    let user_id = reservation.entity()?;
+    let user_id: UserId = typed_id(state.ids.next()?)?;
     let registered = UserRegistered { user_id, name: Personal::new(form.username.to_owned()) };
-    let envelope =
-        context.envelope(reservation.identity(), Event::User(UserEvent::UserRegistered(registered)));
+    let identity = EventIdentity::new(state.clock.now_ms());
+    let envelope = context.envelope(identity, Event::User(UserEvent::UserRegistered(registered)));
     let account = NewAccount {
         user_id: user_id.get(),
         username: form.username,
         password_hash: state.passwords.hash(form.password.to_owned(), form.hashing_deadline).await?,
         registration: &envelope,
+        idempotency_key: key,
     };
     outbox::mark_pending(&state.read_models, std::slice::from_ref(&envelope.event)).await;
-    let outbox_id = match accounts::create(&state.mysql, &account).await {
+    let outbox_id = match create_account(state, &account).await {
         Ok(id) => id,
         Err(CreateError::Exists) => {
             let found = accounts::find(&state.mysql, form.username).await.map_err(api_error)?;
             return match found {
-                Some(account) => retry_or_name_taken(state, account, reservation, form).await,
-                None => Err(name_taken()),
+                Some(account) => retry_or_name_taken(state, account, key, form).await,
+                None => Err(ApiError::invalid("this Idempotency-Key was used for another request")),
             };
         }
         Err(CreateError::MySql(error)) => return Err(api_error(error)),
@@ -100,21 +95,30 @@ async fn create(
     }
 }
 
-/// Responds if the name exists: with the account if this request is a retry of the attempt that created it.
+/// Writes the account. If an older registration still has its key, frees the key and writes the account again.
+async fn create_account(state: &CommandState, account: &NewAccount<'_>) -> Result<outbox::Id, CreateError> {
+    let created = accounts::create(&state.mysql, account).await;
+    if let (Err(CreateError::Exists), Some(key)) = (&created, account.idempotency_key) {
+        let expired_ms = state.clock.now_ms() - REPLY_TTL_MS;
+        if accounts::free_key(&state.mysql, key, expired_ms).await? {
+            return accounts::create(&state.mysql, account).await;
+        }
+    }
+    created
+}
+
+/// Responds if the name exists: with the account if this request is a retry of the one that created it. The key alone
+/// does not suffice.
 async fn retry_or_name_taken(
     state: &CommandState,
     account: Account,
-    reservation: Reservation,
+    key: Option<Fingerprint>,
     form: &LoginForm<'_>,
 ) -> Result<Reply, ApiError> {
-    let is_retry = Some(account.user_id) == reservation.entity_id;
+    let is_retry = key.is_some_and(|key| account.idempotency_key.as_deref() == Some(key.as_bytes()));
     let hash = Some(account.password_hash);
     if is_retry && state.passwords.verify(form.password.to_owned(), hash, form.hashing_deadline).await? {
         return Reply::pending_append(&Credentials::for_user(state, account.user_id)?);
     }
-    Err(name_taken())
-}
-
-fn name_taken() -> ApiError {
-    ApiError::new(Code::NameTaken, Code::NameTaken.meaning())
+    Err(ApiError::new(Code::NameTaken, Code::NameTaken.meaning()))
 }

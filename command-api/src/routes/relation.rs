@@ -50,7 +50,7 @@ pub(crate) async fn action(
         };
         let outcome = begin(&state, &request).await?;
         let decide = async |_| Ok(decide(follow, facts.user(followee).await?)?);
-        execute(&state, &context, outcome, decide, empty_content).await
+        execute(&state, &context, outcome, decide, empty_content()).await
     })
     .await
 }

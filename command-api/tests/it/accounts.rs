@@ -132,4 +132,11 @@ async fn retried_registration_returns_the_same_user() {
     fails(&register("bob", "secret").await, Code::InvalidParameter);
     fails(&api.register("ada").await, Code::NameTaken);
     assert_eq!(world.log.read(Stream::Users).await.len(), 1);
+
+    // A day later the key can name another registration.
+    let age = sqlx::query("UPDATE registration_keys SET created_ms = created_ms - 86400000");
+    age.execute(&world.mysql).await.unwrap();
+    register("bob", "secret").await.ok();
+    fails(&register("ada", "secret").await, Code::NameTaken);
+    assert_eq!(world.count("registration_keys").await, 1);
 }

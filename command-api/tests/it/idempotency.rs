@@ -64,6 +64,69 @@ async fn retry_gets_the_first_reply_and_appends_nothing() {
     assert_eq!(world.log.read_all().await.len(), 4);
 }
 
+/// The lifetime of a key of Bob's in minutes; negative if the key is not stored.
+async fn minutes_left(world: &World, key: &str) -> i64 {
+    let ttl = cmd("PTTL").arg(world.keys.idempotency(BOB, key)).take();
+    world.redis.query::<i64>(&ttl).await.unwrap().div_euclid(60_000)
+}
+
+#[tokio::test]
+async fn only_an_answered_key_is_stored_for_a_day() {
+    let (world, api) = setup().await;
+    api.call_as(BOB, comment("nice").key("answered")).await.ok();
+    let day = 24 * 60;
+    assert!((day - 5..=day).contains(&minutes_left(&world, "answered").await));
+    let stored: Vec<String> =
+        world.redis.query(cmd("HKEYS").arg(world.keys.idempotency(BOB, "answered"))).await.unwrap();
+    assert_eq!(HashSet::from_iter(stored), HashSet::from(["reserved".to_owned(), "answer".to_owned()]));
+
+    let cut_off = world.api_without_log().await;
+    cut_off.call_as(BOB, comment("nice").key("unanswered")).await.fails(Code::Unavailable);
+    assert!((1..=15).contains(&minutes_left(&world, "unanswered").await));
+    // A retry that fails too does not prolong it.
+    let key = world.keys.idempotency(BOB, "unanswered");
+    world.redis.query::<i64>(cmd("PEXPIRE").arg(&key).arg(130_000)).await.unwrap();
+    cut_off.call_as(BOB, comment("nice").key("unanswered")).await.fails(Code::Unavailable);
+    assert!((0..=2).contains(&minutes_left(&world, "unanswered").await));
+}
+
+#[tokio::test]
+async fn key_of_a_refused_call_is_not_stored() {
+    let (world, api) = setup().await;
+    let register = |name: &str| {
+        let call = Call::to("/douyin/user/register/").with("username", name).with("password", "secret");
+        api.call(call.key(name))
+    };
+    register("ada").await.ok();
+    assert_eq!(register("Ada").await.code(), Code::NameTaken.number());
+    let anonymous = comment("nice").key("anonymous");
+    api.call(anonymous).await.fails(Code::Unauthenticated);
+    let missing = Call::to("/douyin/favorite/action/").with("video_id", 999).with("action_type", 1);
+    api.call_as(BOB, missing.key("missing")).await.fails(Code::NotFound);
+
+    let mut scan = world.redis.scan(&world.keys.pattern(), 100);
+    let mut stored = Vec::new();
+    while let Some(names) = scan.next().await.unwrap() {
+        stored.extend(names.into_iter().filter(|name| name.contains(":idempotency:")));
+    }
+    assert_eq!(stored, [""; 0]);
+    assert_eq!(world.count("registration_keys").await, 1);
+}
+
+#[tokio::test]
+async fn stored_key_has_a_bounded_size() {
+    let (world, api) = setup().await;
+    // Each of these characters is escaped twice: in the event, and in the text that holds it.
+    let text = "\\".repeat(255);
+    let key = "k".repeat(255);
+    let cut_off = world.api_without_log().await;
+    cut_off.call_as(BOB, comment(&text).key(&key)).await.fails(Code::Unavailable);
+    let bytes = cmd("MEMORY").arg("USAGE").arg(world.keys.idempotency(BOB, &key)).take();
+    assert!(world.redis.query::<u64>(&bytes).await.unwrap() < 8 * 1024);
+    api.call_as(BOB, comment(&text).key(&key)).await.ok();
+    assert!(world.redis.query::<u64>(&bytes).await.unwrap() < 4 * 1024);
+}
+
 #[tokio::test]
 async fn key_is_bound_to_caller_and_request() {
     let (world, api) = setup().await;

@@ -29,6 +29,7 @@ async fn register_without_append(world: &World, user: i64) -> Envelope {
         username: &name,
         password_hash: "x".to_owned(),
         registration: &registration,
+        idempotency_key: None,
     };
     accounts::create(&world.mysql, &account).await.unwrap();
     registration

@@ -36,9 +36,11 @@ pub const STALE_HEADER: HeaderName = HeaderName::from_static("vidlog-stale");
 const MARK_LIFETIME_MS: i64 = 600_000;
 /// The longest wait of a read. With the read itself it stays within the client's timeout of 5 s.
 const MAX_WAIT: Duration = Duration::from_secs(2);
-/// The most concurrent waits. Further reads check once and respond as stale, so requests for positions that never come
-/// cannot hold all connections.
+/// The most concurrent waits for marks. Further reads check once and respond as stale, so waits cannot hold all
+/// connections.
 const MAX_WAITS: usize = 256;
+/// The most concurrent waits for positions that clients sent. Of its own, so that they cannot take those for marks.
+const MAX_CLIENT_WAITS: usize = 64;
 /// The most attempts of a read whose generation changes. More than one change needs concurrent replies out of order.
 const MAX_ATTEMPTS: usize = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -57,6 +59,7 @@ pub struct Freshness {
     keys: Keys,
     views: Views,
     wait_permits: Arc<Semaphore>,
+    client_wait_permits: Arc<Semaphore>,
 }
 
 /// The writes that a read must include.
@@ -66,7 +69,7 @@ pub struct FreshnessRequirement {
     pub scopes: Vec<Scope>,
     /// The projections that the read uses. Marks of streams that none of them folds do not matter.
     pub projections: &'static [Projection],
-    /// The positions that the client sent.
+    /// The positions that the client sent. Those that no command was answered with are not waited for.
     pub client_positions: Vec<Position>,
 }
 
@@ -75,7 +78,7 @@ pub struct FreshnessRequirement {
 pub struct Fresh<T> {
     /// The value.
     pub value: T,
-    /// Whether a wait timed out, Redis is unavailable or a view is incomplete.
+    /// Whether a wait timed out, the client sent an unknown position, Redis is unavailable or a view is incomplete.
     pub stale: bool,
 }
 
@@ -113,14 +116,37 @@ impl<T: IntoResponse> IntoResponse for Fresh<T> {
 /// The offsets that a read waits for: per projection, by the field of its progress.
 type Targets = Vec<(Projection, BTreeMap<String, i64>)>;
 
+/// What a read waits for.
+struct Wanted {
+    marks: Targets,
+    client: Targets,
+    /// Whether the client sent a position that Redis does not know to be issued: it is forged, older than this data of
+    /// Redis, or was not recorded.
+    has_unknown: bool,
+}
+
+impl Wanted {
+    fn is_empty(&self) -> bool {
+        self.marks.is_empty() && self.client.is_empty()
+    }
+}
+
 impl Freshness {
     pub(crate) fn new(keys: Keys, views: Views) -> Self {
-        Self { keys, views, wait_permits: Arc::new(Semaphore::new(MAX_WAITS)) }
+        Self {
+            keys,
+            views,
+            wait_permits: Arc::new(Semaphore::new(MAX_WAITS)),
+            client_wait_permits: Arc::new(Semaphore::new(MAX_CLIENT_WAITS)),
+        }
     }
 
-    /// Records a write as a mark of each scope, before the command responds.
+    /// Records a write as a mark of each scope, and its position as issued, before the command responds.
     pub async fn record(&self, scopes: &[Scope], position: Position) -> Result<(), ReadError> {
-        let mut commands = Vec::with_capacity(2 * scopes.len());
+        let mut commands = Vec::with_capacity(2 * scopes.len() + 1);
+        let issued = self.keys.issued(&position.field());
+        commands
+            .push(cmd("ZADD").arg(issued).arg("GT").arg(position.next_offset).arg(position.field()).take());
         for scope in scopes {
             let key = self.keys.recent_writes(&scope.to_string());
             commands
@@ -144,15 +170,19 @@ impl Freshness {
         F: Fn(Source) -> Reading,
         Reading: Future<Output = Result<T, ReadError>>,
     {
-        let (targets, first) =
-            tokio::join!(self.targets(&requirement), self.read_views(requirement.projections, &read));
-        let (result, stale) = match (targets, first) {
+        let (wanted, first) =
+            tokio::join!(self.wanted(&requirement), self.read_views(requirement.projections, &read));
+        let (result, stale) = match (wanted, first) {
             // Waiting does not help: the tables do not follow the progress of the views.
             (_, Ok(None)) => (Ok(None), true),
-            (Ok(targets), first) if targets.is_empty() => (first, false),
-            (Ok(targets), _) => {
-                let reached = self.wait(&targets).await;
-                (self.read_views(requirement.projections, &read).await, !reached)
+            (Ok(wanted), first) if wanted.is_empty() => (first, wanted.has_unknown),
+            (Ok(wanted), _) => {
+                let (marks, client) = tokio::join!(
+                    self.wait(&wanted.marks, &self.wait_permits),
+                    self.wait(&wanted.client, &self.client_wait_permits),
+                );
+                let stale = !marks || !client || wanted.has_unknown;
+                (self.read_views(requirement.projections, &read).await, stale)
             }
             (Err(error), first) if error.is_unavailable(Store::Redis) => (first, true),
             (Err(error), _) => return Err(error),
@@ -190,43 +220,50 @@ impl Freshness {
         Ok(None)
     }
 
-    /// Reads the marks and returns the offsets to wait for.
-    async fn targets(&self, requirement: &FreshnessRequirement) -> Result<Targets, ReadError> {
-        let commands: Vec<_> = requirement
-            .scopes
-            .iter()
-            .map(|scope| self.keys.recent_writes(&scope.to_string()))
-            .map(|key| cmd("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES").take())
-            .collect();
-        let mut replies = self.views.pipeline(&commands).await?;
-        let mut positions = requirement.client_positions.clone();
-        for _ in &commands {
-            let marks: Vec<(String, i64)> = replies.take()?;
-            positions
-                .extend(marks.into_iter().filter_map(|(field, offset)| Position::from_field(&field, offset)));
-        }
-        let of_projection = |projection: &Projection| {
-            let mut fields = BTreeMap::new();
-            for position in positions.iter().filter(|position| projection.streams.contains(&position.stream))
-            {
-                let offset = fields.entry(position.field()).or_default();
-                *offset = position.next_offset.max(*offset);
-            }
-            (*projection, fields)
+    /// Reads the marks, and returns what to wait for.
+    async fn wanted(&self, requirement: &FreshnessRequirement) -> Result<Wanted, ReadError> {
+        let is_folded = |position: &&Position| {
+            requirement.projections.iter().any(|projection| projection.streams.contains(&position.stream))
         };
-        Ok(requirement
-            .projections
-            .iter()
-            .map(of_projection)
-            .filter(|(_, fields)| !fields.is_empty())
-            .collect())
+        let sent: Vec<_> = requirement.client_positions.iter().filter(is_folded).copied().collect();
+        let marks = requirement.scopes.iter().map(|scope| {
+            let key = self.keys.recent_writes(&scope.to_string());
+            cmd("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES").take()
+        });
+        let issued = sent.iter().map(Position::field).map(|field| {
+            let key = self.keys.issued(&field);
+            cmd("ZSCORE").arg(key).arg(field).take()
+        });
+        let mut replies = self.views.pipeline(&marks.chain(issued).collect::<Vec<_>>()).await?;
+
+        let mut marks = Vec::new();
+        for _ in &requirement.scopes {
+            let fields: Vec<(String, i64)> = replies.take()?;
+            marks.extend(
+                fields.into_iter().filter_map(|(field, offset)| Position::from_field(&field, offset)),
+            );
+        }
+        let (mut client, mut has_unknown) = (Vec::new(), false);
+        for position in sent {
+            let issued: Option<i64> = replies.take()?;
+            if issued.is_none_or(|issued| position.next_offset > issued) {
+                has_unknown = true;
+            } else if !marks.iter().any(|mark| mark.includes(position)) {
+                client.push(position);
+            }
+        }
+        let targets = |positions: &[Position]| targets(requirement.projections, positions);
+        Ok(Wanted { marks: targets(&marks), client: targets(&client), has_unknown })
     }
 
     /// Waits until all targets are reached. Returns `false` on a timeout, or if Redis is unavailable.
-    async fn wait(&self, targets: &Targets) -> bool {
+    async fn wait(&self, targets: &Targets, permits: &Semaphore) -> bool {
+        if targets.is_empty() {
+            return true;
+        }
         counter!(FRESHNESS_WAITS).increment(1);
         let start = Instant::now();
-        let reached = match self.wait_permits.try_acquire() {
+        let reached = match permits.try_acquire() {
             Ok(_permit) => timeout(MAX_WAIT, self.poll(targets)).await.unwrap_or(false),
             Err(_) => self.is_reached(targets).await.unwrap_or(false),
         };
@@ -266,4 +303,17 @@ impl Freshness {
         }
         Ok(true)
     }
+}
+
+/// Returns the offsets that each projection must reach: those of the streams that it folds.
+fn targets(projections: &[Projection], positions: &[Position]) -> Targets {
+    let of_projection = |projection: &Projection| {
+        let mut fields = BTreeMap::new();
+        for position in positions.iter().filter(|position| projection.streams.contains(&position.stream)) {
+            let offset = fields.entry(position.field()).or_default();
+            *offset = position.next_offset.max(*offset);
+        }
+        (*projection, fields)
+    };
+    projections.iter().map(of_projection).filter(|(_, fields)| !fields.is_empty()).collect()
 }

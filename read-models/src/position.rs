@@ -33,6 +33,12 @@ impl Position {
         parts.into_iter().map(|part| Self::parse(part).ok_or(PositionError)).collect()
     }
 
+    /// Returns whether a read that includes this position also includes another.
+    pub(crate) fn includes(&self, other: Self) -> bool {
+        (self.stream, self.partition) == (other.stream, other.partition)
+            && self.next_offset >= other.next_offset
+    }
+
     /// Returns the field of its partition in marks and progress.
     pub(crate) fn field(&self) -> String {
         partition_field(self.stream, self.partition)
@@ -86,7 +92,39 @@ impl fmt::Display for Scope {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn positions() -> impl Strategy<Value = Position> {
+        (
+            prop::sample::select(projections::ALL.to_vec()),
+            any::<prop::sample::Index>(),
+            0..=i32::MAX,
+            0..=i64::MAX,
+        )
+            .prop_map(|(projection, index, partition, next_offset)| Position {
+                stream: *index.get(projection.streams),
+                partition,
+                next_offset,
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn lists_round_trip_as_text(list in prop::collection::vec(positions(), 0..=MAX_POSITIONS)) {
+            let text = list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" , ");
+            prop_assert_eq!(Position::parse_list(&text), Ok(list));
+        }
+
+        #[test]
+        fn any_text_is_a_list_or_an_error(text in "\\PC{0,60}|([a-z]{0,8}:?[0-9+-]{0,12}:?[0-9+-]{0,22},?){0,20}") {
+            if let Ok(list) = Position::parse_list(&text) {
+                prop_assert!(list.len() <= MAX_POSITIONS);
+                prop_assert!(list.iter().all(|position| position.partition >= 0 && position.next_offset >= 0));
+            }
+        }
+    }
 
     #[test]
     fn position_round_trips_as_text() {

@@ -1,10 +1,12 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{body::Body, http::Request};
-use tokio::time::Instant;
+use futures::future::join_all;
+use tokio::{sync::Semaphore, time::Instant};
+use vidlog_query_api::QueryState;
 use vidlog_read_models::{Position, Scope};
 
-use crate::support::{NOW, Waits, World};
+use crate::support::{Answer, NOW, Waits, World, api_over};
 
 const FOLLOWERS: &str = "/douyin/relation/follower/list/?user_id=1";
 
@@ -128,6 +130,7 @@ async fn chat_waits_for_either_side_of_the_conversation() {
 async fn read_waits_for_the_positions_of_the_client() {
     let world = world().await;
     let waits = Waits::record();
+    world.issue(follows(9)).await;
     let api = world.api();
     let request =
         |header: &str| Request::get(FOLLOWERS).header("Vidlog-Position", header).body(Body::empty()).unwrap();
@@ -140,6 +143,53 @@ async fn read_waits_for_the_positions_of_the_client() {
     assert_eq!(answer.ids("user_list"), [2]);
     assert_eq!(api.send(request("nonsense")).await.code(), 10001);
     assert_eq!(api.send(request(&["follows:3:1"; 17].join(","))).await.code(), 10001);
+}
+
+fn read_with(positions: &str) -> Request<Body> {
+    Request::get(FOLLOWERS).header("Vidlog-Position", positions).body(Body::empty()).unwrap()
+}
+
+#[tokio::test]
+async fn position_that_was_not_issued_is_not_waited_for() {
+    let world = world().await;
+    let waits = Waits::record();
+    world.progress("follows", "follows", 3, 7).await;
+    let api = world.api();
+    for positions in ["follows:3:8", "follows:3:9223372036854775807", "follows:7:1", "follows:2147483647:1"] {
+        let answer = api.send(read_with(positions)).await;
+        assert!(answer.is_stale(), "{positions}");
+        answer.even_if_stale();
+    }
+    world.issue(follows(8)).await;
+    assert!(api.send(read_with("follows:3:9")).await.is_stale());
+    assert_eq!(waits.count(), 0);
+    world.progress("follows", "follows", 3, 8).await;
+    // An issued position that is reached, and one of a stream that the read does not use.
+    assert!(!api.send(read_with("follows:3:8,messages:0:99")).await.is_stale());
+}
+
+#[tokio::test]
+async fn positions_of_clients_leave_the_waits_for_marks_free() {
+    let world = world().await;
+    let waits = Waits::record();
+    world.issue(follows(8)).await;
+    let api = api_over(QueryState { request_permits: Arc::new(Semaphore::new(1024)), ..world.state() });
+    let clients = join_all((0..300).map(|_| api.send(read_with("follows:3:8"))));
+    let mark_is_waited_for = async {
+        waits.begin().await;
+        mark(&world, Scope::User(2), Position { stream: "likes", partition: 0, next_offset: 1 }).await;
+        let read = api.get_as(2, "/douyin/user/?user_id=1");
+        let project = async {
+            waits.reach(301).await;
+            for projection in ["likes", "top-videos"] {
+                world.progress(projection, "likes", 0, 1).await;
+            }
+        };
+        let (answer, ()) = tokio::join!(read, project);
+        answer.ok();
+    };
+    let (clients, ()) = tokio::join!(clients, mark_is_waited_for);
+    assert!(clients.iter().all(Answer::is_stale));
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use axum::{body::Body, http::Request};
 use redis::cmd;
 use serde_json::Value;
-use vidlog_read_models::FreshnessRequirement;
+use vidlog_read_models::{FreshnessRequirement, Position};
 use vidlog_schemas::projections::{FEED, FOLLOWS, LIKES, USER_CARDS};
 
 use crate::support::{Api, NOW, Waits, World};
@@ -73,6 +73,7 @@ async fn read_does_not_wait_for_an_incomplete_view() {
     let api = world.api();
     world.incomplete(&FOLLOWS).await;
     let waits = Waits::record();
+    world.issue(Position { stream: "follows", partition: 0, next_offset: 7 }).await;
     let read = api.send(read_at(FOLLOWERS, "follows:0:7"));
     let answer = read.await;
     assert_eq!(waits.count(), 0);
@@ -113,6 +114,7 @@ async fn changed_generation_is_read_by_the_next_request() {
 async fn wait_follows_a_changed_generation() {
     let world = world().await;
     world.progress("follows", "follows", 3, 7).await;
+    world.issue(Position { stream: "follows", partition: 3, next_offset: 8 }).await;
     let api = world.api();
     let read = api.send(read_at(FOLLOWERS, "follows:3:8"));
     let switch = async {

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use vidlog_contract::Tokens;
 use vidlog_query_api::{QueryState, router};
 use vidlog_rate_limits::{RateLimitConfig, RateLimiter};
-use vidlog_read_models::{MediaUrls, ReadModels};
+use vidlog_read_models::{MediaUrls, Position, ReadModels};
 use vidlog_redis_shards::Redis;
 use vidlog_schemas::{
     keys::{feed_week_of, partition_field, top_score},
@@ -230,6 +230,11 @@ impl World {
             sqlx::query("REPLACE INTO conversations VALUES (?, ?, ?, ?, ?, ?)").bind(low).bind(high);
         let replace = replace.bind(id).bind(from).bind(text).bind(create_ms);
         replace.execute(&self.mysql).await.unwrap();
+    }
+
+    /// Records a position that a command was answered with, without a mark of a scope.
+    pub(crate) async fn issue(&self, position: Position) {
+        self.state().models.freshness.record(&[], position).await.unwrap();
     }
 
     /// Publishes a projection's progress in a partition.

@@ -25,12 +25,17 @@ impl Waits {
 
     /// Returns once a read has begun to wait.
     pub(crate) async fn begin(&self) {
+        self.reach(1).await;
+    }
+
+    /// Returns once a number of reads have begun to wait.
+    pub(crate) async fn reach(&self, count: u64) {
         let begun = async {
-            while self.count() == 0 {
+            while self.count() < count {
                 sleep(Duration::from_millis(1)).await;
             }
         };
-        timeout(DEADLINE, begun).await.expect("no read waits");
+        timeout(DEADLINE, begun).await.expect("too few reads wait");
     }
 
     /// Returns the number of waits so far.

@@ -12,6 +12,9 @@ use crate::{
 
 /// `ce_source` of outcomes.
 const SOURCE: &str = "/vidlog/media-worker";
+/// How far publish times may be ahead of the clock before the clock counts as set back. Above the difference between the
+/// clocks of workers; below it, a new video is hidden from a phone whose clock is right for that long.
+const MAX_AHEAD_MS: i64 = 10_000;
 
 /// An upload, from its event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +135,10 @@ impl OutcomeStore {
 
     /// Stores the outcome of an upload and returns it; returns the existing outcome if there is one.
     ///
-    /// A published video gets a unique publish time, at least `now_ms`, and above all publish times before it.
+    /// A published video gets a unique publish time: about `now_ms`, or the time of MySQL's clock if that is earlier. It
+    /// is above all publish times before it, except those of a clock that was ahead ([ADR 0006]).
+    ///
+    /// [ADR 0006]: ../../../../docs/adr/0006-a-publish-time-is-unique.md
     pub async fn decide(
         &self,
         upload: &Upload,
@@ -170,11 +176,44 @@ impl OutcomeStore {
     }
 }
 
-/// Allocates the next publish time. The transaction locks its row, so concurrent workers get different times.
+/// Allocates the next publish time. The transaction locks the clock's row, so allocations are serialized.
 async fn next_publish_time(transaction: &mut sqlx::MySqlConnection, now_ms: i64) -> Result<i64, sqlx::Error> {
-    sqlx::query("UPDATE publish_clock SET last_ms = GREATEST(last_ms + 1, ?) WHERE id = 1")
-        .bind(now_ms)
+    let (last_ms, mysql_now_ms): (i64, i64) = sqlx::query_as(
+        "SELECT last_ms, CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED) FROM publish_clock WHERE id = 1 FOR UPDATE",
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
+    let now_ms = now_ms.min(mysql_now_ms);
+    let from_ms = if last_ms < now_ms + MAX_AHEAD_MS { now_ms.max(last_ms + 1) } else { now_ms };
+    let time_ms = first_free_time(&mut *transaction, from_ms).await?;
+    sqlx::query("INSERT INTO publish_times (published_ms) VALUES (?)")
+        .bind(time_ms)
         .execute(&mut *transaction)
         .await?;
-    sqlx::query_scalar("SELECT last_ms FROM publish_clock WHERE id = 1").fetch_one(transaction).await
+    sqlx::query("UPDATE publish_clock SET last_ms = ? WHERE id = 1")
+        .bind(time_ms)
+        .execute(transaction)
+        .await?;
+    Ok(time_ms)
+}
+
+/// Finds the first time that no video has. A time can be taken if a clock was ahead when it was allocated.
+async fn first_free_time(connection: &mut sqlx::MySqlConnection, from_ms: i64) -> Result<i64, sqlx::Error> {
+    let taken: Option<i64> =
+        sqlx::query_scalar("SELECT published_ms FROM publish_times WHERE published_ms = ?")
+            .bind(from_ms)
+            .fetch_optional(&mut *connection)
+            .await?;
+    if taken.is_none() {
+        return Ok(from_ms);
+    }
+    sqlx::query_scalar(
+        "SELECT taken.published_ms + 1 FROM publish_times taken
+            LEFT JOIN publish_times next ON next.published_ms = taken.published_ms + 1
+            WHERE taken.published_ms >= ? AND next.published_ms IS NULL
+            ORDER BY taken.published_ms LIMIT 1",
+    )
+    .bind(from_ms)
+    .fetch_one(connection)
+    .await
 }

@@ -293,6 +293,83 @@ async fn publish_times_are_unique() {
     assert_eq!(decide(201).await, times.iter().max().unwrap() + 1);
 }
 
+/// Decides to publish a video at a time of the worker's clock; returns its publish time.
+async fn publish_at(world: &World, id: i64, now_ms: i64) -> i64 {
+    let upload = Upload::from_envelope(upload(id)).unwrap();
+    let verdict = Verdict::Publish { play_key: "v".to_owned(), cover_key: "c".to_owned() };
+    let outcome = OutcomeStore::new(world.mysql.clone()).decide(&upload, verdict, now_ms).await.unwrap();
+    published(&outcome.envelope).published_ms
+}
+
+const NOW: i64 = 1_700_000_000_000;
+const HOUR: i64 = 60 * 60 * 1000;
+
+#[tokio::test]
+async fn videos_after_a_clock_that_was_ahead_are_not_hidden() {
+    for ahead in [HOUR, 24 * HOUR] {
+        let (world, _api) = World::with_api().await;
+        let early = [publish_at(&world, 1, NOW + ahead).await, publish_at(&world, 2, NOW + ahead).await];
+        assert_eq!(early, [NOW + ahead, NOW + ahead + 1]);
+        // The clock is corrected.
+        assert_eq!(publish_at(&world, 3, NOW).await, NOW);
+        assert_eq!(publish_at(&world, 4, NOW).await, NOW + 1);
+        // Later the right time reaches the times that are taken.
+        assert_eq!(publish_at(&world, 5, NOW + ahead).await, NOW + ahead + 2);
+    }
+}
+
+#[tokio::test]
+async fn videos_after_a_clock_was_set_back_have_their_own_times() {
+    let (world, _api) = World::with_api().await;
+    assert_eq!(publish_at(&world, 1, NOW).await, NOW);
+    // A small step back is within the difference of clocks.
+    assert_eq!(publish_at(&world, 2, NOW - 1000).await, NOW + 1);
+    for (id, back) in [(3, HOUR), (4, 24 * HOUR)] {
+        assert_eq!(publish_at(&world, id, NOW - back).await, NOW - back);
+    }
+    assert_eq!(publish_at(&world, 5, NOW).await, NOW + 2);
+}
+
+#[tokio::test]
+async fn worker_ahead_of_mysql_publishes_at_the_time_of_mysql() {
+    let (world, _api) = World::with_api().await;
+    let now = || vidlog_service_kit::clock::Clock::system().now_ms();
+    let before = now();
+    let time = publish_at(&world, 1, before + 24 * HOUR).await;
+    assert!((before - 1000..=now() + 1000).contains(&time), "{before} {time}");
+}
+
+#[tokio::test]
+async fn publish_times_are_unique_despite_clock_jumps() {
+    let (world, _api) = World::with_api().await;
+    let seed = Uuid::new_v4();
+    println!("seed {seed}");
+    let mut times = HashSet::new();
+    // Few values, so that the clock returns to times that are taken.
+    for (id, byte) in (1..).zip(seed.as_bytes().repeat(8)) {
+        let now_ms = NOW + i64::from(byte % 5) * HOUR;
+        let time = publish_at(&world, id, now_ms).await;
+        assert!(times.insert(time), "{time} twice");
+        assert!((now_ms..now_ms + HOUR / 2).contains(&time), "{time} at {now_ms}");
+    }
+}
+
+#[tokio::test]
+async fn migration_takes_over_the_times_of_stored_outcomes() {
+    let (world, _api) = World::with_api().await;
+    for id in [1, 2, 3] {
+        publish_at(&world, id, NOW).await;
+    }
+    sqlx::query("DELETE FROM publish_times").execute(&world.mysql).await.unwrap();
+    let migration = include_str!("../../../schemas/mysql/0009_publish_times.sql");
+    sqlx::raw_sql(migration).execute(&world.mysql).await.unwrap();
+    let times: Vec<i64> = sqlx::query_scalar("SELECT published_ms FROM publish_times ORDER BY published_ms")
+        .fetch_all(&world.mysql)
+        .await
+        .unwrap();
+    assert_eq!(times, [NOW, NOW + 1, NOW + 2]);
+}
+
 #[tokio::test]
 async fn upload_waits_while_the_object_store_is_empty() {
     let (world, api) = World::with_api().await;

@@ -1,23 +1,31 @@
 //! The media worker: transcodes each upload to a playable file and a cover, or rejects it, and appends the outcome.
 //!
+//! The intake moves uploads from the log into a queue in MySQL; the scheduler claims and processes them. Any number of
+//! workers share the queue.
+//!
 //! An upload has one outcome: a worker stores it before it appends it, and appends a stored outcome unchanged. So an
 //! upload can be processed again after a crash, or by two workers concurrently.
 
 mod config;
 mod ffmpeg;
-mod offsets;
+mod intake;
+pub mod jobs;
 pub mod outcomes;
 mod probe;
 mod processor;
+pub mod retry;
+mod scheduler;
 mod temp_dir;
 mod transcode;
-mod worker;
 
-use tokio::task::spawn_blocking;
+use std::sync::Arc;
+
+use tokio::{sync::Notify, task::spawn_blocking};
+use uuid::Uuid;
 use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 pub use self::config::{Limits, MediaConfig, MediaContext, UploadSource};
-use self::{processor::UploadProcessor, worker::Worker};
+use self::{intake::Intake, jobs::JobStore, processor::UploadProcessor, scheduler::Scheduler};
 
 /// Processes uploads until shutdown. Unfinished uploads are processed again by the next worker.
 ///
@@ -30,11 +38,36 @@ pub fn run(
     shutdown: Shutdown,
 ) -> impl Future<Output = anyhow::Result<()>> {
     // Set before the first poll, so that readiness is never reported before the worker runs.
-    readiness.not_ready(worker::PART, "not started yet");
+    readiness.not_ready(intake::PART, "not started yet");
     async move {
         ffmpeg::check_tools().await?;
         spawn_blocking(temp_dir::remove_abandoned).await?;
-        let processor = UploadProcessor::new(context, config.concurrency());
-        Worker::new(source, processor, readiness, shutdown)?.run().await
+        let jobs = JobStore::new(context.mysql.clone(), Uuid::new_v4().to_string());
+        let enqueued = Arc::new(Notify::new());
+        let intake = Intake::new(
+            source,
+            (jobs.clone(), Arc::clone(&enqueued)),
+            context.clock.clone(),
+            readiness.clone(),
+            shutdown.clone(),
+        )?;
+        let scheduler = Scheduler {
+            concurrency: config.concurrency(),
+            limits: context.limits,
+            clock: context.clock.clone(),
+            processor: UploadProcessor::new(context),
+            jobs,
+            enqueued,
+            readiness,
+        };
+        let (consumed, ()) = tokio::join!(
+            async {
+                let consumed = intake.run().await;
+                shutdown.request();
+                consumed
+            },
+            scheduler.run(shutdown.clone()),
+        );
+        consumed
     }
 }

@@ -18,7 +18,11 @@ pub(crate) const PANICS: &str = "vidlog_command_panics_total";
 pub(crate) const MEDIA_OUTCOMES: &str = "vidlog_media_outcomes_total";
 /// Histogram: seconds of ffmpeg and object store work per upload, without the time in the queue.
 pub(crate) const MEDIA_SECONDS: &str = "vidlog_media_seconds";
-/// Counter: attempts to process an upload that failed and are retried.
+/// Counter: tries to process an upload that failed.
 pub(crate) const MEDIA_FAULTS: &str = "vidlog_media_faults_total";
+/// Gauge: uploads without an outcome, by `reason` of the last failure, or `queued`.
+pub(crate) const MEDIA_WAITING: &str = "vidlog_media_waiting_uploads";
+/// Gauge: seconds since the oldest of them was enqueued, by the same `reason`.
+pub(crate) const MEDIA_OLDEST_SECONDS: &str = "vidlog_media_oldest_upload_seconds";
 /// Counter: records that the media worker skipped because they do not decode.
 pub(crate) const MEDIA_UNREADABLE_RECORDS: &str = "vidlog_media_unreadable_records_total";

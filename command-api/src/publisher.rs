@@ -16,6 +16,7 @@ use parking_lot::RwLock;
 use rdkafka::{
     ClientConfig, ClientContext,
     config::RDKafkaLogLevel,
+    consumer::ConsumerContext,
     error::{KafkaError, RDKafkaErrorCode},
     message::{Header, OwnedHeaders},
     producer::{FutureProducer, FutureRecord, Producer},
@@ -259,6 +260,8 @@ impl ClientContext for KafkaLogContext {
         debug!(%error, reason, "kafka client");
     }
 }
+
+impl ConsumerContext for KafkaLogContext {}
 
 #[cfg(test)]
 mod tests {

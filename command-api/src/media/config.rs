@@ -72,25 +72,69 @@ impl MediaContext {
 pub struct Limits {
     /// Maximum length of a video.
     pub max_length: Duration,
-    /// Timeout of ffmpeg, in addition to four times the video's length.
-    pub base_timeout: Duration,
-    /// Number of crashes or timeouts of ffmpeg after which an upload is rejected.
+    /// Time that ffmpeg may use to transcode an upload over all tries, in addition to four times the video's length.
+    /// One try may use half of the total. Probes and covers have fixed limits.
+    pub base_budget: Duration,
+    /// Number of timeouts after which an upload is rejected. At two it has used its budget.
+    pub max_timeouts: u32,
+    /// Number of crashes of ffmpeg after which an upload is rejected.
     pub max_crashes: u32,
+    /// Number of workers that may vanish while they process an upload, before it is rejected. Higher than the number of
+    /// crashes: a machine that fails, or a worker that loses MySQL for longer than its lease, is not the upload's fault.
+    pub max_interruptions: u32,
     /// Number of times that an upload may be missing from the object store before it is rejected as lost. The default
     /// takes an hour: the store may be misconfigured, and a rejection is final.
     pub max_missing: u32,
     /// Delay after the first failure. Doubles with each further failure, up to 30 s.
     pub initial_backoff: Duration,
+    /// Interval at which a worker looks for uploads that are due or that another worker has enqueued.
+    pub poll_interval: Duration,
+    /// Duration of a worker's claim to an upload unless it renews it, which it does three times as often.
+    pub lease: Duration,
+}
+
+impl Limits {
+    /// Time that ffmpeg may use for an upload of a length over all tries.
+    pub(super) fn budget(&self, length: Option<Duration>) -> Duration {
+        self.base_budget + 4 * length.unwrap_or(self.max_length).min(self.max_length)
+    }
+
+    /// Time that ffmpeg may use in one try, after earlier ones have spent a part of the budget.
+    pub(super) fn try_timeout(&self, length: Option<Duration>, spent: Duration) -> Duration {
+        let budget = self.budget(length);
+        (budget / 2).min(budget.saturating_sub(spent))
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             max_length: Duration::from_mins(15),
-            base_timeout: Duration::from_mins(1),
+            base_budget: Duration::from_mins(2),
+            max_timeouts: 2,
             max_crashes: 3,
+            max_interruptions: 5,
             max_missing: 120,
             initial_backoff: Duration::from_secs(1),
+            poll_interval: Duration::from_secs(1),
+            lease: Duration::from_secs(45),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_tries_share_one_budget() {
+        let limits = Limits::default();
+        let timeout =
+            |spent_s| limits.try_timeout(Some(Duration::from_mins(15)), Duration::from_secs(spent_s));
+        assert_eq!(
+            [0, 31 * 60, 40 * 60, 99 * 60].map(|spent_s| timeout(spent_s).as_secs() / 60),
+            [31, 31, 22, 0]
+        );
+        assert_eq!(limits.budget(None), Duration::from_mins(62), "of an unknown length");
     }
 }

@@ -58,9 +58,12 @@ pub(super) enum ToolError {
     /// The tool reports that the input is invalid.
     #[error("{tool} refused the input")]
     Refused { tool: &'static str },
-    /// The tool timed out, ran out of memory, or was killed; either the input or the machine is the cause.
+    /// The tool ran out of memory, or was killed; either the input or the machine is the cause.
     #[error("{tool} {cause}")]
     Crashed { tool: &'static str, cause: String },
+    /// The tool was killed at its time limit; either the input or the machine is the cause.
+    #[error("{tool} took longer than {} s", limit.as_secs())]
+    TimedOut { tool: &'static str, limit: Duration },
     /// The tool can't run on this machine.
     #[error("{tool} is unavailable: {cause}")]
     Unavailable { tool: &'static str, cause: String },
@@ -91,17 +94,14 @@ pub(super) async fn run<A: AsRef<OsStr>>(
     let Ok(result) = result else {
         // Dropping the child would kill it too, but not wait for its exit.
         child.kill().await.map_err(unavailable)?;
-        return Err(ToolError::Crashed {
-            tool,
-            cause: format!("took longer than {} s", time_limit.as_secs()),
-        });
+        return Err(ToolError::TimedOut { tool, limit: time_limit });
     };
     let (status, stdout, stderr) = result.map_err(unavailable)?;
     let stderr = String::from_utf8_lossy(&stderr);
     let Err(error) = classify_exit(tool, status, &stderr) else { return Ok(stdout) };
     match &error {
         ToolError::Refused { .. } => debug!(tool, %status, %stderr, "media tool refused input"),
-        ToolError::Crashed { .. } | ToolError::Unavailable { .. } => {
+        ToolError::Crashed { .. } | ToolError::TimedOut { .. } | ToolError::Unavailable { .. } => {
             warn!(tool, %status, %stderr, "media tool failed");
         }
     }
@@ -197,7 +197,7 @@ mod tests {
     async fn tool_is_killed_at_its_time_limit() {
         let endless = "-re -f lavfi -i testsrc -f null -";
         let error = ffmpeg(endless, Duration::from_millis(300)).await.unwrap_err();
-        assert!(matches!(error, ToolError::Crashed { .. }), "{error}");
+        assert!(matches!(error, ToolError::TimedOut { .. }), "{error}");
     }
 
     #[tokio::test]

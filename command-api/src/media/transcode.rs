@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 use super::{
     config::Limits,
     ffmpeg::{self, INPUT_OPTIONS, ORIGINAL, ToolError},
@@ -49,23 +51,29 @@ impl From<ToolError> for RenderError {
     fn from(error: ToolError) -> Self {
         match error {
             ToolError::Refused { .. } => Self::Rejected(RejectReason::Damaged),
-            ToolError::Crashed { .. } | ToolError::Unavailable { .. } => Self::Failed(error),
+            ToolError::Crashed { .. } | ToolError::TimedOut { .. } | ToolError::Unavailable { .. } => {
+                Self::Failed(error)
+            }
         }
     }
 }
 
-/// Renders the original in a directory; writes the files beside it.
-pub(super) async fn render(directory: &Path, limits: Limits) -> Result<Rendition, RenderError> {
+/// Renders the original in a directory; writes the files beside it. Earlier tries have spent a part of its budget.
+pub(super) async fn render(
+    directory: &Path,
+    limits: &Limits,
+    spent: Duration,
+) -> Result<Rendition, RenderError> {
     let original = probe::probe(directory, ORIGINAL).await?.ok_or(RejectReason::NotAVideo)?;
-    let time_limit =
-        limits.base_timeout + 4 * original.duration().unwrap_or(limits.max_length).min(limits.max_length);
-    match original.plan(limits.max_length)? {
-        Plan::Copy => match copy(directory, time_limit).await {
+    let plan = original.plan(limits.max_length)?;
+    let deadline = Instant::now() + limits.try_timeout(original.duration(), spent);
+    match plan {
+        Plan::Copy => match copy(directory, deadline).await {
             // A file that can't be copied may still be decodable.
-            Err(ToolError::Refused { .. }) => encode(directory, time_limit, limits.max_length).await?,
+            Err(ToolError::Refused { .. }) => encode(directory, deadline, limits.max_length).await?,
             copied => copied?,
         },
-        Plan::Encode => encode(directory, time_limit, limits.max_length).await?,
+        Plan::Encode => encode(directory, deadline, limits.max_length).await?,
     }
     let rendered = probe::probe(directory, VIDEO).await?.ok_or(RejectReason::Damaged)?;
     check_length(&original, &rendered, limits.max_length)?;
@@ -90,15 +98,16 @@ fn check_length(
 }
 
 /// Copies the picture and sound streams, and decodes them to check that they are readable.
-async fn copy(directory: &Path, time_limit: Duration) -> Result<(), ToolError> {
+async fn copy(directory: &Path, deadline: Instant) -> Result<(), ToolError> {
     let mut arguments = input(ORIGINAL);
     arguments.extend(split_args("-map 0:V:0 -map 0:a:0? -codec copy"));
     arguments.extend(output());
     arguments.extend(split_args("-map 0:V:0 -map 0:a:0? -f null -"));
+    let time_limit = deadline.saturating_duration_since(Instant::now());
     ffmpeg::run("ffmpeg", arguments, directory, time_limit).await.map(drop)
 }
 
-async fn encode(directory: &Path, time_limit: Duration, max_length: Duration) -> Result<(), ToolError> {
+async fn encode(directory: &Path, deadline: Instant, max_length: Duration) -> Result<(), ToolError> {
     let mut arguments = input(ORIGINAL);
     // One second beyond the maximum suffices to detect that the video is too long.
     arguments.extend(["-t".to_owned(), (max_length.as_secs() + 1).to_string()]);
@@ -108,6 +117,7 @@ async fn encode(directory: &Path, time_limit: Duration, max_length: Duration) ->
     arguments.extend(split_args("-profile:v high -pix_fmt yuv420p"));
     arguments.extend(split_args("-codec:a aac -b:a 128k -ac 2 -ar 44100"));
     arguments.extend(output());
+    let time_limit = deadline.saturating_duration_since(Instant::now());
     ffmpeg::run("ffmpeg", arguments, directory, time_limit).await.map(drop)
 }
 
@@ -195,7 +205,7 @@ mod tests {
 
     /// Renders the original; returns the width and height of the result.
     async fn sides(directory: &TempDir) -> (u64, u64) {
-        let rendition = render(directory.path(), Limits::default()).await.unwrap();
+        let rendition = render(directory.path(), &Limits::default(), Duration::ZERO).await.unwrap();
         let cover = tokio::fs::read(rendition.cover).await.unwrap();
         assert_eq!(cover[..3], [0xff, 0xd8, 0xff], "the cover is a JPEG");
         let video = tokio::fs::read(rendition.video).await.unwrap();
@@ -216,7 +226,7 @@ mod tests {
 
     async fn reason(directory: &TempDir) -> RejectReason {
         let limits = Limits { max_length: Duration::from_secs(5), ..Limits::default() };
-        match render(directory.path(), limits).await {
+        match render(directory.path(), &limits, Duration::ZERO).await {
             Err(RenderError::Rejected(reason)) => reason,
             other => panic!("{other:?}"),
         }
@@ -296,6 +306,16 @@ mod tests {
             content[data + 4..].fill(0x5a);
         });
         assert_eq!(reason(&scribbled.await).await, RejectReason::Damaged);
+    }
+
+    #[tokio::test]
+    async fn spent_budget_times_out() {
+        let directory =
+            generated("-f lavfi -i testsrc=size=320x240:rate=25 -t 2 -codec:v mpeg4 -f avi").await;
+        let limits = Limits::default();
+        let spent = limits.budget(Some(Duration::from_secs(2)));
+        let error = render(directory.path(), &limits, spent).await.unwrap_err();
+        assert!(matches!(error, RenderError::Failed(ToolError::TimedOut { .. })), "{error:?}");
     }
 
     #[tokio::test]

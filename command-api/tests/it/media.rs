@@ -1,8 +1,8 @@
 //! The media worker.
 
-use std::{collections::HashSet, path::Path as FilePath, time::Duration};
+use std::{collections::HashSet, num::NonZeroUsize, path::Path as FilePath, sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream};
+use futures::{StreamExt, future::BoxFuture, stream};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use object_store::{ObjectStoreExt, path::Path};
 use rdkafka::{
@@ -18,8 +18,11 @@ use vidlog_command_api::{
     commands::publish::original_key,
     media::{
         self, Limits, MediaConfig, MediaContext, UploadSource,
+        jobs::{JobStore, NewJob},
         outcomes::{OutcomeStore, Upload, Verdict},
+        retry::{Failure, History, Reason},
     },
+    publisher::{AppendError, Appended, EventLog},
 };
 use vidlog_events::{
     Envelope, Event, Personal, Stream, UserId, VideoEvent, VideoId, VideoPublished, VideoUploaded,
@@ -32,21 +35,37 @@ use crate::support::{Api, World, until};
 struct Worker {
     shutdown: Shutdown,
     running: JoinHandle<anyhow::Result<()>>,
+    readiness: Readiness,
+}
+
+/// Limits with short delays.
+fn limits() -> Limits {
+    Limits {
+        max_missing: 2,
+        initial_backoff: Duration::from_millis(20),
+        poll_interval: Duration::from_millis(20),
+        ..Limits::default()
+    }
 }
 
 impl Worker {
     fn start(world: &World, api: &Api) -> Self {
-        let limits =
-            Limits { max_missing: 2, initial_backoff: Duration::from_millis(20), ..Limits::default() };
-        let media = MediaContext { limits, ..MediaContext::from_state(&api.state) };
+        Self::start_with(world, MediaContext { limits: limits(), ..MediaContext::from_state(&api.state) })
+    }
+
+    /// A worker that processes one upload at a time.
+    fn start_with(world: &World, media: MediaContext) -> Self {
         let (log, namespace) = (world.kafka(), world.stores.namespace.clone());
         let shutdown = Shutdown::new();
         let stop = shutdown.clone();
+        let readiness = Readiness::new();
+        let reports = readiness.clone();
         let running = tokio::spawn(async move {
             let uploads = UploadSource { log: &log, namespace: &namespace };
-            media::run(MediaConfig::default(), uploads, media, Readiness::new(), stop).await
+            let config = MediaConfig { media_concurrency: NonZeroUsize::new(1) };
+            media::run(config, uploads, media, reports, stop).await
         });
-        Self { shutdown, running }
+        Self { shutdown, running, readiness }
     }
 
     async fn stop(self) {
@@ -56,10 +75,14 @@ impl Worker {
 }
 
 fn upload(id: i64) -> Envelope {
+    upload_of(7, id)
+}
+
+fn upload_of(author: i64, id: i64) -> Envelope {
     let video_id = VideoId::new(id).unwrap();
     let event = VideoUploaded {
         video_id,
-        author_id: UserId::new(7).unwrap(),
+        author_id: UserId::new(author).unwrap(),
         title: Personal::new("a title".to_owned()),
         original_key: original_key(video_id, Uuid::new_v4()),
     };
@@ -383,7 +406,7 @@ async fn upload_waits_while_the_object_store_is_empty() {
         until("it was attempted more often than a lost upload", failed).await;
     }
     worker.stop().await;
-    assert_eq!((committed(&world).0, world.count("media_outcomes").await), (0, 0));
+    assert_eq!((world.count("media_jobs").await, world.count("media_outcomes").await), (1, 0));
 
     api.state.objects.put(&original_of(&envelope), video().await.into()).await.unwrap();
     let worker = Worker::start(&world, &api);
@@ -437,28 +460,224 @@ async fn two_workers_finalize_each_upload_once() {
     }
 }
 
-#[tokio::test]
-async fn uploads_beyond_the_limit_wait() {
-    let (world, api) = World::with_api().await;
-    let uploads: Vec<_> = (1..=200).map(upload).collect();
+/// Appends uploads without originals, to a store that has another original.
+async fn lose_uploads(api: &Api, ids: impl IntoIterator<Item = i64>) {
+    let uploads: Vec<_> = ids.into_iter().map(upload).collect();
     let appends = uploads.iter().map(|envelope| api.state.log.append(envelope));
     futures::future::try_join_all(appends).await.unwrap();
-    // The store is empty, so no upload can finish until the test decides its outcome.
-    let worker = Worker::start(&world, &api);
-    let recorder = PrometheusBuilder::new().build_recorder();
-    {
-        let _recorder = metrics::set_default_local_recorder(&recorder);
-        let many = async || faults(&recorder.handle().render()) > 200;
-        until("each upload in progress was attempted more than once", many).await;
-    }
-    let store = OutcomeStore::new(world.mysql.clone());
-    let verdict = Verdict::Reject { reason: "decided elsewhere".to_owned() };
-    for envelope in uploads {
-        let upload = Upload::from_envelope(envelope).unwrap();
-        store.decide(&upload, verdict.clone(), 1_700_000_000_000).await.unwrap();
-    }
-    until("all offsets are committed", async || matches!(committed(&world), (400, 400))).await;
+    api.state.objects.put(&Path::from("originals/another"), "content".into()).await.unwrap();
+}
+
+/// Rows of `media_jobs` with a reason.
+async fn jobs_with(world: &World, reason: &str) -> i64 {
+    sqlx::query_scalar("SELECT COUNT(*) FROM media_jobs WHERE reason = ?")
+        .bind(reason)
+        .fetch_one(&world.mysql)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn waiting_uploads_hold_no_slot() {
+    let (world, api) = World::with_api().await;
+    lose_uploads(&api, 1..=100).await;
+    let limits = Limits { initial_backoff: Duration::from_mins(1), max_missing: 9, ..limits() };
+    let worker = Worker::start_with(&world, MediaContext { limits, ..MediaContext::from_state(&api.state) });
+    until("all lost uploads wait", async || jobs_with(&world, "missing").await == 100).await;
+    upload_file(&api, 101, b"Just a text.".to_vec()).await;
+    assert_eq!(reason(&until_finalized(&world, 1).await[0]).0, 101);
+    until("all offsets are committed", async || matches!(committed(&world), (102, 102))).await;
     worker.stop().await;
+}
+
+#[tokio::test]
+async fn failed_uploads_are_a_warning_in_readyz() {
+    let (world, api) = World::with_api().await;
+    lose_uploads(&api, 1..=3).await;
+    let limits = Limits { lease: Duration::from_secs(3), max_missing: 9999, ..limits() };
+    let worker = Worker::start_with(&world, MediaContext { limits, ..MediaContext::from_state(&api.state) });
+    let is_reported = async || {
+        let warnings = worker.readiness.warnings();
+        warnings.iter().any(|warning| warning.starts_with("media-worker: 3 uploads wait for another try"))
+    };
+    until("the uploads are reported", is_reported).await;
+    assert_eq!(worker.readiness.missing(), None);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn tries_outlive_the_worker() {
+    let (world, api) = World::with_api().await;
+    lose_uploads(&api, [9]).await;
+    let limits = |max_missing| Limits { max_missing, ..limits() };
+    let context = |limits| MediaContext { limits, ..MediaContext::from_state(&api.state) };
+    let worker = Worker::start_with(&world, context(limits(9999)));
+    let missing = async || -> i64 {
+        let query = sqlx::query_scalar("SELECT CAST(COALESCE(MAX(missing), 0) AS SIGNED) FROM media_jobs");
+        query.fetch_one(&world.mysql).await.unwrap()
+    };
+    until("it was tried", async || missing().await >= 3).await;
+    worker.stop().await;
+    let before = u32::try_from(missing().await).unwrap();
+    let worker = Worker::start_with(&world, context(limits(before)));
+    assert_eq!(until_finalized(&world, 1).await.len(), 1);
+    until("the job is removed", async || world.count("media_jobs").await == 0).await;
+    worker.stop().await;
+}
+
+/// A log that panics when the outcome of a video is appended.
+struct PanickingLog {
+    log: Arc<dyn EventLog>,
+    video_id: i64,
+}
+
+impl EventLog for PanickingLog {
+    fn append<'a>(&'a self, envelope: &'a Envelope) -> BoxFuture<'a, Result<Appended, AppendError>> {
+        let (video_id, _) = reason(envelope);
+        assert_ne!(video_id, self.video_id, "a panic for the test");
+        self.log.append(envelope)
+    }
+}
+
+#[tokio::test]
+async fn panic_costs_only_its_upload() {
+    let (world, api) = World::with_api().await;
+    for id in [1, 2] {
+        upload_file(&api, id, b"Just a text.".to_vec()).await;
+    }
+    let context = MediaContext { limits: limits(), ..MediaContext::from_state(&api.state) };
+    let log = Arc::new(PanickingLog { log: Arc::clone(&context.log), video_id: 1 });
+    let worker = Worker::start_with(&world, MediaContext { log, ..context });
+    assert_eq!(reason(&until_finalized(&world, 1).await[0]).0, 2);
+    until("the panic is recorded", async || jobs_with(&world, "crashed").await == 1).await;
+    let error: String =
+        sqlx::query_scalar("SELECT error FROM media_jobs").fetch_one(&world.mysql).await.unwrap();
+    assert!(error.starts_with("the try panicked: "), "{error}");
+    worker.stop().await;
+}
+
+/// A log that refuses every event.
+struct RefusingLog;
+
+impl EventLog for RefusingLog {
+    fn append<'a>(&'a self, _: &'a Envelope) -> BoxFuture<'a, Result<Appended, AppendError>> {
+        Box::pin(async { Err(AppendError::Refused("too large".to_owned())) })
+    }
+}
+
+#[tokio::test]
+async fn refused_outcome_waits_and_is_appended_later() {
+    let (world, api) = World::with_api().await;
+    upload_file(&api, 9, b"Just a text.".to_vec()).await;
+    let context = MediaContext { limits: limits(), ..MediaContext::from_state(&api.state) };
+    let refusing = MediaContext { log: Arc::new(RefusingLog), ..context.clone() };
+    let worker = Worker::start_with(&world, refusing);
+    until("it waits", async || jobs_with(&world, "refused").await == 1).await;
+    worker.stop().await;
+    assert_eq!((world.count("media_outcomes").await, finalized_count(&world).await), (1, 0));
+    let worker = Worker::start_with(&world, context);
+    assert_eq!(until_finalized(&world, 1).await.len(), 1);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn second_timeout_is_a_verdict() {
+    let (world, api) = World::with_api().await;
+    let envelope = upload(9);
+    api.state.objects.put(&original_of(&envelope), video().await.into()).await.unwrap();
+    queue(&world, "before").enqueue(&[new_job(envelope)], 0).await.unwrap();
+    // Its budget is spent, so that each try times out.
+    sqlx::query("UPDATE media_jobs SET spent_ms = 1000000000").execute(&world.mysql).await.unwrap();
+    let worker = Worker::start(&world, &api);
+    let outcomes = until_finalized(&world, 1).await;
+    assert!(reason(&outcomes[0]).1.starts_with("The video could not be processed."));
+    worker.stop().await;
+}
+
+/// The queue, for a worker of a name.
+fn queue(world: &World, worker: &str) -> JobStore {
+    JobStore::new(world.mysql.clone(), worker.to_owned())
+}
+
+fn new_job(envelope: Envelope) -> NewJob {
+    let Event::Video(VideoEvent::VideoUploaded(video)) = &envelope.event else { panic!("not an upload") };
+    NewJob { video_id: video.video_id, author_id: video.author_id, envelope }
+}
+
+fn new_jobs(author: i64, ids: impl IntoIterator<Item = i64>) -> Vec<NewJob> {
+    ids.into_iter().map(|id| new_job(upload_of(author, id))).collect()
+}
+
+/// Claims jobs from time 0 until a lease ends; returns their ids.
+async fn claim(queue: &JobStore, count: usize, lease_end_ms: i64) -> Vec<i64> {
+    queue.claim(count, 0, lease_end_ms).await.unwrap().iter().map(|job| job.video_id).collect()
+}
+
+#[tokio::test]
+async fn authors_take_turns() {
+    let (world, _api) = World::with_api().await;
+    let queue = queue(&world, "a");
+    queue.enqueue(&new_jobs(7, 1..=50), 0).await.unwrap();
+    assert_eq!(claim(&queue, 2, 9).await, [1, 2]);
+    queue.enqueue(&new_jobs(8, [101, 102]), 0).await.unwrap();
+    queue.enqueue(&new_jobs(9, [103]), 0).await.unwrap();
+    let mut order = Vec::new();
+    for _ in 0..6 {
+        order.extend(claim(&queue, 1, 9).await);
+    }
+    assert_eq!(order, [101, 103, 3, 102, 4, 5]);
+    // What author 7 has been given counts later too.
+    queue.enqueue(&new_jobs(7, [51]), 0).await.unwrap();
+    queue.enqueue(&new_jobs(8, [104]), 0).await.unwrap();
+    assert_eq!(claim(&queue, 1, 9).await, [104]);
+}
+
+#[tokio::test]
+async fn interrupted_upload_does_not_come_first() {
+    let (world, _api) = World::with_api().await;
+    let (killed, next) = (queue(&world, "killed"), queue(&world, "next"));
+    killed.enqueue(&new_jobs(7, [1, 2]), 0).await.unwrap();
+    killed.enqueue(&new_jobs(8, [3]), 0).await.unwrap();
+    assert_eq!(claim(&killed, 1, 1000).await, [1]);
+    assert_eq!(next.requeue_due(999).await.unwrap(), 0, "the lease has not ended");
+    assert_eq!(next.requeue_due(1000).await.unwrap(), 1);
+    assert_eq!(jobs_with(&world, "interrupted").await, 1);
+    assert_eq!(claim(&next, 2, 9000).await, [3, 2]);
+    let again = &next.claim(1, 2000, 9000).await.unwrap()[0];
+    let History { tries, interruptions, spent, .. } = again.history;
+    assert_eq!((again.video_id, tries, interruptions, spent), (1, 2, 2, Duration::from_secs(1)));
+    // The end that the first worker records, if it lives, has no effect.
+    let failure = Failure::new(Reason::Crashed, "late");
+    killed.record_failure(again, &failure, 0).await.unwrap();
+    assert_eq!(jobs_with(&world, "crashed").await, 0);
+}
+
+#[tokio::test]
+async fn released_upload_counts_no_try() {
+    let (world, _api) = World::with_api().await;
+    let queue = queue(&world, "a");
+    queue.enqueue(&new_jobs(7, [1]), 0).await.unwrap();
+    assert_eq!(claim(&queue, 1, 9).await, [1]);
+    queue.renew(&[1], 5000).await.unwrap();
+    assert_eq!(queue.requeue_due(4999).await.unwrap(), 0, "the lease is renewed");
+    queue.release(&[1]).await.unwrap();
+    let history = queue.claim(1, 0, 9).await.unwrap()[0].history;
+    assert_eq!((history.tries, history.interruptions), (1, 1));
+}
+
+#[tokio::test]
+async fn concurrent_claims_are_disjoint() {
+    let (world, _api) = World::with_api().await;
+    let jobs = new_jobs(7, 1..=60);
+    queue(&world, "a").enqueue(&jobs, 0).await.unwrap();
+    queue(&world, "b").enqueue(&jobs, 0).await.unwrap();
+    let claims = stream::iter(0..24).map(|number| {
+        let queue = queue(&world, &number.to_string());
+        async move { claim(&queue, 5, 9).await }
+    });
+    let mut ids = claims.buffer_unordered(6).concat().await;
+    ids.sort_unstable();
+    assert_eq!(ids, (1..=60).collect::<Vec<_>>());
 }
 
 fn faults(metrics: &str) -> u64 {

@@ -1,0 +1,256 @@
+//! Claims queued uploads, processes them, and records how the tries end.
+//!
+//! A try that fails frees its slot at once. A panic in one is a failure of that try.
+
+use std::{any::Any, collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use metrics::{counter, gauge};
+use tokio::{
+    sync::Notify,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+use vidlog_service_kit::{clock::Clock, ops::Readiness, shutdown::Shutdown};
+
+use super::{
+    config::Limits,
+    intake::PART,
+    jobs::{BATCH_SIZE, Backlog, Job, JobStore},
+    processor::{Processed, UploadProcessor, with_timeout},
+    retry::{Failure, Reason},
+};
+use crate::metrics::{MEDIA_FAULTS, MEDIA_OLDEST_SECONDS, MEDIA_WAITING};
+
+/// Delay between attempts to record the end of a try.
+const RECORD_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Renewals of a lease within its duration.
+const RENEWALS_PER_LEASE: u32 = 3;
+/// Label of uploads that have not failed.
+const NOT_FAILED: &str = "queued";
+
+/// Processes the uploads of the queue.
+pub(super) struct Scheduler {
+    /// Maximum number of uploads in progress.
+    pub(super) concurrency: usize,
+    /// Runs a try.
+    pub(super) processor: UploadProcessor,
+    /// The queue.
+    pub(super) jobs: JobStore,
+    /// Notified when uploads are enqueued.
+    pub(super) enqueued: Arc<Notify>,
+    /// Limits on uploads and retries.
+    pub(super) limits: Limits,
+    /// The clock.
+    pub(super) clock: Clock,
+    /// Reports uploads that wait.
+    pub(super) readiness: Readiness,
+}
+
+/// The uploads in progress.
+#[derive(Default)]
+struct Running {
+    tasks: JoinSet<i64>,
+    ids: BTreeSet<i64>,
+}
+
+impl Running {
+    /// Waits for the end of a try; forever if there is none.
+    async fn next_end(&mut self) {
+        match self.tasks.join_next().await {
+            Some(Ok(id)) => drop(self.ids.remove(&id)),
+            // A task catches panics, so it ends with its id unless it is aborted, which happens on drop only.
+            Some(Err(error)) => warn!(%error, "upload task ended without a result"),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn ids(&self) -> Vec<i64> {
+        self.ids.iter().copied().collect()
+    }
+}
+
+impl Scheduler {
+    /// Processes uploads until shutdown. Then it stops the tries, and queues their uploads again.
+    pub(super) async fn run(self, shutdown: Shutdown) {
+        let stop = shutdown.token().clone();
+        let mut running = Running::default();
+        let mut poll = ticks(self.limits.poll_interval);
+        let mut renewal = ticks(self.limits.lease / RENEWALS_PER_LEASE);
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                // Before other work: an expired lease counts as an interrupted try.
+                _ = renewal.tick() => {
+                    self.renew(&running).await;
+                    self.report_backlog().await;
+                    continue;
+                }
+                () = running.next_end() => {}
+                () = self.enqueued.notified() => {}
+                _ = poll.tick() => self.requeue_due().await,
+            }
+            self.start_jobs(&mut running, &stop).await;
+        }
+        // The tries end at once, but for those that append an outcome.
+        let stopped = running.ids();
+        while running.tasks.join_next().await.is_some() {}
+        if !stopped.is_empty()
+            && let Err(failure) = with_timeout(self.jobs.release(&stopped)).await
+        {
+            warn!(error = failure.error, "failed to release uploads; their leases expire");
+        }
+        self.readiness.set_warning(PART, None);
+    }
+
+    /// Claims uploads for the free slots.
+    async fn start_jobs(&self, running: &mut Running, stop: &CancellationToken) {
+        let free = self.concurrency.saturating_sub(running.ids.len());
+        if free == 0 {
+            return;
+        }
+        let claimed = with_timeout(self.jobs.claim(free, self.clock.now_ms(), self.lease_end_ms())).await;
+        let jobs = claimed.unwrap_or_else(|failure| {
+            debug!(error = failure.error, "failed to claim uploads");
+            Vec::new()
+        });
+        for job in jobs {
+            running.ids.insert(job.video_id);
+            running.tasks.spawn(Try::new(self, stop).run(job));
+        }
+    }
+
+    async fn requeue_due(&self) {
+        loop {
+            match with_timeout(self.jobs.requeue_due(self.clock.now_ms())).await {
+                Ok(BATCH_SIZE) => {}
+                Ok(_) => return,
+                Err(failure) => return debug!(error = failure.error, "failed to requeue uploads"),
+            }
+        }
+    }
+
+    async fn renew(&self, running: &Running) {
+        let ids = running.ids();
+        if ids.is_empty() {
+            return;
+        }
+        if let Err(failure) = with_timeout(self.jobs.renew(&ids, self.lease_end_ms())).await {
+            warn!(error = failure.error, "failed to renew leases of uploads");
+        }
+    }
+
+    fn lease_end_ms(&self) -> i64 {
+        self.clock.now_ms() + millis(self.limits.lease)
+    }
+
+    /// Reports the uploads without an outcome in metrics, and those that failed in `/readyz`.
+    async fn report_backlog(&self) {
+        let backlog = match with_timeout(self.jobs.backlog()).await {
+            Ok(backlog) => backlog,
+            // Claims fail for the same reason, and more often.
+            Err(failure) => return warn!(error = failure.error, "failed to read the backlog of uploads"),
+        };
+        let now_ms = self.clock.now_ms();
+        for name in Reason::ALL.map(Reason::name).into_iter().chain([NOT_FAILED]) {
+            let entry = backlog.iter().find(|entry| label(entry) == name);
+            let (count, age_s) = entry.map_or((0, 0), |entry| (entry.count, age_s(entry, now_ms)));
+            gauge!(MEDIA_WAITING, "reason" => name).set(to_f64(count));
+            gauge!(MEDIA_OLDEST_SECONDS, "reason" => name).set(to_f64(age_s));
+        }
+        self.readiness.set_warning(PART, warning(&backlog, now_ms));
+    }
+}
+
+/// Runs one try at an upload.
+struct Try {
+    processor: UploadProcessor,
+    jobs: JobStore,
+    limits: Limits,
+    clock: Clock,
+    stop: CancellationToken,
+}
+
+impl Try {
+    fn new(scheduler: &Scheduler, stop: &CancellationToken) -> Self {
+        Self {
+            processor: scheduler.processor.clone(),
+            jobs: scheduler.jobs.clone(),
+            limits: scheduler.limits,
+            clock: scheduler.clock.clone(),
+            stop: stop.clone(),
+        }
+    }
+
+    /// Returns the video's id.
+    async fn run(self, job: Job) -> i64 {
+        let attempt = AssertUnwindSafe(self.processor.attempt(&job, &self.stop)).catch_unwind();
+        let result = attempt.await.unwrap_or_else(|panic| Err(panicked(panic.as_ref())));
+        if let Err(failure) = &result {
+            counter!(MEDIA_FAULTS).increment(1);
+            let Failure { reason, error, .. } = failure;
+            let (video_id, history) = (job.video_id, job.history.after(failure));
+            warn!(video_id, reason = reason.name(), error, ?history, "failed to process upload");
+        }
+        // A try whose end is not recorded would count as interrupted.
+        while let Err(failure) = self.record_end(&job, &result).await {
+            warn!(video_id = job.video_id, error = failure.error, "failed to record a try; retrying");
+            if self.stop.run_until_cancelled(sleep(RECORD_RETRY_INTERVAL)).await.is_none() {
+                break;
+            }
+        }
+        job.video_id
+    }
+
+    async fn record_end(&self, job: &Job, result: &Result<Processed, Failure>) -> Result<(), Failure> {
+        match result {
+            Ok(Processed::Finalized) => with_timeout(self.jobs.remove(job)).await,
+            // The scheduler releases it.
+            Ok(Processed::Stopped) => Ok(()),
+            Err(failure) => {
+                let backoff = job.history.after(failure).backoff(&self.limits);
+                let due_ms = self.clock.now_ms() + millis(backoff);
+                with_timeout(self.jobs.record_failure(job, failure, due_ms)).await
+            }
+        }
+    }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Failure {
+    let message = panic.downcast_ref::<String>().map(String::as_str);
+    let message = message.or_else(|| panic.downcast_ref().copied()).unwrap_or("no message");
+    Failure::new(Reason::Crashed, &format!("the try panicked: {message}"))
+}
+
+fn ticks(period: Duration) -> tokio::time::Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// One line about the uploads that have failed and wait for another try; `None` if there are none.
+fn warning(backlog: &[Backlog], now_ms: i64) -> Option<String> {
+    let failed: Vec<_> = backlog.iter().filter(|entry| label(entry) != NOT_FAILED).collect();
+    let count: i64 = failed.iter().map(|entry| entry.count).sum();
+    let oldest_s = failed.iter().map(|entry| age_s(entry, now_ms)).max()?;
+    let reasons: Vec<_> = failed.iter().map(|entry| format!("{} {}", entry.count, entry.reason)).collect();
+    Some(format!("{count} uploads wait for another try, the oldest for {oldest_s} s: {}", reasons.join(", ")))
+}
+
+fn label(entry: &Backlog) -> &str {
+    if entry.reason.is_empty() { NOT_FAILED } else { &entry.reason }
+}
+
+const fn age_s(entry: &Backlog, now_ms: i64) -> i64 {
+    (now_ms - entry.oldest_ms) / 1000
+}
+
+fn to_f64(count: i64) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

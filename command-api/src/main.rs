@@ -3,11 +3,11 @@
 use clap::Parser;
 use tracing::info;
 use vidlog_command_api::{Settings, config::Cli, start};
-use vidlog_contract::http::allow_origins;
+use vidlog_contract::{error::too_many_connections, http::allow_origins};
 use vidlog_service_kit::{
     clock::Clock,
     ops::{self, Readiness},
-    serve::{bind, serve},
+    serve::{Server, bind, serve},
     shutdown::Shutdown,
     telemetry,
 };
@@ -32,8 +32,8 @@ async fn main() -> anyhow::Result<()> {
     let router = allow_origins(api.router(), &settings.api.cors_origins);
     let ops = ops::router(readiness, metrics, shutdown.clone());
     info!(listen = cli.listen, ops_listen = cli.ops_listen, "command-api listening");
-    let served =
-        tokio::try_join!(serve(listener, router, shutdown.clone()), serve(ops_listener, ops, shutdown));
+    let server = Server::api(router, settings.api.connections, too_many_connections);
+    tokio::join!(server.serve(listener, shutdown.clone()), serve(ops_listener, ops, shutdown));
     api.stop().await;
-    served.map(drop)
+    Ok(())
 }

@@ -4,8 +4,7 @@ use std::any::Any;
 
 use axum::{
     Router,
-    http::{HeaderValue, header::CONNECTION},
-    middleware::{from_fn_with_state, map_response},
+    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::{MethodRouter, post},
 };
@@ -35,11 +34,10 @@ pub fn routes(state: CommandState) -> Router {
             methods.layer(from_fn_with_state(RouteLimits::new(&state.limits, class), limit)),
         )
     };
-    let upload = post(publish::action).layer(map_response(close_connection));
     Router::new()
         .merge(route("/douyin/user/register", Class::Register, post(register::register)))
         .merge(route("/douyin/user/login", Class::Login, post(login::login)))
-        .merge(route("/douyin/publish/action", Class::Upload, upload))
+        .merge(route("/douyin/publish/action", Class::Upload, post(publish::action)))
         .merge(route("/douyin/favorite/action", Class::Write, post(favorite::action)))
         .merge(route("/douyin/comment/action", Class::Write, post(comment::action)))
         .merge(route("/douyin/relation/action", Class::Write, post(relation::action)))
@@ -53,12 +51,6 @@ pub fn routes(state: CommandState) -> Router {
 /// Serves a path with and without the trailing slash: clients send either, and not all follow a redirect.
 fn with_optional_slash(path: &str, methods: MethodRouter<CommandState>) -> Router<CommandState> {
     Router::new().route(path, methods.clone()).route(&format!("{path}/"), methods)
-}
-
-/// Closes the connection after an upload: a refusal may leave part of the body unread.
-async fn close_connection(mut response: Response) -> Response {
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    response
 }
 
 /// Responds in place of a handler that panicked.

@@ -1,11 +1,11 @@
 //! Settings that both APIs share. They must be equal in both.
 
 use clap::Args;
-use vidlog_service_kit::config::Secret;
+use vidlog_service_kit::{config::Secret, serve::ConnectionLimits};
 
 use crate::http::Origins;
 
-/// The token keys, the object store and the public address of media.
+/// The token keys, the object store, the public address of media, and limits on connections.
 #[derive(Args, Clone, Debug)]
 pub struct ApiConfig {
     /// Base of media URLs, such as `https://media.example.com`; by default `http://` and the listen address.
@@ -20,6 +20,9 @@ pub struct ApiConfig {
     /// Origins that may call the API from a browser, comma separated: `https://app.example`, or `*` for any.
     #[arg(long, env = "VIDLOG_CORS_ORIGINS", default_value = "")]
     pub cors_origins: Origins,
+    /// Limits on client connections.
+    #[command(flatten)]
+    pub connections: ConnectionLimits,
 }
 
 impl ApiConfig {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use axum::{
     Json,
-    http::{HeaderValue, StatusCode, header::CONNECTION},
+    http::StatusCode,
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -185,12 +185,7 @@ fn status_code() -> Object {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = Status { status_code: self.code.number(), status_msg: self.message };
-        let mut response = (self.code.http_status(), Json(status)).into_response();
-        if self.code == Code::PayloadTooLarge {
-            // The rest of the body is not read, so the connection cannot carry another request.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        response
+        (self.code.http_status(), Json(status)).into_response()
     }
 }
 
@@ -200,6 +195,11 @@ pub fn method_not_allowed() -> Response {
     let mut response = error.into_response();
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
     response
+}
+
+/// Returns the response to a request on a connection above the limit: 503 with the two status fields.
+pub fn too_many_connections() -> Response {
+    ApiError::unavailable("too busy; try again in a moment").into_response()
 }
 
 #[cfg(test)]

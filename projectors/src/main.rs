@@ -71,7 +71,7 @@ async fn run(config: Run) -> anyhow::Result<()> {
     let ops = tokio::spawn(serve(bind(&config.ops_listen).await?, router, shutdown.clone()));
     let result = vidlog_projectors::run(plan, readiness, shutdown.clone()).await;
     shutdown.request();
-    ops.await.context("the ops server panicked")??;
+    ops.await.context("the ops server panicked")?;
     result
 }
 

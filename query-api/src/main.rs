@@ -2,12 +2,12 @@
 
 use clap::Parser;
 use tracing::info;
-use vidlog_contract::http::allow_origins;
+use vidlog_contract::{error::too_many_connections, http::allow_origins};
 use vidlog_query_api::{Cli, QueryState, Settings, router};
 use vidlog_service_kit::{
     clock::Clock,
     ops::{self, Readiness},
-    serve::{bind, serve},
+    serve::{Server, bind, serve},
     shutdown::Shutdown,
     telemetry,
 };
@@ -30,6 +30,7 @@ async fn main() -> anyhow::Result<()> {
     let ops = ops::router(Readiness::new(), metrics, shutdown.clone());
     let (listener, ops_listener) = (bind(&cli.listen).await?, bind(&cli.ops_listen).await?);
     info!(listen = cli.listen, ops_listen = cli.ops_listen, "query-api listening");
-    tokio::try_join!(serve(listener, router, shutdown.clone()), serve(ops_listener, ops, shutdown))?;
+    let server = Server::api(router, cli.api.connections, too_many_connections);
+    tokio::join!(server.serve(listener, shutdown.clone()), serve(ops_listener, ops, shutdown));
     Ok(())
 }

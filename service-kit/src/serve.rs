@@ -1,12 +1,131 @@
-//! An HTTP server with graceful shutdown.
+//! An HTTP server with graceful shutdown and bounds on its connections.
+//!
+//! The server closes a connection that sends its request's head too slowly, that stays idle, or that does not take its
+//! response. Request bodies are the handlers' matter: they know how much to expect.
 
-use std::net::SocketAddr;
+mod activity;
+mod body;
+mod connection;
+mod idle;
+mod stream;
+
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use axum::Router;
-use tokio::net::TcpListener;
+use axum::{
+    Router,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    serve::Listener,
+};
+use clap::Args;
+use metrics::{counter, gauge};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::{
+    connection::{Connection, KeepAlive},
+    idle::IdleConnections,
+};
 use crate::shutdown::Shutdown;
+
+/// Gauge: open connections, by `server`, without those that are being refused.
+const CONNECTIONS: &str = "vidlog_http_connections";
+/// Counter: connections that were refused because all others were busy, by `server`.
+const CONNECTIONS_REFUSED: &str = "vidlog_http_connections_refused_total";
+/// Counter: connections that the server closed, by `server` and `reason`.
+const CONNECTIONS_CLOSED: &str = "vidlog_http_connections_closed_total";
+
+/// Maximum number of open connections to an ops port.
+const MAX_OPS_CONNECTIONS: usize = 256;
+/// Connections above the limit that get a response at the same time; further ones are closed without one.
+const MAX_REFUSALS: usize = 64;
+/// How long an idle connection may take to close, to make room for a new one.
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Limits on the connections of an API.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// Maximum number of open client connections. At the limit, a new one replaces the longest idle one, or gets a 503.
+    #[arg(long, env = "VIDLOG_MAX_CONNECTIONS", default_value_t = ConnectionLimits::default().max_connections)]
+    pub max_connections: usize,
+    /// Seconds that a connection may wait for its next request. Longer than a proxy keeps its connections, so that the
+    /// server does not close one that the proxy is about to use.
+    #[arg(long, env = "VIDLOG_IDLE_TIMEOUT_S", default_value_t = ConnectionLimits::default().idle_timeout_s)]
+    pub idle_timeout_s: u64,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self { max_connections: 4096, idle_timeout_s: 75 }
+    }
+}
+
+/// How long a connection may take for each of its phases.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// From the connection's start, or the first byte of a later request, to the end of the request's head.
+    pub head: Duration,
+    /// From a response to the first byte of the next request.
+    pub idle: Duration,
+    /// Without progress in sending a response. A paused video player stops reading, too, and resumes with a range
+    /// request.
+    pub write: Duration,
+    /// Reading what a client still sends after its request was refused.
+    pub linger: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(10),
+            idle: Duration::from_secs(ConnectionLimits::default().idle_timeout_s),
+            write: Duration::from_secs(60),
+            linger: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What a server serves, and its limits.
+#[derive(Clone)]
+pub struct Server {
+    /// Name in the metrics.
+    pub name: &'static str,
+    /// The routes.
+    pub router: Router,
+    /// Maximum number of open connections.
+    pub max_connections: usize,
+    /// Limits on the time of a connection.
+    pub timeouts: Timeouts,
+    /// Response to a request on a connection above the limit.
+    pub busy: fn() -> Response,
+}
+
+impl Server {
+    /// Returns the server of an API's clients.
+    pub fn api(router: Router, limits: ConnectionLimits, busy: fn() -> Response) -> Self {
+        let idle = Duration::from_secs(limits.idle_timeout_s);
+        let timeouts = Timeouts { idle, ..Timeouts::default() };
+        Self { name: "api", router, max_connections: limits.max_connections, timeouts, busy }
+    }
+
+    /// Returns the server of an ops port.
+    pub fn ops(router: Router) -> Self {
+        let busy = || StatusCode::SERVICE_UNAVAILABLE.into_response();
+        let timeouts = Timeouts::default();
+        Self { name: "ops", router, max_connections: MAX_OPS_CONNECTIONS, timeouts, busy }
+    }
+
+    /// Serves until shutdown is requested, then drains the requests in flight.
+    pub async fn serve(self, listener: TcpListener, shutdown: Shutdown) {
+        let serving = Acceptor::new(self, shutdown.token()).run(listener);
+        shutdown.drain("http server", serving).await;
+    }
+}
 
 /// Binds an address. The error names it.
 pub async fn bind(address: &str) -> anyhow::Result<TcpListener> {
@@ -15,14 +134,93 @@ pub async fn bind(address: &str) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("failed to listen on {address}; is the port taken?"))
 }
 
-/// Serves until shutdown is requested, then drains the requests in flight.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) -> anyhow::Result<()> {
-    let signal = shutdown.clone();
-    let serving = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
-        .with_graceful_shutdown(async move { signal.wait().await })
-        .into_future();
-    match shutdown.drain("http server", serving).await {
-        Some(served) => served.context("the HTTP server failed"),
-        None => Ok(()),
+/// Serves an ops port until shutdown is requested, then drains the requests in flight.
+pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) {
+    Server::ops(router).serve(listener, shutdown).await;
+}
+
+/// Accepts connections and spawns a task for each, within the limit.
+struct Acceptor {
+    server: Server,
+    shutdown: CancellationToken,
+    permits: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    idle: IdleConnections,
+    connections: TaskTracker,
+}
+
+impl Acceptor {
+    fn new(server: Server, shutdown: CancellationToken) -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(server.max_connections)),
+            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+            idle: IdleConnections::default(),
+            connections: TaskTracker::new(),
+            server,
+            shutdown,
+        }
+    }
+
+    async fn run(self, mut listener: TcpListener) {
+        // The listener logs errors, and pauses when the process is out of file descriptors.
+        while let Some((stream, _)) = self.shutdown.run_until_cancelled(Listener::accept(&mut listener)).await
+        {
+            match self.permit().await {
+                Some(permit) => self.open(stream, permit),
+                None => self.refuse(stream),
+            }
+        }
+        drop(listener);
+        self.connections.close();
+        self.connections.wait().await;
+    }
+
+    /// Returns a permit for a connection, if need be in place of the longest idle one; `None` if all are busy.
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            return Some(permit);
+        }
+        if !self.idle.close_longest() {
+            return None;
+        }
+        counter!(CONNECTIONS_CLOSED, "server" => self.server.name, "reason" => "evicted").increment(1);
+        timeout(EVICTION_TIMEOUT, Arc::clone(&self.permits).acquire_owned()).await.ok()?.ok()
+    }
+
+    fn open(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
+        let gauge = gauge!(CONNECTIONS, "server" => self.server.name);
+        gauge.increment(1);
+        let connection = self.connection(self.server.router.clone());
+        self.connections.spawn(async move {
+            connection.serve(stream, KeepAlive::Yes).await;
+            gauge.decrement(1);
+            drop(permit);
+        });
+    }
+
+    /// Responds that the server is busy, or closes the connection if too many are being refused.
+    fn refuse(&self, stream: TcpStream) {
+        counter!(CONNECTIONS_REFUSED, "server" => self.server.name).increment(1);
+        let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else {
+            return;
+        };
+        let busy = self.server.busy;
+        let router = Router::new().fallback(async move || busy());
+        // Closing one of these for a new connection would make no room.
+        let connection = Connection { idle: IdleConnections::default(), ..self.connection(router) };
+        self.connections.spawn(async move {
+            connection.serve(stream, KeepAlive::No).await;
+            drop(permit);
+        });
+    }
+
+    fn connection(&self, router: Router) -> Connection {
+        Connection {
+            server: self.server.name,
+            router,
+            timeouts: self.server.timeouts,
+            shutdown: self.shutdown.clone(),
+            idle: self.idle.clone(),
+        }
     }
 }

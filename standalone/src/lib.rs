@@ -16,6 +16,7 @@ use vidlog_command_api::{
 use vidlog_contract::{
     ApiError,
     config::ApiConfig,
+    error::too_many_connections,
     http::{allow_origins, merge_slashes},
 };
 use vidlog_projectors::{Plan, cli::Operation, operator_api, projections};
@@ -25,7 +26,7 @@ use vidlog_service_kit::{
     clock::Clock,
     config::{Kafka, Stores, Telemetry},
     ops::{self, Readiness},
-    serve::serve,
+    serve::{Server, serve},
     shutdown::Shutdown,
     telemetry::Metrics,
 };
@@ -116,11 +117,11 @@ pub async fn run(cli: Cli, listeners: Listeners, metrics: Metrics, shutdown: Shu
         shutdown.clone(),
     );
     let router = allow_origins(router(&command, query), &cli.api.cors_origins);
-    let served = tokio::try_join!(
-        serve(listeners.api, router, shutdown.clone()),
+    let server = Server::api(router, cli.api.connections, too_many_connections);
+    let ((), (), served) = tokio::join!(
+        server.serve(listeners.api, shutdown.clone()),
         serve(listeners.ops, ops, shutdown.clone()),
-        or_shut_down(projections, &shutdown),
-        or_shut_down(media, &shutdown),
+        async { tokio::try_join!(or_shut_down(projections, &shutdown), or_shut_down(media, &shutdown)) },
     );
     command.stop().await;
     served.map(drop)

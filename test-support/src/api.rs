@@ -44,6 +44,11 @@ impl Api {
         Self { router, tokens }
     }
 
+    /// The routes.
+    pub fn router(&self) -> Router {
+        self.router.clone()
+    }
+
     /// Sends a request.
     pub async fn send(&self, request: Request<Body>) -> Answer {
         let response = self.router.clone().oneshot(request).await.unwrap();

@@ -13,6 +13,7 @@
 pub mod api;
 pub mod link;
 pub mod namespace;
+pub mod nginx;
 pub mod process;
 pub mod proxy;
 pub mod redis_cluster;

@@ -24,7 +24,7 @@ const FOREIGN: &[&str] = &[
     "projectors/likes: Derive the count",
 ];
 /// Commands of other programs.
-const FOREIGN_COMMANDS: &[&str] = &["kill ", "openssl ", "redis-cli "];
+const FOREIGN_COMMANDS: &[&str] = &["kill ", "openssl ", "redis-cli ", "ulimit "];
 
 #[test]
 fn quotes_in_documents_exist() {

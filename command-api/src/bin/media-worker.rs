@@ -60,7 +60,7 @@ async fn main() -> anyhow::Result<()> {
     let result = media::run(cli.media, source, media, readiness, shutdown.clone()).await;
     shutdown.request();
     log.flush().await;
-    ops.await.context("the ops server panicked")??;
+    ops.await.context("the ops server panicked")?;
     result
 }
 

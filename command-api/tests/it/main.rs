@@ -4,6 +4,7 @@
 
 mod accounts;
 mod commands;
+mod gateway;
 mod http;
 mod idempotency;
 mod leases;

@@ -16,6 +16,7 @@ use vidlog_service_kit::{
     clock::Clock,
     config::{self, Stores},
     ops::Readiness,
+    serve::ConnectionLimits,
 };
 use vidlog_test_support::{Namespace, api};
 use vidlog_test_support_kafka::Kafka;
@@ -98,6 +99,7 @@ impl World {
                 object_store: format!("file://{}", self.objects.path().display()),
                 jwt_keys: "a:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa".to_owned().into(),
                 cors_origins: Origins::default(),
+                connections: ConnectionLimits::default(),
             },
             limits: RateLimitConfig::default(),
             log,

@@ -7,6 +7,7 @@ mod comments;
 mod facts;
 mod feed;
 mod freshness;
+mod gateway;
 mod generations;
 mod http;
 mod limits;

@@ -1,0 +1,5 @@
+//! The server over real sockets.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod serve;

@@ -5,7 +5,13 @@ use futures::{FutureExt, future::BoxFuture};
 use sqlx::{MySqlConnection, QueryBuilder};
 use vidlog_events::{CommentEvent, Event};
 use vidlog_projection_engine::log::Record;
-use vidlog_schemas::rows::CommentRow;
+use vidlog_schemas::{batch, rows::CommentRow};
+
+const DELETE: &str = concat!(
+    "UPDATE ",
+    vidlog_schemas::batch!("video_id", "comment_id"),
+    " STRAIGHT_JOIN comments USING (video_id, comment_id) SET deleted = TRUE, text = ''"
+);
 
 pub(super) fn apply<'a>(
     connection: &'a mut MySqlConnection,
@@ -74,13 +80,7 @@ async fn write(connection: &mut MySqlConnection, writes: Writes) -> sqlx::Result
             .await?;
     }
     if !writes.deleted.is_empty() {
-        QueryBuilder::new("UPDATE comments SET deleted = TRUE, text = '' WHERE (video_id, comment_id) IN ")
-            .push_tuples(writes.deleted, |mut tuple, (video, comment)| {
-                tuple.push_bind(video).push_bind(comment);
-            })
-            .build()
-            .execute(connection)
-            .await?;
+        sqlx::query(DELETE).bind(batch::pairs(&writes.deleted)).execute(connection).await?;
     }
     Ok(())
 }

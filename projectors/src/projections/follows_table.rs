@@ -6,6 +6,13 @@ use vidlog_events::{Event, FollowEvent};
 
 use super::membership::{Net, net};
 use vidlog_projection_engine::log::Record;
+use vidlog_schemas::batch;
+
+const DELETE: &str = concat!(
+    "DELETE follows FROM ",
+    vidlog_schemas::batch!("follower_id", "followee_id"),
+    " STRAIGHT_JOIN follows USING (follower_id, followee_id)"
+);
 
 /// Ids of follower and followee.
 type Pair = (i64, i64);
@@ -34,13 +41,7 @@ fn project(record: &Record) -> Option<(Pair, Option<i64>)> {
 
 async fn write(connection: &mut MySqlConnection, net: Net<Pair, i64>) -> sqlx::Result<()> {
     if !net.removed.is_empty() {
-        QueryBuilder::new("DELETE FROM follows WHERE (follower_id, followee_id) IN ")
-            .push_tuples(net.removed, |mut tuple, (follower, followee)| {
-                tuple.push_bind(follower).push_bind(followee);
-            })
-            .build()
-            .execute(&mut *connection)
-            .await?;
+        sqlx::query(DELETE).bind(batch::pairs(&net.removed)).execute(&mut *connection).await?;
     }
     if !net.added.is_empty() {
         QueryBuilder::new("INSERT INTO follows (follower_id, followee_id, followed_ms) ")

@@ -6,6 +6,13 @@ use vidlog_events::{Event, LikeEvent};
 
 use super::membership::{Net, net};
 use vidlog_projection_engine::log::Record;
+use vidlog_schemas::batch;
+
+const DELETE: &str = concat!(
+    "DELETE likes FROM ",
+    vidlog_schemas::batch!("video_id", "user_id"),
+    " STRAIGHT_JOIN likes USING (video_id, user_id)"
+);
 
 /// Ids of video and user.
 type Pair = (i64, i64);
@@ -34,13 +41,7 @@ fn project(record: &Record) -> Option<(Pair, Option<Like>)> {
 
 async fn write(connection: &mut MySqlConnection, net: Net<Pair, Like>) -> sqlx::Result<()> {
     if !net.removed.is_empty() {
-        QueryBuilder::new("DELETE FROM likes WHERE (video_id, user_id) IN ")
-            .push_tuples(net.removed, |mut tuple, (video, user)| {
-                tuple.push_bind(video).push_bind(user);
-            })
-            .build()
-            .execute(&mut *connection)
-            .await?;
+        sqlx::query(DELETE).bind(batch::pairs(&net.removed)).execute(&mut *connection).await?;
     }
     if !net.added.is_empty() {
         QueryBuilder::new("INSERT INTO likes (video_id, user_id, author_id, liked_ms) ")

@@ -10,7 +10,18 @@ use futures::{FutureExt, future::BoxFuture};
 use sqlx::{MySqlConnection, QueryBuilder};
 use vidlog_events::{Event, MessageEvent};
 use vidlog_projection_engine::log::Record;
-use vidlog_schemas::rows::MessageRow;
+use vidlog_schemas::{batch, rows::MessageRow};
+
+const CONVERSATIONS: &str = concat!(
+    "SELECT low_id, high_id, last_ms FROM ",
+    vidlog_schemas::batch!("low_id", "high_id"),
+    " STRAIGHT_JOIN conversations USING (low_id, high_id)"
+);
+const MESSAGES: &str = concat!(
+    "SELECT message_id FROM ",
+    vidlog_schemas::batch!("message_id"),
+    " STRAIGHT_JOIN messages USING (message_id)"
+);
 
 /// The smaller and the larger user id of a conversation.
 type Conversation = (i64, i64);
@@ -79,23 +90,12 @@ fn project(sent: Vec<MessageRow>, mut known: Known) -> Vec<MessageRow> {
 async fn load(connection: &mut MySqlConnection, sent: &[MessageRow]) -> sqlx::Result<Known> {
     let conversations: HashSet<Conversation> = sent.iter().map(conversation).collect();
     let last: Vec<(i64, i64, i64)> =
-        QueryBuilder::new("SELECT low_id, high_id, last_ms FROM conversations WHERE (low_id, high_id) IN ")
-            .push_tuples(conversations, |mut tuple, (low, high)| {
-                tuple.push_bind(low).push_bind(high);
-            })
-            .build_query_as()
-            .fetch_all(&mut *connection)
-            .await?;
-    let messages: Vec<(i64,)> = QueryBuilder::new("SELECT message_id FROM messages WHERE (message_id) IN ")
-        .push_tuples(sent, |mut tuple, message| {
-            tuple.push_bind(message.message_id);
-        })
-        .build_query_as()
-        .fetch_all(connection)
-        .await?;
+        sqlx::query_as(CONVERSATIONS).bind(batch::pairs(&conversations)).fetch_all(&mut *connection).await?;
+    let ids = batch::ids(sent.iter().map(|message| &message.message_id));
+    let messages: Vec<i64> = sqlx::query_scalar(MESSAGES).bind(ids).fetch_all(connection).await?;
     Ok(Known {
         last_ms: last.into_iter().map(|(low, high, last_ms)| ((low, high), last_ms)).collect(),
-        messages: messages.into_iter().map(|(id,)| id).collect(),
+        messages: messages.into_iter().collect(),
     })
 }
 

@@ -3,12 +3,18 @@
 use std::collections::HashMap;
 
 use redis::cmd;
-use sqlx::QueryBuilder;
 use vidlog_contract::objects::FriendUser;
 use vidlog_read_models::{ReadError, ReadModels, Source};
+use vidlog_schemas::batch;
 
 use super::list::ListPage;
 use crate::paging::{Page, SortKey};
+
+const LATEST: &str = concat!(
+    "SELECT low_id, high_id, last_from_id, last_content FROM ",
+    vidlog_schemas::batch!("low_id", "high_id"),
+    " STRAIGHT_JOIN conversations USING (low_id, high_id)"
+);
 
 /// The latest message of a conversation.
 struct Latest {
@@ -89,14 +95,9 @@ async fn latest_messages(
     if others.is_empty() {
         return Ok(HashMap::new());
     }
-    let mut query = QueryBuilder::new(
-        "SELECT low_id, high_id, last_from_id, last_content FROM conversations WHERE (low_id, high_id) IN ",
-    );
-    query.push_tuples(others, |mut pair, other| {
-        pair.push_bind(caller.min(*other)).push_bind(caller.max(*other));
-    });
-    let rows = query.build_query_as().persistent(false).fetch_all(models.tables.pool());
-    let rows: Vec<(i64, i64, i64, String)> = models.tables.run(rows).await?;
+    let pairs: Vec<_> = others.iter().map(|other| (caller.min(*other), caller.max(*other))).collect();
+    let query = sqlx::query_as(LATEST).bind(batch::pairs(&pairs));
+    let rows: Vec<(i64, i64, i64, String)> = models.tables.run(query.fetch_all(models.tables.pool())).await?;
     let latest = rows.into_iter().map(|(low, high, from_id, content)| {
         (if low == caller { high } else { low }, Latest { from_id, content })
     });

@@ -2,6 +2,7 @@
 
 mod comment_counts;
 mod comments_table;
+mod counts;
 mod feed;
 mod follows;
 mod follows_table;

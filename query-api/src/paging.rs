@@ -7,7 +7,8 @@ use std::cmp::Reverse;
 use vidlog_contract::{ApiError, Params};
 
 /// The sort key of an item. Lists are sorted by descending score, then by the id's digits in descending lexicographic
-/// order, as Redis sorts a ZSET.
+/// order, as Redis sorts a ZSET. MySQL sorts ids as numbers, in the order of an index. For ids with the same number of
+/// digits, as all of one time have, both orders are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SortKey {
     pub(crate) score: i64,

@@ -1,10 +1,13 @@
-//! Cards from the MySQL tables, used while Redis is unavailable or a view is incomplete. Each function sends two queries
-//! for any number of ids: slower than the views, but exact.
+//! Cards from the MySQL tables, used while Redis is unavailable or a view is incomplete. One query for any number of ids,
+//! and a fixed number of index lookups for each: nothing is counted on read.
 
 use std::collections::HashMap;
 
-use sqlx::{MySql, QueryBuilder};
-use vidlog_schemas::rows::{VideoRow, VideoState};
+use sqlx::FromRow;
+use vidlog_schemas::{
+    batch,
+    rows::{VideoRow, VideoState},
+};
 
 use crate::{
     card::{UserCard, VideoCard},
@@ -15,39 +18,65 @@ use crate::{
 /// The viewer of an anonymous read. No user has the id 0, so it follows no user and likes no video.
 const ANONYMOUS: i64 = 0;
 
+/// The order of the parameters is that of the text: the ids, then the viewer.
+const USERS: &str = concat!(
+    "SELECT batch.user_id, name, follow_count, follower_count, total_favorited, favorite_count, work_count,
+         upload_count, viewers.followed_ms
+     FROM ",
+    vidlog_schemas::batch!("user_id"),
+    " LEFT JOIN users ON users.user_id = batch.user_id
+     LEFT JOIN user_follow_counts ON user_follow_counts.user_id = batch.user_id
+     LEFT JOIN user_like_counts ON user_like_counts.user_id = batch.user_id
+     LEFT JOIN user_work_counts ON user_work_counts.user_id = batch.user_id
+     LEFT JOIN follows AS viewers FORCE INDEX (PRIMARY) ON viewers.follower_id = ? AND viewers.followee_id = batch.user_id"
+);
+
+const VIDEOS: &str = concat!(
+    "SELECT videos.*, like_count, comment_count, viewers.liked_ms
+     FROM ",
+    vidlog_schemas::batch!("video_id"),
+    " STRAIGHT_JOIN videos ON videos.video_id = batch.video_id
+     LEFT JOIN video_like_counts ON video_like_counts.video_id = batch.video_id
+     LEFT JOIN video_comment_counts ON video_comment_counts.video_id = batch.video_id
+     LEFT JOIN likes AS viewers FORCE INDEX (PRIMARY) ON viewers.video_id = batch.video_id AND viewers.user_id = ?"
+);
+
+#[derive(FromRow)]
+struct User {
+    user_id: i64,
+    name: Option<String>,
+    follow_count: Option<i64>,
+    follower_count: Option<i64>,
+    total_favorited: Option<i64>,
+    favorite_count: Option<i64>,
+    work_count: Option<i64>,
+    upload_count: Option<i64>,
+    /// When the viewer followed the user.
+    followed_ms: Option<i64>,
+}
+
+#[derive(FromRow)]
+struct Video {
+    #[sqlx(flatten)]
+    row: VideoRow,
+    like_count: Option<i64>,
+    comment_count: Option<i64>,
+    /// When the viewer liked the video.
+    liked_ms: Option<i64>,
+}
+
 /// Reads the cards of users. Every id has one, also of a user that does not exist.
 pub(crate) async fn user_cards(
     tables: &Tables,
     viewer: Option<i64>,
     ids: &[i64],
 ) -> Result<HashMap<i64, UserCard>, ReadError> {
-    let mut cards: HashMap<_, _> = ids.iter().map(|id| (*id, UserCard::default())).collect();
     if ids.is_empty() {
-        return Ok(cards);
+        return Ok(HashMap::new());
     }
-    let names: Vec<(i64, String)> = {
-        let mut query = QueryBuilder::new("SELECT user_id, name FROM users WHERE user_id IN ");
-        push_ids(&mut query, ids);
-        tables.run(query.build_query_as().persistent(false).fetch_all(tables.pool())).await?
-    };
-    for (id, name) in names {
-        cards.entry(id).or_default().name = Some(name);
-    }
-    let mut query = user_counts(viewer.unwrap_or(ANONYMOUS), ids);
-    let counts: Vec<(String, i64, i64)> =
-        tables.run(query.build_query_as().persistent(false).fetch_all(tables.pool())).await?;
-    for (what, id, count) in counts {
-        let card = cards.entry(id).or_default();
-        match what.as_str() {
-            "following" => card.follow_count = count,
-            "followers" => card.follower_count = count,
-            "followed" => card.is_follow = count > 0,
-            "favorited" => card.total_favorited = count,
-            "works" => card.work_count = count,
-            _ => card.favorite_count = count,
-        }
-    }
-    Ok(cards)
+    let query = sqlx::query_as(USERS).bind(batch::ids(ids)).bind(viewer.unwrap_or(ANONYMOUS));
+    let users: Vec<User> = tables.run(query.fetch_all(tables.pool())).await?;
+    Ok(users.into_iter().map(|user| (user.user_id, user_card(user, viewer))).collect())
 }
 
 /// Reads the cards of the videos that exist.
@@ -59,79 +88,26 @@ pub(crate) async fn video_cards(
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
-    let rows: Vec<VideoRow> = {
-        let mut query = QueryBuilder::new("SELECT * FROM videos WHERE video_id IN ");
-        push_ids(&mut query, ids);
-        tables.run(query.build_query_as().persistent(false).fetch_all(tables.pool())).await?
-    };
-    let mut cards = HashMap::with_capacity(rows.len());
-    for row in rows {
-        cards.insert(row.video_id, video_card(row)?);
+    let query = sqlx::query_as(VIDEOS).bind(batch::ids(ids)).bind(viewer.unwrap_or(ANONYMOUS));
+    let videos: Vec<Video> = tables.run(query.fetch_all(tables.pool())).await?;
+    videos.into_iter().map(|video| Ok((video.row.video_id, video_card(video)?))).collect()
+}
+
+fn user_card(user: User, viewer: Option<i64>) -> UserCard {
+    let works = if viewer == Some(user.user_id) { user.upload_count } else { user.work_count };
+    UserCard {
+        name: user.name,
+        follow_count: user.follow_count.unwrap_or(0),
+        follower_count: user.follower_count.unwrap_or(0),
+        is_follow: user.followed_ms.is_some(),
+        total_favorited: user.total_favorited.unwrap_or(0),
+        work_count: works.unwrap_or(0),
+        favorite_count: user.favorite_count.unwrap_or(0),
     }
-    let mut query = video_counts(viewer.unwrap_or(ANONYMOUS), ids);
-    let counts: Vec<(String, i64, i64)> =
-        tables.run(query.build_query_as().persistent(false).fetch_all(tables.pool())).await?;
-    for (what, id, count) in counts {
-        cards.entry(id).and_modify(|card| match what.as_str() {
-            "likes" => card.favorite_count = count,
-            "comments" => card.comment_count = count,
-            _ => card.is_favorite = count > 0,
-        });
-    }
-    Ok(cards)
 }
 
-/// Appends `(1, 2, 3)` after an `IN`.
-fn push_ids(query: &mut QueryBuilder<MySql>, ids: &[i64]) {
-    query.push("(");
-    let mut list = query.separated(", ");
-    for id in ids {
-        list.push_bind(*id);
-    }
-    query.push(")");
-}
-
-fn user_counts(viewer: i64, ids: &[i64]) -> QueryBuilder<MySql> {
-    let mut query =
-        QueryBuilder::new("SELECT 'following', follower_id, COUNT(*) FROM follows WHERE follower_id IN ");
-    push_ids(&mut query, ids);
-    query.push(" GROUP BY follower_id UNION ALL SELECT 'followers', followee_id, COUNT(*) FROM follows");
-    query.push(" WHERE followee_id IN ");
-    push_ids(&mut query, ids);
-    query.push(
-        " GROUP BY followee_id UNION ALL SELECT 'followed', followee_id, 1 FROM follows WHERE follower_id = ",
-    );
-    query.push_bind(viewer).push(" AND followee_id IN ");
-    push_ids(&mut query, ids);
-    query.push(" UNION ALL SELECT 'favorited', author_id, COUNT(*) FROM likes WHERE author_id IN ");
-    push_ids(&mut query, ids);
-    query.push(
-        " GROUP BY author_id UNION ALL SELECT 'works', author_id, COUNT(*) FROM videos WHERE (state = ",
-    );
-    query.push_bind(VideoState::Published.number()).push(" OR author_id = ").push_bind(viewer);
-    query.push(") AND author_id IN ");
-    push_ids(&mut query, ids);
-    query.push(
-        " GROUP BY author_id UNION ALL SELECT 'favorites', user_id, COUNT(*) FROM likes WHERE user_id IN ",
-    );
-    push_ids(&mut query, ids);
-    query.push(" GROUP BY user_id");
-    query
-}
-
-fn video_counts(viewer: i64, ids: &[i64]) -> QueryBuilder<MySql> {
-    let mut query = QueryBuilder::new("SELECT 'likes', video_id, COUNT(*) FROM likes WHERE video_id IN ");
-    push_ids(&mut query, ids);
-    query.push(" GROUP BY video_id UNION ALL SELECT 'comments', video_id, COUNT(*) FROM comments");
-    query.push(" WHERE NOT deleted AND video_id IN ");
-    push_ids(&mut query, ids);
-    query.push(" GROUP BY video_id UNION ALL SELECT 'liked', video_id, 1 FROM likes WHERE user_id = ");
-    query.push_bind(viewer).push(" AND video_id IN ");
-    push_ids(&mut query, ids);
-    query
-}
-
-fn video_card(row: VideoRow) -> Result<VideoCard, ReadError> {
+fn video_card(video: Video) -> Result<VideoCard, ReadError> {
+    let row = video.row;
     let state = VideoState::from_number(row.state)
         .ok_or_else(|| ReadError::fault(Store::MySql, format!("{} is no video state", row.state)))?;
     Ok(VideoCard {
@@ -141,8 +117,8 @@ fn video_card(row: VideoRow) -> Result<VideoCard, ReadError> {
         play_key: row.play_key,
         cover_key: row.cover_key,
         reason: row.reason,
-        favorite_count: 0,
-        comment_count: 0,
-        is_favorite: false,
+        favorite_count: video.like_count.unwrap_or(0),
+        comment_count: video.comment_count.unwrap_or(0),
+        is_favorite: video.liked_ms.is_some(),
     })
 }

@@ -64,16 +64,16 @@ projections! {
     TOP_VIDEOS = "top-videos" of "videos", "likes" in Redis "top", "top-likers";
     /// Users.
     USERS_TABLE = "users-table" of "users" in MySql "users";
-    /// Videos.
-    VIDEOS_TABLE = "videos-table" of "videos" in MySql "videos";
-    /// Comments.
-    COMMENTS_TABLE = "comments-table" of "comments" in MySql "comments";
+    /// Videos, and how many an author has.
+    VIDEOS_TABLE = "videos-table" of "videos" in MySql "videos", "user_work_counts";
+    /// Comments, and how many a video has.
+    COMMENTS_TABLE = "comments-table" of "comments" in MySql "comments", "video_comment_counts";
     /// Messages, and the newest of each conversation.
     MESSAGES_TABLE = "messages-table" of "messages" in MySql "messages", "conversations";
-    /// Likes: the durable copy of the sets in Redis.
-    LIKES_TABLE = "likes-table" of "likes" in MySql "likes";
-    /// Follows: the durable copy of the sets in Redis.
-    FOLLOWS_TABLE = "follows-table" of "follows" in MySql "follows";
+    /// Likes: the durable copy of the sets in Redis. And how many a video, an author and a user have.
+    LIKES_TABLE = "likes-table" of "likes" in MySql "likes", "video_like_counts", "user_like_counts";
+    /// Follows: the durable copy of the sets in Redis. And how many a user has.
+    FOLLOWS_TABLE = "follows-table" of "follows" in MySql "follows", "user_follow_counts";
 }
 
 #[cfg(test)]

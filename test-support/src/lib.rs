@@ -14,6 +14,7 @@ pub mod api;
 pub mod link;
 pub mod namespace;
 pub mod nginx;
+pub mod plans;
 pub mod process;
 pub mod proxy;
 pub mod redis_cluster;

@@ -115,6 +115,7 @@ impl Model {
         let mut output = Output {
             lines: LineWriter { own, keys: keys.clone(), lines: Lines::new(memory) },
             ranking: Sorter::new(memory / 2),
+            counts: Sorter::new(memory / 2),
             likes: LikeCounts::default(),
             messages: Sorter::new(memory / 2),
         };
@@ -277,6 +278,8 @@ fn apply(state: &mut Option<State>, change: Change) {
 struct Output {
     lines: LineWriter,
     likes: LikeCounts,
+    /// Increments of the counts in MySQL: each row that is counted.
+    counts: Sorter,
     /// Inputs of each video's rank: its week of publication, and its likes.
     ranking: Sorter,
     /// The messages by conversation, in the order of the log.
@@ -296,6 +299,8 @@ impl Output {
             }
             (Entity::Video(video), Some(State::Video { author, title, uploaded_ms, outcome })) => {
                 lines.video(video, (author, &title, uploaded_ms), outcome.as_ref())?;
+                let is_published = matches!(outcome, Some(Outcome::Published { .. }));
+                self.count(&OF_AUTHORS, author, [i64::from(is_published), 1])?;
                 match outcome {
                     Some(Outcome::Published { published_ms, .. }) => {
                         rank(&mut self.ranking, video, &RankPart::Week(feed_week_of(published_ms)))
@@ -309,6 +314,10 @@ impl Output {
                     return Ok(());
                 };
                 rank(&mut self.ranking, video, &RankPart::Like)?;
+                self.count(&OF_VIDEO_LIKES, video, [1, 0])?;
+                self.count(&OF_USER_LIKES, author, [1, 0])?;
+                self.count(&OF_USER_LIKES, user, [0, 1])?;
+                let lines = &mut self.lines;
                 lines.member(&projections::TOP_VIDEOS, |keys| keys.top_likers(video), user, "")?;
                 lines.member(&projections::LIKES, |keys| keys.likers(video), user, "")?;
                 lines.member(
@@ -323,6 +332,9 @@ impl Output {
             }
             (Entity::Follow { follower, followee }, Some(State::Link { since_ms })) => {
                 let since = since_ms.to_string();
+                self.count(&OF_FOLLOWS, follower, [1, 0])?;
+                self.count(&OF_FOLLOWS, followee, [0, 1])?;
+                let lines = &mut self.lines;
                 lines.member(&projections::FOLLOWS, |keys| keys.following(follower), followee, &since)?;
                 lines.member(&projections::FOLLOWS, |keys| keys.followers(followee), follower, &since)?;
                 lines.row(&projections::FOLLOWS_TABLE, "follows", &[follower, followee], || since)
@@ -331,6 +343,8 @@ impl Output {
                 Entity::Comment { video, comment },
                 Some(State::Comment { user, text, posted_ms, is_deleted }),
             ) => {
+                self.count(&OF_COMMENTS, video, [i64::from(!is_deleted), 0])?;
+                let lines = &mut self.lines;
                 let key = |keys: &Keys| {
                     if is_deleted { keys.deleted_comments(video) } else { keys.comments(video) }
                 };
@@ -348,10 +362,21 @@ impl Output {
         }
     }
 
+    /// Adds to the counts of an entity.
+    fn count(&mut self, counts: &Counts, id: i64, by: [i64; 2]) -> anyhow::Result<()> {
+        if !self.lines.own.contains(&counts.projection.name) {
+            return Ok(());
+        }
+        let key = [&[counts.number], id.to_be_bytes().as_slice()].concat();
+        self.counts.push(&key, by.map(i64::to_be_bytes).as_flattened());
+        if self.counts.is_full() { self.counts.spill() } else { Ok(()) }
+    }
+
     fn finish(mut self) -> anyhow::Result<Lines> {
         self.likes.finish(&mut self.lines)?;
         let lines = &mut self.lines;
         write_ranking(lines, self.ranking)?;
+        write_counts(lines, self.counts)?;
         let table = &projections::MESSAGES_TABLE;
         let mut last: Option<((i64, i64), i64)> = None;
         for entry in self.messages.sorted()? {
@@ -369,6 +394,55 @@ impl Output {
         }
         Ok(self.lines.lines)
     }
+}
+
+/// A table of counts.
+struct Counts {
+    projection: Catalogued,
+    table: &'static str,
+    /// The number of counts in a row, at most two.
+    columns: usize,
+    /// Its place in [`COUNTS`].
+    number: u8,
+}
+
+const OF_VIDEO_LIKES: Counts =
+    Counts { projection: projections::LIKES_TABLE, table: "video_like_counts", columns: 1, number: 0 };
+const OF_USER_LIKES: Counts =
+    Counts { projection: projections::LIKES_TABLE, table: "user_like_counts", columns: 2, number: 1 };
+const OF_FOLLOWS: Counts =
+    Counts { projection: projections::FOLLOWS_TABLE, table: "user_follow_counts", columns: 2, number: 2 };
+const OF_COMMENTS: Counts =
+    Counts { projection: projections::COMMENTS_TABLE, table: "video_comment_counts", columns: 1, number: 3 };
+const OF_AUTHORS: Counts =
+    Counts { projection: projections::VIDEOS_TABLE, table: "user_work_counts", columns: 2, number: 4 };
+const COUNTS: [Counts; 5] = [OF_VIDEO_LIKES, OF_USER_LIKES, OF_FOLLOWS, OF_COMMENTS, OF_AUTHORS];
+
+/// Writes the rows of counts that are not all zero.
+fn write_counts(lines: &mut LineWriter, increments: Sorter) -> anyhow::Result<()> {
+    let mut write = |key: &[u8], [first, second]: [i64; 2]| {
+        let (number, id) = key.split_first().context("failed to read counts")?;
+        let counts = COUNTS.get(usize::from(*number)).context("failed to read counts")?;
+        let id = i64::from_be_bytes(id.try_into().context("failed to read the id of counts")?);
+        if (first, second) == (0, 0) {
+            return Ok(());
+        }
+        lines.row(&counts.projection, counts.table, &[id], || {
+            if counts.columns == 1 { first.to_string() } else { format!("{first} {second}") }
+        })
+    };
+    let mut last: Option<(Vec<u8>, [i64; 2])> = None;
+    for entry in increments.sorted()? {
+        let (key, by) = entry?;
+        if let Some((key, sums)) = last.take_if(|(last, _)| *last != key) {
+            write(&key, sums)?;
+        }
+        let (_, sums) = last.get_or_insert((key, [0; 2]));
+        for (sum, by) in sums.iter_mut().zip(by.as_chunks().0) {
+            *sum += i64::from_be_bytes(*by);
+        }
+    }
+    last.map_or(Ok(()), |(key, sums)| write(&key, sums))
 }
 
 /// Input of a video's rank.

@@ -21,8 +21,8 @@ use super::line::{Line, LineKey, digest};
 /// Number of rows per page.
 const PAGE: usize = 1000;
 
-/// A row: its primary key, and the content of its line.
-type Row = (Vec<i64>, String);
+/// A row: its primary key, and the content of its line. A row without content is as good as missing: counts of zero.
+type Row = (Vec<i64>, Option<String>);
 
 /// A table of a view.
 struct Table {
@@ -30,17 +30,42 @@ struct Table {
     /// The columns of its primary key. All are signed integers, so the server orders rows as [`LineKey`]
     /// does.
     key: &'static [&'static str],
-    content: fn(&MySqlRow) -> sqlx::Result<String>,
+    content: Content,
 }
 
-static ALL: [Table; 7] = [
-    Table { name: "users", key: &["user_id"], content: user },
-    Table { name: "videos", key: &["video_id"], content: video },
-    Table { name: "comments", key: &["video_id", "comment_id"], content: comment },
-    Table { name: "messages", key: &["low_id", "high_id", "create_ms"], content: message },
-    Table { name: "conversations", key: &["low_id", "high_id"], content: conversation },
-    Table { name: "likes", key: &["video_id", "user_id"], content: like },
-    Table { name: "follows", key: &["follower_id", "followee_id"], content: follow },
+/// How the content of a row's line is made.
+enum Content {
+    /// By a function.
+    Row(fn(&MySqlRow) -> sqlx::Result<String>),
+    /// The values of these columns. They are counts, and a row of zeros is as good as missing.
+    Counts(&'static [&'static str]),
+}
+
+static ALL: [Table; 12] = [
+    Table { name: "users", key: &["user_id"], content: Content::Row(user) },
+    Table { name: "videos", key: &["video_id"], content: Content::Row(video) },
+    Table { name: "comments", key: &["video_id", "comment_id"], content: Content::Row(comment) },
+    Table { name: "messages", key: &["low_id", "high_id", "create_ms"], content: Content::Row(message) },
+    Table { name: "conversations", key: &["low_id", "high_id"], content: Content::Row(conversation) },
+    Table { name: "likes", key: &["video_id", "user_id"], content: Content::Row(like) },
+    Table { name: "follows", key: &["follower_id", "followee_id"], content: Content::Row(follow) },
+    Table { name: "video_like_counts", key: &["video_id"], content: Content::Counts(&["like_count"]) },
+    Table {
+        name: "user_like_counts",
+        key: &["user_id"],
+        content: Content::Counts(&["total_favorited", "favorite_count"]),
+    },
+    Table {
+        name: "user_follow_counts",
+        key: &["user_id"],
+        content: Content::Counts(&["follow_count", "follower_count"]),
+    },
+    Table { name: "video_comment_counts", key: &["video_id"], content: Content::Counts(&["comment_count"]) },
+    Table {
+        name: "user_work_counts",
+        key: &["user_id"],
+        content: Content::Counts(&["work_count", "upload_count"]),
+    },
 ];
 
 /// Reads the rows of a view in order. The server is idle between two pages, so a slow reader costs it
@@ -57,7 +82,8 @@ pub(crate) fn rows<'a>(
         let page = table.page(&mut *connection, last.as_deref()).await;
         let page = page.with_context(|| format!("failed to read the table {} in MySQL", table.name))?;
         let next = page.last().map(|(key, _)| (table, Some(key.clone())));
-        let lines = page.into_iter().map(|(key, content)| Ok((LineKey::row(table.name, &key), content)));
+        let line = |(key, content): Row| Some(Ok((LineKey::row(table.name, &key), content?)));
+        let lines = page.into_iter().filter_map(line);
         Ok(Some((stream::iter(lines), (connection, tables, next))))
     });
     pages.try_flatten()
@@ -134,7 +160,21 @@ impl Table {
 
     fn read(&self, row: &MySqlRow) -> sqlx::Result<Row> {
         let key = self.key.iter().map(|column| row.try_get(*column)).collect::<sqlx::Result<_>>()?;
-        Ok((key, (self.content)(row)?))
+        Ok((key, self.content.read(row)?))
+    }
+}
+
+impl Content {
+    fn read(&self, row: &MySqlRow) -> sqlx::Result<Option<String>> {
+        match self {
+            Self::Row(content) => content(row).map(Some),
+            Self::Counts(columns) => {
+                let counts: Vec<i64> =
+                    columns.iter().map(|column| row.try_get(*column)).collect::<sqlx::Result<_>>()?;
+                let texts: Vec<_> = counts.iter().map(ToString::to_string).collect();
+                Ok(counts.iter().any(|count| *count != 0).then(|| texts.join(" ")))
+            }
+        }
     }
 }
 

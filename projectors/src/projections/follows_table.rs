@@ -1,18 +1,33 @@
-//! Table `follows`: durable counterpart of the sets in Redis.
+//! Table `follows`, the durable counterpart of the sets in Redis, and the counts of its rows.
+
+use std::collections::HashSet;
 
 use futures::{FutureExt, future::BoxFuture};
 use sqlx::{MySqlConnection, QueryBuilder};
 use vidlog_events::{Event, FollowEvent};
 
-use super::membership::{Net, net};
+use super::{
+    counts::{Changes, CountTable},
+    membership::{Net, net},
+};
 use vidlog_projection_engine::log::Record;
 use vidlog_schemas::batch;
 
+const LOAD: &str = concat!(
+    "SELECT follower_id, followee_id FROM ",
+    vidlog_schemas::batch!("follower_id", "followee_id"),
+    " STRAIGHT_JOIN follows USING (follower_id, followee_id)"
+);
 const DELETE: &str = concat!(
     "DELETE follows FROM ",
     vidlog_schemas::batch!("follower_id", "followee_id"),
     " STRAIGHT_JOIN follows USING (follower_id, followee_id)"
 );
+const OF_USERS: CountTable<2> = CountTable {
+    insert: "INSERT INTO user_follow_counts (user_id, follow_count, follower_count) ",
+    add: " ON DUPLICATE KEY UPDATE follow_count = follow_count + VALUES(follow_count),
+            follower_count = follower_count + VALUES(follower_count)",
+};
 
 /// Ids of follower and followee.
 type Pair = (i64, i64);
@@ -21,7 +36,16 @@ pub(super) fn apply<'a>(
     connection: &'a mut MySqlConnection,
     records: &'a [Record],
 ) -> BoxFuture<'a, sqlx::Result<()>> {
-    write(connection, net(records.iter().filter_map(project))).boxed()
+    async move {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let net = net(records.iter().filter_map(project));
+        let rows: Vec<Pair> =
+            sqlx::query_as(LOAD).bind(batch::pairs(net.keys())).fetch_all(&mut *connection).await?;
+        write(connection, net, &rows.into_iter().collect()).await
+    }
+    .boxed()
 }
 
 /// Returns the pair and, if it was added, the time in ms.
@@ -39,20 +63,31 @@ fn project(record: &Record) -> Option<(Pair, Option<i64>)> {
     })
 }
 
-async fn write(connection: &mut MySqlConnection, net: Net<Pair, i64>) -> sqlx::Result<()> {
-    if !net.removed.is_empty() {
-        sqlx::query(DELETE).bind(batch::pairs(&net.removed)).execute(&mut *connection).await?;
+/// Writes a batch. `present` has the pairs of it that the table has.
+async fn write(
+    connection: &mut MySqlConnection,
+    net: Net<Pair, i64>,
+    present: &HashSet<Pair>,
+) -> sqlx::Result<()> {
+    let Net { removed, added } = net.on(|pair| present.contains(pair));
+    let mut of_users = Changes::default();
+    let mut count = |(follower, followee): Pair, by: i64| {
+        of_users.add(follower, [by, 0]);
+        of_users.add(followee, [0, by]);
+    };
+    removed.iter().for_each(|pair| count(*pair, -1));
+    added.iter().for_each(|(pair, _)| count(*pair, 1));
+    if !removed.is_empty() {
+        sqlx::query(DELETE).bind(batch::pairs(&removed)).execute(&mut *connection).await?;
     }
-    if !net.added.is_empty() {
+    if !added.is_empty() {
         QueryBuilder::new("INSERT INTO follows (follower_id, followee_id, followed_ms) ")
-            .push_values(net.added, |mut values, ((follower, followee), followed_ms)| {
+            .push_values(added, |mut values, ((follower, followee), followed_ms)| {
                 values.push_bind(follower).push_bind(followee).push_bind(followed_ms);
             })
-            // Not `INSERT IGNORE`, which would also truncate values that do not fit.
-            .push(" ON DUPLICATE KEY UPDATE follower_id = follows.follower_id")
             .build()
-            .execute(connection)
+            .execute(&mut *connection)
             .await?;
     }
-    Ok(())
+    of_users.write(connection, &OF_USERS).await
 }

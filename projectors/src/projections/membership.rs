@@ -1,6 +1,6 @@
 //! Nets the additions and removals of a batch, for the tables that are sets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Net effect of a batch on a set of unknown content: apply the removals, then add the members that are
 /// absent.
@@ -10,6 +10,22 @@ pub(super) struct Net<K, V> {
     pub(super) removed: Vec<K>,
     /// Members that are present at the end, with the value of their first addition after their last removal.
     pub(super) added: Vec<(K, V)>,
+}
+
+impl<K: Ord, V> Net<K, V> {
+    /// Returns the members that it may change.
+    pub(super) fn keys(&self) -> BTreeSet<&K> {
+        self.removed.iter().chain(self.added.iter().map(|(key, _)| key)).collect()
+    }
+
+    /// Returns the effect on a set of known content: the removals of members that are present, and the additions of those
+    /// that are absent then.
+    pub(super) fn on(mut self, is_present: impl Fn(&K) -> bool) -> Self {
+        let removed: BTreeSet<&K> = self.removed.iter().collect();
+        self.added.retain(|(key, _)| removed.contains(key) || !is_present(key));
+        self.removed.retain(is_present);
+        self
+    }
 }
 
 /// Returns the net effect of changes in order: `Some` adds a member unless it is present, `None` removes it.
@@ -46,12 +62,12 @@ mod tests {
     }
 
     fn at_once(set: &mut BTreeMap<u8, u32>, changes: &[Change]) {
-        let net = net(changes.iter().copied());
+        let net = net(changes.iter().copied()).on(|key| set.contains_key(key));
         for key in net.removed {
-            set.remove(&key);
+            assert!(set.remove(&key).is_some());
         }
         for (key, value) in net.added {
-            set.entry(key).or_insert(value);
+            assert!(set.insert(key, value).is_none());
         }
     }
 

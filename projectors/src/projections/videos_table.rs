@@ -1,18 +1,51 @@
-//! Table `videos`.
+//! Table `videos`, and the counts of each author's rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use futures::{FutureExt, future::BoxFuture};
 use sqlx::{MySqlConnection, QueryBuilder};
 use vidlog_events::{Event, VideoEvent};
 use vidlog_projection_engine::log::Record;
-use vidlog_schemas::rows::{VideoRow, VideoState};
+use vidlog_schemas::{
+    batch,
+    rows::{VideoRow, VideoState},
+};
+
+use super::counts::{Changes, CountTable};
+
+const LOAD: &str = concat!(
+    "SELECT video_id, author_id, state FROM ",
+    vidlog_schemas::batch!("video_id"),
+    " STRAIGHT_JOIN videos USING (video_id)"
+);
+const OF_AUTHORS: CountTable<2> = CountTable {
+    insert: "INSERT INTO user_work_counts (user_id, work_count, upload_count) ",
+    add: " ON DUPLICATE KEY UPDATE work_count = work_count + VALUES(work_count),
+            upload_count = upload_count + VALUES(upload_count)",
+};
+
+/// The author and the state of a row in the table.
+type Known = (i64, i8);
 
 pub(super) fn apply<'a>(
     connection: &'a mut MySqlConnection,
     records: &'a [Record],
 ) -> BoxFuture<'a, sqlx::Result<()>> {
-    upsert(connection, project(records)).boxed()
+    async move {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let rows = project(records);
+        let known: Vec<(i64, i64, i8)> = sqlx::query_as(LOAD)
+            .bind(batch::ids(rows.iter().map(|row| &row.video_id)))
+            .fetch_all(&mut *connection)
+            .await?;
+        let known = known.into_iter().map(|(video, author, state)| (video, (author, state))).collect();
+        let counts = count(&rows, &known);
+        upsert(&mut *connection, rows).await?;
+        counts.write(connection, &OF_AUTHORS).await
+    }
+    .boxed()
 }
 
 /// Returns one row per video. If the table has the row already, only an outcome is added to it, and only if
@@ -54,6 +87,20 @@ fn project(records: &[Record]) -> Vec<VideoRow> {
         }
     }
     rows.into_values().collect()
+}
+
+/// Returns the changes of the counts. `known` has the videos of the batch that the table has.
+fn count(rows: &[VideoRow], known: &HashMap<i64, Known>) -> Changes<2> {
+    let (processing, published) = (VideoState::Processing.number(), VideoState::Published.number());
+    let mut counts = Changes::default();
+    for row in rows {
+        let known = known.get(&row.video_id);
+        let before = known.map_or(processing, |(_, state)| *state);
+        let is_published = before == processing && row.state == published;
+        let author = known.map_or(row.author_id, |(author, _)| *author);
+        counts.add(author, [i64::from(is_published), i64::from(known.is_none())]);
+    }
+    counts
 }
 
 fn empty(video_id: i64, author_id: i64) -> VideoRow {

@@ -13,5 +13,6 @@ mod folding;
 mod leaders;
 mod log_end;
 mod operate;
+mod plans;
 mod rebuild;
 mod support;

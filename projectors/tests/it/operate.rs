@@ -128,7 +128,7 @@ async fn audit_differences_set_the_exit_code() {
     let _process = start(&system, &[]);
     system.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
     let likes = projectors(&system, &["audit", "likes", "likes-table"]);
-    assert_eq!(stdout(&likes), "1 records, 4 lines, 0 differences\n");
+    assert_eq!(stdout(&likes), "1 records, 7 lines, 0 differences\n");
 
     sqlx::query("UPDATE likes SET liked_ms = 7").execute(&system.target.mysql).await.unwrap();
     assert_eq!(
@@ -140,7 +140,7 @@ async fn audit_differences_set_the_exit_code() {
     let out = String::from_utf8(wrong.stdout).unwrap();
     assert_eq!(
         out,
-        "likes/1/1: expected 101 1700000000000, found 101 7\n1 records, 1 lines, 1 differences\n"
+        "likes/1/1: expected 101 1700000000000, found 101 7\n1 records, 4 lines, 1 differences\n"
     );
 }
 

@@ -32,14 +32,12 @@ pub(crate) async fn of_user(
     page: Page,
 ) -> Result<Option<ListPage<FriendUser>>, ReadError> {
     let sort_keys = match source {
-        Source::Views => sort_keys_in_views(models, user).await?,
-        Source::Tables => sort_keys_in_tables(models, user).await?,
+        Source::Views => sort_keys_in_views(models, user, page).await?,
+        Source::Tables => sort_keys_in_tables(models, user, page).await?,
     };
     let Some(mut sort_keys) = sort_keys else {
         return Ok(None);
     };
-    sort_keys.sort_by_cached_key(|sort_key| sort_key.order());
-    sort_keys.retain(|sort_key| page.after.is_none_or(|after| sort_key.is_after(after)));
     let next = page.truncate(&mut sort_keys, |sort_key| *sort_key);
     let ids: Vec<_> = sort_keys.into_iter().map(|sort_key| sort_key.id).collect();
     let (users, mut latest) = tokio::try_join!(
@@ -55,7 +53,11 @@ pub(crate) async fn of_user(
 }
 
 /// The score of a friend is the time of the later of the two follows.
-async fn sort_keys_in_views(models: &ReadModels, user: i64) -> Result<Option<Vec<SortKey>>, ReadError> {
+async fn sort_keys_in_views(
+    models: &ReadModels,
+    user: i64,
+    page: Page,
+) -> Result<Option<Vec<SortKey>>, ReadError> {
     let keys = &models.keys;
     let exists = cmd("HEXISTS").arg(keys.user_card(user)).arg("name").take();
     let friends = cmd("ZINTER")
@@ -69,19 +71,39 @@ async fn sort_keys_in_views(models: &ReadModels, user: i64) -> Result<Option<Vec
     let mut replies = models.views.pipeline(&[exists, friends]).await?;
     let exists: bool = replies.take()?;
     let friends: Vec<(i64, i64)> = replies.take()?;
-    Ok(exists.then(|| friends.into_iter().map(|(id, score)| SortKey { score, id }).collect()))
+    if !exists {
+        return Ok(None);
+    }
+    let mut sort_keys: Vec<_> = friends.into_iter().map(|(id, score)| SortKey { score, id }).collect();
+    sort_keys.sort_by_cached_key(|sort_key| sort_key.order());
+    sort_keys.retain(|sort_key| page.after.is_none_or(|after| sort_key.is_after(after)));
+    Ok(Some(sort_keys))
 }
 
-async fn sort_keys_in_tables(models: &ReadModels, user: i64) -> Result<Option<Vec<SortKey>>, ReadError> {
+/// `?` are the user, the score (twice) and the id of the last item of the previous page, and the number of rows. Looks up
+/// every follow of the user, but not every follower.
+const FRIENDS: &str =
+    "SELECT GREATEST(there.followed_ms, back.followed_ms) AS score, there.followee_id AS friend_id
+     FROM follows AS there FORCE INDEX (PRIMARY) STRAIGHT_JOIN follows AS back FORCE INDEX (PRIMARY)
+         ON back.follower_id = there.followee_id AND back.followee_id = there.follower_id
+     WHERE there.follower_id = ?
+     HAVING score < ? OR (score = ? AND friend_id < ?) ORDER BY score DESC, friend_id DESC LIMIT ?";
+
+async fn sort_keys_in_tables(
+    models: &ReadModels,
+    user: i64,
+    page: Page,
+) -> Result<Option<Vec<SortKey>>, ReadError> {
     if !models.user_exists(Source::Tables, user).await? {
         return Ok(None);
     }
-    let query = sqlx::query_as(
-        "SELECT GREATEST(there.followed_ms, back.followed_ms), there.followee_id FROM follows AS there
-         JOIN follows AS back ON back.follower_id = there.followee_id AND back.followee_id = there.follower_id
-         WHERE there.follower_id = ?",
-    )
-    .bind(user);
+    let after = page.after.unwrap_or(SortKey { score: i64::MAX, id: i64::MAX });
+    let query = sqlx::query_as(FRIENDS)
+        .bind(user)
+        .bind(after.score)
+        .bind(after.score)
+        .bind(after.id)
+        .bind(page.fetch_limit() as u64);
     let rows: Vec<(i64, i64)> = models.tables.run(query.fetch_all(models.tables.pool())).await?;
     Ok(Some(rows.into_iter().map(|(score, id)| SortKey { score, id }).collect()))
 }

@@ -92,8 +92,8 @@ impl List {
         }
     }
 
-    /// Returns the query of the sort keys, in the order of the ZSET. `?` are the user, the score (twice) and the id's
-    /// digits of the last item of the previous page, and the number of rows.
+    /// Returns the query of the sort keys, in the order of an index. `?` are the user, the score (twice) and the id of the
+    /// last item of the previous page, and the number of rows.
     const fn sql(self) -> &'static str {
         match self {
             Self::Works(_) => WORKS,
@@ -120,13 +120,13 @@ macro_rules! list_sql {
             $score,
             " <= ? AND (",
             $score,
-            " < ? OR CAST(",
+            " < ? OR ",
             $id,
-            " AS CHAR) < ?) ORDER BY ",
+            " < ?) ORDER BY ",
             $score,
-            " DESC, CAST(",
+            " DESC, ",
             $id,
-            " AS CHAR) DESC LIMIT ?"
+            " DESC LIMIT ?"
         )
     };
 }
@@ -197,7 +197,7 @@ async fn sort_keys_in_tables(
         .bind(list.user())
         .bind(after.score)
         .bind(after.score)
-        .bind(after.id.to_string())
+        .bind(after.id)
         .bind(page.fetch_limit() as u64);
     let rows: Vec<(i64, i64)> = models.tables.run(query.fetch_all(models.tables.pool())).await?;
     Ok(Some(rows.into_iter().map(|(score, id)| SortKey { score, id }).collect()))

@@ -14,6 +14,7 @@ mod limits;
 mod lists;
 mod media;
 mod outage;
+mod plans;
 mod relations;
 mod support;
 mod top;

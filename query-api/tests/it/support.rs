@@ -6,7 +6,7 @@ use std::{ops::Deref, sync::Arc};
 
 use object_store::memory::InMemory;
 use redis::{Cmd, cmd};
-use sqlx::MySqlPool;
+use sqlx::{AssertSqlSafe, MySqlPool};
 use tokio::sync::Semaphore;
 use vidlog_contract::Tokens;
 use vidlog_query_api::{QueryState, router};
@@ -150,6 +150,8 @@ impl World {
             .execute(&self.mysql)
             .await
             .unwrap();
+        self.count("user_work_counts", video.author, "upload_count", 1).await;
+        self.count("user_work_counts", video.author, "work_count", i64::from(is_published)).await;
     }
 
     fn video_commands(&self, video: Video) -> Vec<Cmd> {
@@ -185,6 +187,9 @@ impl World {
         .await;
         let insert = sqlx::query("INSERT INTO likes VALUES (?, ?, ?, ?)").bind(video).bind(user);
         insert.bind(author).bind(liked_ms).execute(&self.mysql).await.unwrap();
+        self.count("video_like_counts", video, "like_count", 1).await;
+        self.count("user_like_counts", author, "total_favorited", 1).await;
+        self.count("user_like_counts", user, "favorite_count", 1).await;
     }
 
     pub(crate) async fn follow(&self, follower: i64, followee: i64, followed_ms: i64) {
@@ -195,6 +200,8 @@ impl World {
         .await;
         let insert = sqlx::query("INSERT INTO follows VALUES (?, ?, ?)").bind(follower).bind(followee);
         insert.bind(followed_ms).execute(&self.mysql).await.unwrap();
+        self.count("user_follow_counts", follower, "follow_count", 1).await;
+        self.count("user_follow_counts", followee, "follower_count", 1).await;
     }
 
     pub(crate) async fn unfollow(&self, follower: i64, followee: i64) {
@@ -205,18 +212,32 @@ impl World {
         .await;
         let delete = sqlx::query("DELETE FROM follows WHERE follower_id = ? AND followee_id = ?");
         delete.bind(follower).bind(followee).execute(&self.mysql).await.unwrap();
+        self.count("user_follow_counts", follower, "follow_count", -1).await;
+        self.count("user_follow_counts", followee, "follower_count", -1).await;
     }
 
     pub(crate) async fn comment(&self, id: i64, video: i64, user: i64) {
         self.do_all(&[cmd("SADD").arg(self.keys.comments(video)).arg(id).take()]).await;
         let insert = sqlx::query("INSERT INTO comments VALUES (?, ?, ?, ?, ?, FALSE)").bind(video).bind(id);
         insert.bind(user).bind(format!("comment {id}")).bind(NOW).execute(&self.mysql).await.unwrap();
+        self.count("video_comment_counts", video, "comment_count", 1).await;
     }
 
     pub(crate) async fn delete_comment(&self, id: i64, video: i64) {
         self.do_all(&[cmd("SREM").arg(self.keys.comments(video)).arg(id).take()]).await;
         let update = sqlx::query("UPDATE comments SET deleted = TRUE, text = '' WHERE comment_id = ?");
         update.bind(id).execute(&self.mysql).await.unwrap();
+        self.count("video_comment_counts", video, "comment_count", -1).await;
+    }
+
+    /// Adds to a count in MySQL.
+    async fn count(&self, table: &str, id: i64, column: &str, by: i64) {
+        let key = if table.starts_with("video") { "video_id" } else { "user_id" };
+        let add = format!(
+            "INSERT INTO {table} ({key}, {column}) VALUES (?, ?)
+             ON DUPLICATE KEY UPDATE {column} = {column} + VALUES({column})"
+        );
+        sqlx::query(AssertSqlSafe(add)).bind(id).bind(by).execute(&self.mysql).await.unwrap();
     }
 
     /// Adds a message. Between users 1 and 2 its id is its time; the ids of other conversations do not collide with those.

@@ -3,7 +3,7 @@
 //! Attributes are record headers prefixed with `ce_`, the payload is the value, as JSON
 //! (CloudEvents 1.0.2, Kafka protocol binding, section 3.2).
 
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
 use crate::{
@@ -199,5 +199,10 @@ fn format_time(time_ms: i64) -> String {
 
 fn parse_time(text: &str) -> Option<i64> {
     let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    // An offset can move the first and the last day out of the years that RFC 3339 can write.
+    let utc = time.checked_to_offset(UtcOffset::UTC)?;
+    if !(0..=9999).contains(&utc.year()) {
+        return None;
+    }
     i64::try_from(time.unix_timestamp_nanos().div_euclid(1_000_000)).ok()
 }

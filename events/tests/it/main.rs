@@ -6,6 +6,7 @@
 mod asyncapi;
 mod catalogue;
 mod compatibility;
+mod damaged_records;
 mod examples;
 mod folder;
 mod records;

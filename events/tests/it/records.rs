@@ -24,7 +24,7 @@ proptest! {
         let record = envelope.encode().unwrap();
         prop_assert_eq!(record.stream, envelope.event.stream());
         prop_assert_eq!(&record.key, &envelope.event.key());
-        prop_assert_eq!(header(&record, "ce_subject"), Some(record.key.as_bytes()));
+        prop_assert_eq!(header_bytes(&record, "ce_subject"), Some(record.key.as_bytes()));
         prop_assert_eq!(record.timestamp_ms, envelope.time_ms);
     }
 
@@ -121,12 +121,17 @@ fn set(record: &mut EncodedRecord, name: &str, value: &str) {
     value.clone_into(held);
 }
 
-fn header<'a>(record: &'a EncodedRecord, name: &str) -> Option<&'a [u8]> {
+pub(crate) fn header_bytes<'a>(record: &'a EncodedRecord, name: &str) -> Option<&'a [u8]> {
     record.headers.iter().find(|(header, _)| *header == name).map(|(_, value)| value.as_bytes())
 }
 
 fn read(record: &EncodedRecord) -> Result<Envelope, DecodeError> {
-    decode(record.stream, |name| header(record, name), &record.value)
+    decode(record.stream, |name| header_bytes(record, name), &record.value)
+}
+
+/// Records as writers of this system write them.
+pub(crate) fn encoded_envelopes() -> impl Strategy<Value = EncodedRecord> {
+    envelopes().prop_map(|envelope| envelope.encode().unwrap())
 }
 
 fn envelopes() -> impl Strategy<Value = Envelope> {

@@ -84,7 +84,7 @@ impl Default for Timeouts {
         Self {
             head: Duration::from_secs(10),
             idle: Duration::from_secs(ConnectionLimits::default().idle_timeout_s),
-            write: Duration::from_secs(60),
+            write: Duration::from_mins(1),
             linger: Duration::from_secs(30),
         }
     }

@@ -113,7 +113,7 @@ impl Connection {
 
         let stream = http.into_parts().io.into_inner().stream;
         match overdue {
-            Some(overdue) => close_overdue(stream, overdue, self.server),
+            Some(overdue) => close_overdue(&stream, overdue, self.server),
             None if activity.has_unread_input() => linger(stream, self.timeouts.linger).await,
             None => {}
         }
@@ -137,7 +137,7 @@ async fn respond(
     Ok(response.map(|body| ResponseBody::new(body, activity)))
 }
 
-fn close_overdue(stream: TcpStream, overdue: Overdue, server: &'static str) {
+fn close_overdue(stream: &TcpStream, overdue: Overdue, server: &'static str) {
     counter!(CONNECTIONS_CLOSED, "server" => server, "reason" => overdue.reason()).increment(1);
     if overdue == Overdue::Write {
         // Otherwise the kernel keeps the unsent data and goes on to offer it.

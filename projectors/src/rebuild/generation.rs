@@ -2,11 +2,11 @@
 
 mod mysql;
 mod redis;
+mod store;
 
 use std::time::Duration;
 
 use anyhow::Context;
-use async_trait::async_trait;
 use tokio::time::sleep;
 use vidlog_projection_engine::{
     desired_state::{self, hold::Hold, view_lock::ViewLock},
@@ -15,7 +15,7 @@ use vidlog_projection_engine::{
 };
 use vidlog_schemas::projections::View;
 
-use self::{mysql::MySqlGenerations, redis::RedisGenerations};
+use self::{mysql::MySqlGenerations, redis::RedisGenerations, store::GenerationStore};
 
 /// Time for which the old generation is kept: requests that read it end within 5 s.
 pub(super) const GRACE: Duration = Duration::from_secs(8);
@@ -26,30 +26,6 @@ pub(super) struct Generations {
     pub(super) live: u32,
     store: Box<dyn GenerationStore>,
     lock: ViewLock,
-}
-
-/// The store of a view's generations.
-#[async_trait]
-trait GenerationStore: Send + Sync {
-    /// Creates the next generation, or finds the one of an earlier rebuild. Returns its stores.
-    async fn create_next(&self) -> anyhow::Result<Stores>;
-
-    /// Makes the next generation the live one, in one step that requires the hold and ends it. Returns false
-    /// if the hold has ended before, or if a long read blocked the switch.
-    async fn take_over(&self, hold: &mut Hold<'_>) -> anyhow::Result<bool>;
-
-    /// Returns the stores of the generation that was live until the switch, if processes that have not read
-    /// the switch yet may have written to it.
-    fn replaced(&self) -> anyhow::Result<Option<Stores>>;
-
-    /// Publishes the live generation to readers. An interrupted rebuild may have switched without it.
-    async fn publish_live(&self) -> anyhow::Result<()>;
-
-    /// Drops the next generation, and what a switch left.
-    async fn drop_next(&self) -> anyhow::Result<()>;
-
-    /// Drops the generations before one that is live.
-    async fn drop_before(&self, live: u32) -> anyhow::Result<()>;
 }
 
 impl Generations {

@@ -11,7 +11,7 @@ use vidlog_projection_engine::{
 };
 use vidlog_service_kit::failpoint;
 
-use super::GenerationStore;
+use super::store::GenerationStore;
 
 /// Size of the MySQL connection pool for folding into another generation, which the partitions share.
 const CONNECTIONS: u32 = 8;

@@ -11,7 +11,7 @@ use vidlog_projection_engine::{
 use vidlog_schemas::keys::ViewKey;
 use vidlog_service_kit::failpoint;
 
-use super::GenerationStore;
+use super::store::GenerationStore;
 
 /// Number of keys that are scanned, and deleted, per round trip.
 const PAGE: usize = 1000;

@@ -23,6 +23,8 @@ use vidlog_test_support::{
 
 /// Partitions of a test's topics: enough that keys spread, few enough that many tests share one broker.
 pub const PARTITIONS: i32 = 3;
+/// Size of a large record, which a compression makes small.
+const LARGE_BYTES: usize = 8_000_000;
 /// Timeout of one request to the broker.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -204,6 +206,37 @@ impl Kafka {
         let record = FutureRecord::to(&topic).key(key).payload("{");
         let sent = self.producer.send(record, REQUEST_TIMEOUT).await;
         sent.map_err(|(error, _)| error).unwrap().partition
+    }
+
+    /// Appends an undecodable record that is larger than the topic's limit before its compression; returns its partition and
+    /// offset.
+    pub async fn append_large_garbage(&self, stream: Stream, key: &str) -> (i32, i64) {
+        let producer: FutureProducer = producer_config(&self.settings)
+            .set("compression.type", "gzip")
+            .set("message.max.bytes", "50000000")
+            .create()
+            .unwrap();
+        let topic = self.topics.name(stream);
+        let payload = "a".repeat(LARGE_BYTES);
+        let sent = producer.send(FutureRecord::to(&topic).key(key).payload(&payload), REQUEST_TIMEOUT).await;
+        let delivery = sent.map_err(|(error, _)| error).unwrap();
+        (delivery.partition, delivery.offset)
+    }
+
+    /// The offset that a consumer group has committed in each partition of a stream. Blocks.
+    pub fn committed_offsets(&self, group: &str, stream: Stream) -> Vec<Option<i64>> {
+        let consumer: BaseConsumer = client(&self.settings).set("group.id", group).create().unwrap();
+        let topic = self.topics.name(stream);
+        let mut list = TopicPartitionList::new();
+        list.add_partition_range(&topic, 0, PARTITIONS - 1);
+        let committed = consumer.committed_offsets(list, REQUEST_TIMEOUT).unwrap();
+        let offset = |partition| committed.find_partition(&topic, partition).unwrap().offset();
+        (0..PARTITIONS)
+            .map(|partition| match offset(partition) {
+                Offset::Offset(offset) => Some(offset),
+                _ => None,
+            })
+            .collect()
     }
 
     /// Adds a partition to a topic and appends an undecodable record to it; returns the new partition.

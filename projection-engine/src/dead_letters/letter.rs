@@ -1,4 +1,7 @@
 //! The format of dead letters: the unchanged record, with headers for its origin and its failure.
+//!
+//! A record that the dead-letter topic refuses, because it is too large without the compression of its origin, is only
+//! referred to: its letter has no content, and [`OriginRecord::load`] reads the record at its origin.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,6 +17,7 @@ use rdkafka::{
     message::{Header, Headers, OwnedHeaders, OwnedMessage},
     metadata::MetadataTopic,
 };
+use thiserror::Error;
 
 use crate::{
     log::{Item, Log, Partition, Ranges, RecordKey, Source, decode_message},
@@ -27,6 +31,12 @@ const OFFSET: &str = "dead_letter_offset";
 const CLASS: &str = "dead_letter_class";
 const MESSAGE: &str = "dead_letter_message";
 const TIME: &str = "dead_letter_time_ms";
+/// Where the record's content is: [`INLINE`] or [`AT_ORIGIN`].
+const CONTENT: &str = "dead_letter_content";
+/// The text of the record's key, if the content is at the origin.
+const KEY: &str = "dead_letter_key";
+const INLINE: &str = "inline";
+const AT_ORIGIN: &str = "origin";
 
 /// Timeout for a response of the broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,14 +64,38 @@ pub struct DeadLetter {
     pub offset: i64,
     /// Why the record is a dead letter.
     pub failure: Failure,
-    /// The message: the record's key, value and headers, and the dead-letter headers.
+    /// The message: the record's key, value and headers, and the dead-letter headers. Without the record's parts if its
+    /// content is at the origin.
     pub message: OwnedMessage,
+    /// The record's key, if the message lacks it.
+    key: Option<RecordKey>,
+}
+
+/// The origin record of a dead letter was deleted from the log.
+#[derive(Debug, Error)]
+#[error(
+    "the dead letter refers to the record at offset {offset} of {partition}, which was too large for the dead-letter topic \
+     and is no longer in the log; discard it"
+)]
+pub struct OriginDeleted {
+    partition: String,
+    offset: i64,
 }
 
 impl DeadLetter {
     /// The record's key.
     pub fn key(&self) -> RecordKey {
-        RecordKey::of(self.message.key())
+        self.key.clone().unwrap_or_else(|| RecordKey::of(self.message.key()))
+    }
+
+    /// Whether the letter only refers to the record.
+    pub const fn is_reference(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// The record in the log.
+    pub const fn origin(&self) -> OriginRecord {
+        OriginRecord { offset: self.offset }
     }
 
     fn read(message: OwnedMessage) -> Option<Self> {
@@ -72,33 +106,106 @@ impl DeadLetter {
             str::from_utf8(found.value?).ok().map(str::to_owned)
         };
         let failure = Failure::new(header(CLASS)?.parse().ok()?, &header(MESSAGE)?);
+        let is_at_origin = header(CONTENT).is_some_and(|content| content == AT_ORIGIN);
+        let key = header(KEY).filter(|_| is_at_origin).map(|key| RecordKey::from_text(&key));
         Some(Self {
             projection: header(PROJECTION)?,
             offset: header(OFFSET)?.parse().ok()?,
             failure,
+            key,
             message,
         })
     }
 }
 
-/// Returns the headers of a dead letter: the record's own, then those for its origin and failure.
-pub fn headers(
+/// A record of the log that a dead letter refers to.
+#[derive(Clone, Copy, Debug)]
+pub struct OriginRecord {
+    offset: i64,
+}
+
+impl OriginRecord {
+    /// Reads the record from its partition. Blocks.
+    pub fn load(
+        self,
+        log: &Log,
+        partition: Partition,
+    ) -> anyhow::Result<Result<OwnedMessage, OriginDeleted>> {
+        let deleted = || OriginDeleted { partition: partition.id(), offset: self.offset };
+        let topic = log.topics.name(partition.stream);
+        let (start, _) = log
+            .consumer()?
+            .fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT)
+            .with_context(|| format!("failed to fetch the watermarks of {topic}[{}]", partition.number))?;
+        if self.offset < start {
+            return Ok(Err(deleted()));
+        }
+        let ranges = Ranges::from([(partition, self.offset..self.offset + 1)]);
+        let mut origin = None;
+        log.read(
+            Source::Events,
+            &ranges,
+            || false,
+            |_, item| {
+                if let Item::Record(message) = item {
+                    origin = Some(message.detach());
+                }
+                Ok(ControlFlow::Continue(()))
+            },
+        )
+        .with_context(|| {
+            format!("failed to read the record at offset {} of {}", self.offset, partition.id())
+        })?;
+        Ok(origin.filter(|message| message.offset() == self.offset).ok_or_else(deleted))
+    }
+}
+
+/// The origin of a dead letter.
+pub(super) struct Origin<'a> {
+    /// The projection that could not fold the record.
+    pub(super) projection: &'a str,
+    /// The topic of the record.
+    pub(super) topic: &'a str,
+    /// The number of its partition.
+    pub(super) partition: i32,
+    /// Its offset.
+    pub(super) offset: i64,
+}
+
+/// Returns the headers of a dead letter with the record's content: the record's own, then those for its origin and failure.
+pub(super) fn headers(
     own: Option<&impl Headers>,
-    projection: &str,
-    origin: (&str, i32, i64),
+    origin: &Origin<'_>,
     failure: &Failure,
     now_ms: i64,
 ) -> OwnedHeaders {
-    let mut headers = OwnedHeaders::new();
-    for header in own.into_iter().flat_map(Headers::iter) {
-        headers = headers.insert(header);
-    }
-    let (topic, partition, offset) = origin;
+    let own = own.into_iter().flat_map(Headers::iter).fold(OwnedHeaders::new(), OwnedHeaders::insert);
+    origin_headers(own, origin, failure, now_ms).insert(Header { key: CONTENT, value: Some(INLINE) })
+}
+
+/// Returns the headers of a dead letter that refers to a record of a key.
+pub(super) fn reference_headers(
+    key: &RecordKey,
+    origin: &Origin<'_>,
+    failure: &Failure,
+    now_ms: i64,
+) -> OwnedHeaders {
+    origin_headers(OwnedHeaders::new(), origin, failure, now_ms)
+        .insert(Header { key: CONTENT, value: Some(AT_ORIGIN) })
+        .insert(Header { key: KEY, value: Some(key.as_str()) })
+}
+
+fn origin_headers(
+    headers: OwnedHeaders,
+    origin: &Origin<'_>,
+    failure: &Failure,
+    now_ms: i64,
+) -> OwnedHeaders {
     let origin_headers = [
-        (PROJECTION, projection),
-        (TOPIC, topic),
-        (PARTITION, &partition.to_string()),
-        (OFFSET, &offset.to_string()),
+        (PROJECTION, origin.projection),
+        (TOPIC, origin.topic),
+        (PARTITION, &origin.partition.to_string()),
+        (OFFSET, &origin.offset.to_string()),
         (CLASS, failure.class.name()),
         (MESSAGE, &failure.message),
         (TIME, &now_ms.to_string()),
@@ -144,7 +251,8 @@ pub fn history(log: &Log, projection: &str, partition: Partition) -> anyhow::Res
         Class::Discarded => _ = history.discards.insert(letter.offset),
         Class::Undecodable | Class::Unfoldable => _ = history.failed.insert(letter.offset),
         Class::Behind => {
-            if decode_message(partition.stream, &letter.message).is_err() {
+            // A record that is only referred to is not read: at worst, another failure of it does not count.
+            if letter.is_reference() || decode_message(partition.stream, &letter.message).is_err() {
                 history.failed.insert(letter.offset);
             }
         }

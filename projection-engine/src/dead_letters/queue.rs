@@ -13,23 +13,24 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
-    error::RDKafkaErrorCode,
+    error::{KafkaError, RDKafkaErrorCode},
     producer::{FutureProducer, FutureRecord, Producer},
 };
 use tokio::task::spawn_blocking;
-use tracing::info;
+use tracing::{info, warn};
 use vidlog_events::{Stream, Topics};
 use vidlog_service_kit::clock::Clock;
 
-use super::letter::{self, DeadLetterHistory, Discards};
+use super::letter::{self, DeadLetterHistory, Discards, Origin};
 use crate::{
-    log::{Log, Partition},
+    log::{Log, Partition, RecordKey},
     store::{Class, Failure},
 };
 
 /// Timeout for the acknowledgement of a dead letter, and for a response of the broker.
 const TIMEOUT: Duration = Duration::from_secs(8);
-/// Maximum size of a dead letter, in bytes: the largest record with its headers.
+/// Maximum size of a dead letter, in bytes: larger than every event with its headers. Only the reference to a larger record
+/// is sent.
 const MAX_BYTES: &str = "2000000";
 
 /// The dead-letter queue of a namespace. Clones share its clients.
@@ -75,20 +76,32 @@ impl DeadLetterQueue {
         let (origin, topic) =
             (self.log.topics.name(partition.stream), self.log.topics.dead_letters(partition.stream));
         let now_ms = self.clock.now_ms();
-        let sent = letters.iter().map(|(message, failure)| {
-            let from = (origin.as_str(), partition.number, message.offset());
+        let sent = letters.iter().map(async |(message, failure)| {
+            let (number, offset) = (partition.number, message.offset());
+            let origin = Origin { projection, topic: &origin, partition: number, offset };
             let mut record = FutureRecord::<[u8], [u8]>::to(&topic)
-                .partition(partition.number)
-                .headers(letter::headers(message.headers(), projection, from, failure, now_ms));
+                .partition(number)
+                .headers(letter::headers(message.headers(), &origin, failure, now_ms));
             record.key = message.key();
             // Only the offset of a discarded record is kept, not its content.
             record.payload = if failure.class == Class::Discarded { None } else { message.payload() };
             if let Timestamp::CreateTime(time_ms) = message.timestamp() {
                 record.timestamp = Some(time_ms);
             }
-            producer.send(record, TIMEOUT)
+            match producer.send(record, TIMEOUT).await {
+                Err((error, _)) if is_refused(&error) => {
+                    warn!(projection, partition = partition.id(), offset, %error, "dead letter refused, referring to its record");
+                    let key = RecordKey::of(message.key());
+                    let reference = FutureRecord::<[u8], [u8]>::to(&topic)
+                        .partition(number)
+                        .headers(letter::reference_headers(&key, &origin, failure, now_ms));
+                    producer.send(reference, TIMEOUT).await
+                }
+                result => result,
+            }
+            .map_err(|(error, _)| error)
         });
-        match try_join_all(sent.map(|sent| async { sent.await.map_err(|(error, _)| error) })).await {
+        match try_join_all(sent).await {
             Ok(_) => Ok(()),
             Err(error) => {
                 let code = error.rdkafka_error_code();
@@ -208,6 +221,12 @@ impl DeadLetterQueue {
     fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the client or the broker refuses the record, now and later.
+fn is_refused(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{InvalidRecord, InvalidTimestamp, MessageSizeTooLarge};
+    matches!(error.rdkafka_error_code(), Some(MessageSizeTooLarge | InvalidTimestamp | InvalidRecord))
 }
 
 /// Raises the number of partitions of a topic.

@@ -8,9 +8,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, ensure};
+use rdkafka::message::OwnedMessage;
 use thiserror::Error;
 use tokio::{task::spawn_blocking, time::Instant, time::sleep};
 use tracing::info;
+use vidlog_events::Envelope;
 use vidlog_service_kit::failpoint;
 
 use super::{
@@ -19,7 +21,7 @@ use super::{
 };
 use crate::{
     desired_state,
-    log::{Partition, Record, RecordKey, decode_message},
+    log::{Log, Partition, Record, RecordKey, decode_message},
     store::{Class, Failure, ParkedKey, Position, SharedStore, StoreError, parked_key::ParkedKeyStore},
 };
 
@@ -100,7 +102,10 @@ impl Retry {
             else {
                 continue;
             };
-            match fold(&store, &mut position, partition, &letters, &discards).await? {
+            let log = self.dead_letters.log();
+            let waiting =
+                WaitingRecords { log, store: &store, partition, letters: &letters, discards: &discards };
+            match waiting.fold(&mut position).await? {
                 Reached::End => {
                     failpoint::pass("unpark-before");
                     if retry_while_unavailable(async || store.unpark(&parked).await).await? {
@@ -199,58 +204,79 @@ impl Retry {
     }
 }
 
-/// Folds dead letters in order, up to one that cannot be folded.
-async fn fold(
-    store: &ParkedKeyStore,
-    position: &mut Position,
+/// The waiting records of a key.
+struct WaitingRecords<'a> {
+    log: &'a Log,
+    store: &'a ParkedKeyStore,
     partition: Partition,
-    letters: &BTreeMap<i64, DeadLetter>,
-    discards: &Discards,
-) -> anyhow::Result<Reached> {
-    let (mut batch, mut passed) = (Vec::new(), 0);
-    for (offset, letter) in letters {
-        if !discards.contains(offset) {
-            match decode_message(partition.stream, &letter.message) {
-                Ok(envelope) => batch.push(Record { offset: *offset, envelope }),
-                Err(error) => {
-                    if let Some(reached) = flush(store, position, &mut batch, letters).await? {
-                        return Ok(reached);
-                    }
-                    let failure = Failure::new(Class::Undecodable, &error.to_string());
-                    return Ok(Reached::Failure { offset: *offset, passed, failure });
-                }
-            }
-        }
-        passed += 1;
-        if batch.len() >= BATCH
-            && let Some(reached) = flush(store, position, &mut batch, letters).await?
-        {
-            return Ok(reached);
-        }
-    }
-    Ok(flush(store, position, &mut batch, letters).await?.unwrap_or(Reached::End))
+    letters: &'a BTreeMap<i64, DeadLetter>,
+    discards: &'a Discards,
 }
 
-/// Folds a batch, record by record if one of them cannot be folded. Returns which one.
-async fn flush(
-    store: &ParkedKeyStore,
-    position: &mut Position,
-    batch: &mut Vec<Record>,
-    letters: &BTreeMap<i64, DeadLetter>,
-) -> anyhow::Result<Option<Reached>> {
-    let batch = std::mem::take(batch);
-    if apply(store, position, &batch).await?.is_none() {
-        return Ok(None);
+impl WaitingRecords<'_> {
+    /// Folds the records in order, up to one that cannot be folded.
+    async fn fold(&self, position: &mut Position) -> anyhow::Result<Reached> {
+        let (mut batch, mut passed) = (Vec::new(), 0);
+        for (offset, letter) in self.letters {
+            if !self.discards.contains(offset) {
+                match self.decode(letter).await? {
+                    Ok(envelope) => batch.push(Record { offset: *offset, envelope }),
+                    Err(message) => {
+                        if let Some(reached) = self.flush(position, &mut batch).await? {
+                            return Ok(reached);
+                        }
+                        let failure = Failure::new(Class::Undecodable, &message);
+                        return Ok(Reached::Failure { offset: *offset, passed, failure });
+                    }
+                }
+            }
+            passed += 1;
+            // A record that its letter refers to is large.
+            if (batch.len() >= BATCH || letter.is_reference())
+                && let Some(reached) = self.flush(position, &mut batch).await?
+            {
+                return Ok(reached);
+            }
+        }
+        Ok(self.flush(position, &mut batch).await?.unwrap_or(Reached::End))
     }
-    for record in batch {
-        if let Some(why) = apply(store, position, std::slice::from_ref(&record)).await? {
-            let offset = record.offset;
-            let passed = i64::try_from(letters.range(..offset).count()).unwrap_or(i64::MAX);
-            let failure = Failure::new(Class::Unfoldable, &why);
-            return Ok(Some(Reached::Failure { offset, passed, failure }));
+
+    /// Decodes the record of a dead letter. Returns the reason if it cannot be decoded.
+    async fn decode(&self, letter: &DeadLetter) -> anyhow::Result<Result<Envelope, String>> {
+        let decode = |message: &OwnedMessage| {
+            decode_message(self.partition.stream, message).map_err(|error| error.to_string())
+        };
+        if !letter.is_reference() {
+            return Ok(decode(&letter.message));
+        }
+        let (log, partition, origin) = (self.log.clone(), self.partition, letter.origin());
+        let loaded = spawn_blocking(move || origin.load(&log, partition)).await;
+        match loaded.context("reading the log panicked")?? {
+            Ok(message) => Ok(decode(&message)),
+            Err(deleted) => Ok(Err(deleted.to_string())),
         }
     }
-    Ok(None)
+
+    /// Folds a batch, record by record if one of them cannot be folded. Returns which one.
+    async fn flush(
+        &self,
+        position: &mut Position,
+        batch: &mut Vec<Record>,
+    ) -> anyhow::Result<Option<Reached>> {
+        let batch = std::mem::take(batch);
+        if apply(self.store, position, &batch).await?.is_none() {
+            return Ok(None);
+        }
+        for record in batch {
+            if let Some(why) = apply(self.store, position, std::slice::from_ref(&record)).await? {
+                let offset = record.offset;
+                let passed = i64::try_from(self.letters.range(..offset).count()).unwrap_or(i64::MAX);
+                let failure = Failure::new(Class::Unfoldable, &why);
+                return Ok(Some(Reached::Failure { offset, passed, failure }));
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// Folds records, with retries. Returns why the store rejects one of them, if it does.

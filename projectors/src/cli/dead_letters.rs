@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use rdkafka::{Message, message::Headers};
+use rdkafka::{
+    Message,
+    message::{Headers, OwnedMessage},
+};
 use tokio::task::spawn_blocking;
 use vidlog_projection_engine::{
     dead_letters::{DeadLetter, DeadLetterQueue, letter},
@@ -149,20 +152,38 @@ async fn show(dead_letters: &DeadLetterQueue, id: &DeadLetterId) -> anyhow::Resu
                 found.insert(letter.failure.class, letter);
             }
         })?;
-        anyhow::Ok(found)
+        // The records that letters refer to: of a discarded one only the offset is kept.
+        let is_loaded =
+            |letter: &DeadLetter| letter.is_reference() && letter.failure.class != Class::Discarded;
+        let origin = match found.values().find(|letter| is_loaded(letter)) {
+            Some(letter) => Some(letter.origin().load(&log, partition)?),
+            None => None,
+        };
+        anyhow::Ok((found, origin))
     };
-    let found = spawn_blocking(read).await.context("reading the dead letters panicked")??;
+    let (found, origin) = spawn_blocking(read).await.context("reading the dead letters panicked")??;
     if found.is_empty() {
         bail!("{name} has no dead letter at offset {offset} of {}", partition.id());
     }
     let text = |bytes: Option<&[u8]>| printable(&String::from_utf8_lossy(bytes.unwrap_or_default()));
+    let headers = |message: &OwnedMessage| -> Vec<String> {
+        let all = message.headers().into_iter().flat_map(Headers::iter);
+        all.map(|header| format!("{}: {}", header.key, text(header.value))).collect()
+    };
     let mut lines = Vec::new();
     for letter in found.values() {
-        lines.push(format!("key: {}", text(letter.message.key())));
-        for header in letter.message.headers().into_iter().flat_map(Headers::iter) {
-            lines.push(format!("{}: {}", header.key, text(header.value)));
+        let key =
+            if letter.is_reference() { printable(letter.key().as_str()) } else { text(letter.message.key()) };
+        lines.push(format!("key: {key}"));
+        lines.extend(headers(&letter.message));
+        match &origin {
+            Some(Ok(origin)) if letter.is_reference() => {
+                lines.extend(headers(origin));
+                lines.push(format!("\n{}\n", text(origin.payload())));
+            }
+            Some(Err(deleted)) if letter.is_reference() => lines.push(format!("\n{deleted}\n")),
+            _ => lines.push(format!("\n{}\n", text(letter.message.payload()))),
         }
-        lines.push(format!("\n{}\n", text(letter.message.payload())));
     }
     Ok(lines.join("\n"))
 }

@@ -8,11 +8,7 @@ use rdkafka::{
     message::{Headers, OwnedMessage},
 };
 use redis::cmd;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    process::Command,
-};
+use tokio::process::Command;
 use vidlog_events::{CommentEvent, CommentPosted, Event, Personal, Stream, Topics, UserId, VideoId};
 use vidlog_projectors::{
     dead_letters::DeadLetterQueue,
@@ -21,7 +17,7 @@ use vidlog_projectors::{
     store::{Class, Failure},
 };
 
-use crate::support::{DEADLINE, Running, TestSystem, envelope, liked, partition_of, until};
+use crate::support::{DEADLINE, Running, TestSystem, envelope, get_metrics, liked, partition_of, until};
 
 const T: i64 = 1_700_000_000_000;
 
@@ -117,18 +113,17 @@ async fn retry_after_a_fix_makes_mysql_view_exact() {
 #[tokio::test(flavor = "multi_thread")]
 async fn discarded_key_leaves_the_parked_metric() {
     let system = TestSystem::new().await;
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
-    let _process = system.start_projectors(&free, &[]);
+    let (_process, ops) = system.start_with_ops(&[]).await;
     system.append_garbage(Stream::Likes, "1").await;
     for projection in ["likes", "likes-table"] {
-        until("the metric counts the key", async || parked_metric(&free, projection).await == Some(1)).await;
+        until("the metric counts the key", async || parked_metric(&ops, projection).await == Some(1)).await;
         let parked = listed(&system, projection).await;
         let place = [&parked[0]["partition"], &parked[0]["first_offset"]].map(ToString::to_string);
         let [partition, offset] = place.map(|part| part.replace('"', ""));
         let discarded = command(&system, &["discard", projection, &partition, &offset]).await;
         assert!(discarded.status.success(), "{discarded:?}");
         // Without further records of the key.
-        until("the metric drops the key", async || parked_metric(&free, projection).await == Some(0)).await;
+        until("the metric drops the key", async || parked_metric(&ops, projection).await == Some(0)).await;
     }
 }
 
@@ -268,6 +263,56 @@ async fn dead_letters_follow_their_origin_to_more_partitions() {
     running.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn oversized_record_is_parked_by_its_position() {
+    let system = TestSystem::new().await;
+    let running = Running::start(&system);
+    system.append(&[envelope(liked(1, 1), T)]).await;
+    let (partition, offset) = system.append_large_garbage(Stream::Likes, "1").await;
+    let other = (2..1000).find(|video| partition_of(&video.to_string()) == partition).unwrap();
+    system.append(&[envelope(liked(1, 2), T + 1), envelope(liked(other, 2), T + 2)]).await;
+    until("the other key is folded", async || likers(&system, other).await == [2]).await;
+    until("the projections are ready", async || running.readiness.unready().is_none()).await;
+    let parked = listed(&system, "likes").await;
+    assert_eq!(
+        (&parked[0]["class"], &parked[0]["waiting"]),
+        (&"undecodable".into(), &2.into()),
+        "{parked:?}"
+    );
+    assert_eq!(letters(&system, "likes")[0].2, b"", "the letter has no content");
+    system.assert_views_equal_the_log().await;
+
+    let id = [format!("likes:{partition}"), offset.to_string()];
+    let show = async || {
+        let shown = command(&system, &["show", "likes", &id[0], &id[1]]).await;
+        assert!(shown.status.success(), "{:?}", shown.stderr);
+        String::from_utf8(shown.stdout).unwrap()
+    };
+    let shown = show().await;
+    assert!(shown.starts_with("key: 1\n") && shown.len() > 8_000_000, "the record is read from the log");
+    assert_eq!(command(&system, &["retry", "likes"]).await.status.code(), Some(1));
+    for projection in ["likes", "likes-table", "top-videos"] {
+        let discarded = command(&system, &["discard", projection, &id[0], &id[1]]).await;
+        assert!(discarded.status.success(), "{discarded:?}");
+    }
+    assert_eq!(likers(&system, 1).await, [1, 2]);
+    system.assert_views_equal_the_log().await;
+
+    // A record that the log no longer has.
+    let (partition, offset) = system.append_large_garbage(Stream::Likes, "1").await;
+    until("the key is parked again", async || listed(&system, "likes").await.len() == 1).await;
+    system.delete_records(Stream::Likes, &[(partition, rdkafka::Offset::Offset(offset + 1))]).await;
+    let retried = command(&system, &["retry", "likes"]).await;
+    let out = String::from_utf8(retried.stdout).unwrap();
+    assert!(retried.status.code() == Some(1) && out.contains("is no longer in the log; discard it"), "{out}");
+    let id = [format!("likes:{partition}"), offset.to_string()];
+    let shown = command(&system, &["show", "likes", &id[0], &id[1]]).await;
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("is no longer in the log"), "{shown:?}");
+    let discarded = command(&system, &["discard", "likes", &id[0], &id[1]]).await;
+    assert!(discarded.status.success(), "{discarded:?}");
+    running.stop().await;
+}
+
 fn comment(id: i64, video: i64, text: &str) -> vidlog_events::Envelope {
     let posted = CommentPosted {
         comment_id: vidlog_events::CommentId::new(id).unwrap(),
@@ -305,10 +350,7 @@ async fn parked_keys(system: &TestSystem) -> usize {
 
 /// The parked keys of a projection in the metrics of a process.
 async fn parked_metric(ops: &str, projection: &str) -> Option<u32> {
-    let mut metrics = String::new();
-    let mut connection = TcpStream::connect(ops).await.ok()?;
-    connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.ok()?;
-    connection.read_to_string(&mut metrics).await.ok()?;
+    let metrics = get_metrics(ops).await?;
     let name = format!("projector_parked_keys{{projection=\"{projection}\"}} ");
     metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok())
 }

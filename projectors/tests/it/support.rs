@@ -7,7 +7,12 @@ use proptest::{
     strategy::ValueTree,
     test_runner::{RngSeed, TestRunner},
 };
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+    time::timeout,
+};
 use uuid::Uuid;
 use vidlog_events::*;
 use vidlog_projectors::{Plan, audit, projections, store::Stores, view::Projection};
@@ -75,8 +80,15 @@ impl TestSystem {
         command
             .args(arguments)
             .env("VIDLOG_NAMESPACE", &self.stores.namespace)
-            .env("VIDLOG_MYSQL_URL", self.stores.mysql_url.reveal());
+            .env("VIDLOG_MYSQL_URL", self.stores.mysql_url.reveal())
+            .env("VIDLOG_REDIS_URL", self.stores.redis_url.reveal());
         command
+    }
+
+    /// Starts a projectors process with an ops port; returns the port's address too.
+    pub(crate) async fn start_with_ops(&self, arguments: &[&str]) -> (ChildProcess, String) {
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+        (self.start_projectors(&free, arguments), free)
     }
 
     /// Starts a projectors process with an ops port at an address.
@@ -84,6 +96,15 @@ impl TestSystem {
         let run = ["run", "--ops-listen", ops, "--log", "warn"];
         ChildProcess::spawn(&mut self.command(&[&run, arguments].concat()))
     }
+}
+
+/// Gets the metrics of a process.
+pub(crate) async fn get_metrics(ops: &str) -> Option<String> {
+    let mut metrics = String::new();
+    let mut connection = TcpStream::connect(ops).await.ok()?;
+    connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.ok()?;
+    connection.read_to_string(&mut metrics).await.ok()?;
+    Some(metrics)
 }
 
 /// Projections in this process.

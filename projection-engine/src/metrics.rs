@@ -12,5 +12,3 @@ pub(crate) const REWINDS: &str = "projector_rewinds_total";
 pub(crate) const DEAD_LETTERS: &str = "projector_dead_letters_total";
 /// Gauge: keys of this instance's partitions whose records wait in the dead letters.
 pub(crate) const PARKED: &str = "projector_parked_keys";
-/// Gauge: partitions that are stopped until an operator acts.
-pub(crate) const BLOCKED: &str = "projector_blocked_partitions";

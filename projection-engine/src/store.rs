@@ -6,6 +6,7 @@ pub mod open;
 mod parked;
 pub mod parked_key;
 pub mod redis;
+mod unavailable;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +22,10 @@ use vidlog_redis_shards::Redis;
 use vidlog_schemas::{Keys, keys::Key};
 use vidlog_service_kit::failpoint;
 
-pub use self::parked::{Change, Changes, Class, Failure, Parked, ParkedKey};
+pub use self::{
+    parked::{Change, Changes, Class, Failure, Parked, ParkedKey},
+    unavailable::Unavailable,
+};
 use crate::{
     log::{Offsets, Partition, Record, RecordKey},
     view::Projection,
@@ -163,7 +167,7 @@ impl fmt::Display for Checkpoint {
 
 /// A view's position in a partition: the next offset of each part of the view that has a checkpoint of its own. A MySQL
 /// view has one part. A Redis view has two for each shard, and these may differ after a crash.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     parts: Vec<i64>,
 }
@@ -222,7 +226,7 @@ pub struct Batch<'a> {
 pub enum StoreError {
     /// The store is unavailable. Retry the same batch: writing it twice is harmless.
     #[error("store unavailable: {0}")]
-    Retry(String),
+    Retry(Unavailable),
     /// The store's position is before the batch: it lost writes, or this writer skipped records. Restart at the store's
     /// position.
     #[error("the store is at {stored}, before the batch")]
@@ -255,15 +259,37 @@ pub enum StoreError {
     Unfoldable(String),
 }
 
+impl StoreError {
+    /// The store is unavailable, for a reason without internals.
+    pub fn retry(reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        Self::Retry(Unavailable { detail: reason.clone(), reason })
+    }
+
+    /// The reason for `/readyz` and status: without addresses, users, and names of databases.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Retry(Unavailable { reason, .. }) => reason.clone(),
+            other => other.to_string(),
+        }
+    }
+}
+
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        Self::Retry(format!("MySQL: {error}"))
+        Self::Retry(Unavailable {
+            reason: unavailable::mysql_reason(&error),
+            detail: format!("MySQL: {error}"),
+        })
     }
 }
 
 impl From<RedisError> for StoreError {
     fn from(error: RedisError) -> Self {
-        Self::Retry(format!("Redis: {error}"))
+        Self::Retry(Unavailable {
+            reason: unavailable::redis_reason(&error),
+            detail: format!("Redis: {error}"),
+        })
     }
 }
 

@@ -17,6 +17,7 @@ mod video_cards;
 mod videos_table;
 mod works;
 
+use vidlog_events::Stream;
 use vidlog_projection_engine::view::{Fold, Projection};
 use vidlog_schemas::projections as catalogue;
 
@@ -37,6 +38,13 @@ pub const ALL: [Projection; 14] = [
     Projection { catalogued: catalogue::LIKES_TABLE, fold: Fold::MySql(likes_table::apply) },
     Projection { catalogued: catalogue::FOLLOWS_TABLE, fold: Fold::MySql(follows_table::apply) },
 ];
+
+/// Returns the streams that some projections fold.
+pub fn streams(projections: &[Projection]) -> Vec<Stream> {
+    let is_folded =
+        |stream: &Stream| projections.iter().any(|projection| projection.streams().any(|own| own == *stream));
+    Stream::ALL.into_iter().filter(is_folded).collect()
+}
 
 /// Finds a projection by name.
 pub fn find(name: &str) -> Option<Projection> {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::task::JoinSet;
+use vidlog_schemas::Keys;
 use vidlog_service_kit::{config, ops::Readiness, shutdown::Shutdown};
 
-use crate::status::Reporter;
+use crate::status::{Exporter, Reporter};
 use vidlog_projection_engine::{
     completeness::CompletenessController,
     dead_letters::DeadLetterQueue,
@@ -67,14 +68,16 @@ async fn run_all(plan: Plan<'_>, readiness: Readiness, shutdown: Shutdown) -> an
     }
 
     let kafka = log::Log::new(log, &stores.namespace);
-    let statuses = Arc::new(PartitionStatusRegistry::default());
+    let statuses = Arc::new(PartitionStatusRegistry::new(readiness.clone()));
     let reporter = Reporter {
         instance: instance.map_or_else(default_instance, str::to_owned),
         target: target.clone(),
         statuses: statuses.clone(),
-        readiness: readiness.clone(),
     };
     tokio::spawn(reporter.run(shutdown.clone()));
+    let keys = Keys::new(&stores.namespace, stores.shards);
+    let exporter = Exporter { log: kafka.clone(), target: Stores { keys, ..target.clone() } };
+    tokio::spawn(exporter.run(shutdown.clone()));
     let settings = Arc::new(Settings {
         instance: instance.map(str::to_owned),
         session_timeout_ms: log.session_timeout_ms,

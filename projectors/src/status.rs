@@ -1,5 +1,6 @@
 //! Status of projections: merges what their processes report with the state of the stores and the log.
 
+mod exporter;
 mod gather;
 mod join;
 mod oldest;
@@ -8,6 +9,7 @@ mod table;
 
 use serde::Serialize;
 
+pub(crate) use self::exporter::Exporter;
 pub use self::gather::gather;
 pub(crate) use self::report::{Report, Reporter, read as read_reports};
 
@@ -77,7 +79,7 @@ pub enum State {
     Running,
     /// The process does not fold the partition yet, for the given reason.
     Waiting,
-    /// Folding cannot continue until an operator acts, for the given reason.
+    /// The process has made no progress for seconds, for the given reason. It retries.
     Blocked,
     /// An operator paused the projection.
     Paused,

@@ -44,6 +44,17 @@ pub enum ApplyError {
     TooMany(String),
 }
 
+impl ApplyError {
+    /// The reason for `/readyz` and status: without addresses, users, and names of databases.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Store(error) => error.reason(),
+            Self::DeadLetters(_) => "the dead-letter topic is unavailable".to_owned(),
+            Self::TooMany(why) => why.clone(),
+        }
+    }
+}
+
 /// Applies the records of one partition.
 pub struct BatchApplier {
     store: SharedStore,
@@ -99,7 +110,7 @@ impl BatchApplier {
             limits,
             unfoldable,
         };
-        let timed_out = |_| Err(StoreError::Retry("timed out reading the parked keys".to_owned()));
+        let timed_out = |_| Err(StoreError::retry("timed out reading the parked keys"));
         timeout(PARKED_TIMEOUT, applier.reload()).await.unwrap_or_else(timed_out)?;
         Ok(applier)
     }

@@ -5,20 +5,22 @@
 mod store;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc::Sender},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
     time::{Duration, Instant},
 };
 
-use futures::{FutureExt, future::join_all};
-use metrics::{counter, gauge};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use tokio::{
-    runtime::Handle,
-    task::JoinHandle,
-    time::{sleep, timeout},
+use futures::FutureExt;
+use metrics::counter;
+use rdkafka::{
+    Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
 };
+use tokio::{runtime::Handle, task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use vidlog_events::Topics;
@@ -34,13 +36,14 @@ use crate::{
     dead_letters::DeadLetterQueue,
     desired_state::DesiredState,
     log::Partition,
-    metrics::{BLOCKED, REWINDS},
+    metrics::REWINDS,
     store::{Position, SharedStore},
 };
 
 /// Delay before a deferred start is retried.
 const START_RETRY: Duration = Duration::from_millis(500);
-/// Time after which tasks that do not end are aborted. The store rejects a late write.
+/// Time for all tasks that are stopped together, after which they are aborted: shorter than the longest time between two
+/// polls. The store rejects a late write.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The delay before a task that panicked starts again.
 const PANIC_PAUSE: Duration = Duration::from_secs(1);
@@ -63,6 +66,8 @@ pub(super) struct Assignment {
     requests: Sender<Request>,
     runtime: Handle,
     partitions: Mutex<BTreeMap<Partition, State>>,
+    /// Assigned partitions whose position the consumer group does not have yet.
+    uncommitted: Mutex<BTreeSet<Partition>>,
     offset_committer: OnceLock<Arc<dyn Fn(Partition, i64) + Send + Sync>>,
 }
 
@@ -92,6 +97,8 @@ struct Active {
     confirmed: Confirmed,
     stop: CancellationToken,
     task: JoinHandle<()>,
+    /// Disconnected once the task has ended, or the runtime has dropped it.
+    ended: Receiver<()>,
 }
 
 impl State {
@@ -143,7 +150,8 @@ impl Assignment {
     ) -> Self {
         let (name, statuses, dead_letters) =
             (store.projection().name(), settings.statuses.clone(), settings.dead_letters.clone());
-        let (partitions, offset_committer) = (Mutex::default(), OnceLock::new());
+        let (partitions, uncommitted, offset_committer) =
+            (Mutex::default(), Mutex::default(), OnceLock::new());
         Self {
             name,
             store,
@@ -153,6 +161,7 @@ impl Assignment {
             requests,
             runtime,
             partitions,
+            uncommitted,
             offset_committer,
         }
     }
@@ -166,8 +175,12 @@ impl Assignment {
         let (consumer, topics) = (Arc::downgrade(consumer), topics.clone());
         let offset_committer = move |partition: Partition, next: i64| {
             if let Some(consumer) = consumer.upgrade() {
+                let mut list = TopicPartitionList::new();
+                let topic = topics.name(partition.stream);
                 // Fails when the partition was just revoked; its next owner commits its position.
-                _ = consumer.store_offset(&topics.name(partition.stream), partition.number, next - 1);
+                _ = list
+                    .add_partition_offset(&topic, partition.number, Offset::Offset(next))
+                    .and_then(|()| consumer.store_offsets(&list));
             }
         };
         _ = self.offset_committer.set(Arc::new(offset_committer));
@@ -177,6 +190,7 @@ impl Assignment {
     pub(super) fn assign(&self, partitions: &[Partition]) {
         let now = Instant::now();
         self.partitions().extend(partitions.iter().map(|partition| (*partition, State::new(now))));
+        self.uncommitted().extend(partitions);
         for partition in partitions {
             self.status_of(*partition).set_waiting("about to start");
         }
@@ -191,7 +205,7 @@ impl Assignment {
             partitions.iter().filter_map(|partition| self.partitions().remove(partition)).collect();
         self.stop(revoked.into_iter().filter_map(|mut state| state.wait_until(now)).collect());
         for partition in partitions {
-            self.readiness.ready(&self.part(*partition));
+            self.uncommitted().remove(partition);
             self.status_of(*partition).remove();
         }
     }
@@ -219,31 +233,43 @@ impl Assignment {
         self.status_of(partition).set_running(from);
         let active = self.spawn(partition, position, from);
         self.partitions().insert(partition, State::Running(active));
-        self.readiness.ready(&self.part(partition));
+        self.commit_start(partition, from);
+    }
+
+    /// Commits the position of a partition that was assigned, so that lag tools see one before its first batch.
+    fn commit_start(&self, partition: Partition, next: i64) {
+        if self.uncommitted().remove(&partition)
+            && let Some(offset_committer) = self.offset_committer.get()
+        {
+            offset_committer(partition, next);
+        }
     }
 
     /// Defers a start, for a reason that operators read.
     pub(super) fn defer_start(&self, partition: Partition, why: &str) {
-        self.readiness.not_ready(&self.part(partition), why);
-        self.status_of(partition).set_waiting(why);
-        self.status_of(partition).record_error(why);
+        self.status_of(partition).defer_start(why);
         if let Some(state) = self.partitions().get_mut(&partition) {
             state.wait_until(Instant::now() + START_RETRY);
         }
     }
 
-    /// Stops a partition's task, if there is one, so that it starts again at the store's position. Returns whether there was
-    /// one.
-    pub(super) fn restart(&self, partition: Partition) -> bool {
-        let stopped =
-            self.partitions().get_mut(&partition).and_then(|state| state.wait_until(Instant::now()));
-        let Some(active) = stopped else {
-            return false;
-        };
-        counter!(REWINDS, "projection" => self.name).increment(1);
-        self.status_of(partition).set_waiting("restarting at the store's position");
-        self.stop(vec![active]);
-        true
+    /// Stops the tasks of some partitions, so that they start again at the store's position. Returns those that had one.
+    pub(super) fn restart(&self, partitions: &[Partition]) -> Vec<Partition> {
+        let now = Instant::now();
+        let mut stopped = Vec::new();
+        let mut active = Vec::new();
+        for partition in partitions {
+            if let Some(task) = self.partitions().get_mut(partition).and_then(|state| state.wait_until(now)) {
+                stopped.push(*partition);
+                active.push(task);
+            }
+        }
+        for partition in &stopped {
+            counter!(REWINDS, "projection" => self.name).increment(1);
+            self.status_of(*partition).set_waiting("restarting at the store's position");
+        }
+        self.stop(active);
+        stopped
     }
 
     /// Stops all tasks, and switches to the desired generation. They start again when they are due, if the projection runs.
@@ -258,6 +284,7 @@ impl Assignment {
         }
         for partition in partitions {
             self.status_of(partition).set_waiting("about to start");
+            self.status_of(partition).clear_failure();
         }
         self.statuses.set_run_state(self.name, &desired.run_state);
     }
@@ -265,9 +292,6 @@ impl Assignment {
     /// Sets whether the projection stopped itself, and why. A pause by an operator is no fault.
     pub(super) fn set_stopped(&self, why: Option<&str>) {
         let part = format!("{}/stopped", self.name);
-        let blocked = if why.is_some() { self.partitions().len() } else { 0 };
-        gauge!(BLOCKED, "projection" => self.name)
-            .set(u32::try_from(blocked).map_or(f64::INFINITY, f64::from));
         match why {
             Some(why) => self.readiness.not_ready(&part, why),
             None => self.readiness.ready(&part),
@@ -340,23 +364,15 @@ impl Assignment {
         self.statuses.handle(self.name, partition)
     }
 
-    /// The name of a partition's part of the readiness.
-    fn part(&self, partition: Partition) -> String {
-        format!("{}/{}", self.name, partition.id())
+    fn uncommitted(&self) -> MutexGuard<'_, BTreeSet<Partition>> {
+        self.uncommitted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stop(&self, running: Vec<Active>) {
-        let mut tasks = Vec::new();
-        for active in running {
-            active.stop.cancel();
-            tasks.push(active.task);
+        let aborted = stop(running);
+        if aborted > 0 {
+            warn!(projection = self.name, tasks = aborted, "partition tasks did not stop in time, aborted");
         }
-        self.runtime.block_on(async {
-            if timeout(STOP_TIMEOUT, join_all(&mut tasks)).await.is_err() {
-                warn!(projection = self.name, "partition tasks did not stop in time, aborting");
-                tasks.iter().for_each(JoinHandle::abort);
-            }
-        });
     }
 
     fn spawn(&self, partition: Partition, position: Position, from: i64) -> Active {
@@ -384,18 +400,78 @@ impl Assignment {
             }),
         };
         let (name, requests, status) = (self.name, self.requests.clone(), self.status_of(partition));
+        let (alive, ended) = channel();
         let task = self.runtime.spawn(async move {
+            let _alive = alive;
             if AssertUnwindSafe(worker.run()).catch_unwind().await.is_err() {
                 error!(projection = name, partition = partition.id(), "partition task panicked");
-                status.record_error("partition task panicked");
+                status.record_panic();
                 sleep(PANIC_PAUSE).await;
                 _ = requests.send(Request::Restart(partition));
             }
         });
-        Active { queue, held: VecDeque::new(), next: from, confirmed, stop, task }
+        Active { queue, held: VecDeque::new(), next: from, confirmed, stop, task, ended }
     }
+}
+
+/// Stops tasks together, and waits for them. Returns the number of tasks that did not end in time, which are aborted. Does
+/// not need the runtime, which may be shutting down: a panic must not unwind into the client library, which calls this in
+/// a rebalance.
+fn stop(running: Vec<Active>) -> usize {
+    let deadline = Instant::now() + STOP_TIMEOUT;
+    running.iter().for_each(|active| active.stop.cancel());
+    let mut aborted = 0;
+    for active in running {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Err(RecvTimeoutError::Timeout) = active.ended.recv_timeout(left) {
+            active.task.abort();
+            aborted += 1;
+        }
+    }
+    aborted
 }
 
 fn lock(confirmed: &Confirmed) -> MutexGuard<'_, Position> {
     confirmed.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::runtime::Runtime;
+
+    use super::*;
+
+    /// Tasks that do not react to a stop, as while a store hangs.
+    fn hanging_tasks(runtime: &Runtime) -> Vec<Active> {
+        let task = |_| {
+            let (queue, _) = queue();
+            let (alive, ended) = channel();
+            let task = runtime.spawn(async move {
+                let _alive = alive;
+                pending().await
+            });
+            let confirmed = Arc::new(Mutex::new(Position::default()));
+            let stop = CancellationToken::new();
+            Active { queue, held: VecDeque::new(), next: 0, confirmed, stop, task, ended }
+        };
+        (0..12).map(task).collect()
+    }
+
+    #[test]
+    fn hanging_tasks_share_one_stop_timeout() {
+        let runtime = Runtime::new().unwrap();
+        let started = Instant::now();
+        assert_eq!(stop(hanging_tasks(&runtime)), 12);
+        assert!(started.elapsed() < 3 * STOP_TIMEOUT, "{:?}", started.elapsed());
+    }
+
+    #[test]
+    fn tasks_of_a_runtime_that_shut_down_have_stopped() {
+        let runtime = Runtime::new().unwrap();
+        let tasks = hanging_tasks(&runtime);
+        runtime.shutdown_background();
+        assert_eq!(stop(tasks), 0);
+    }
 }

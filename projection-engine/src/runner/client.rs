@@ -4,7 +4,7 @@ use rdkafka::{
     ClientConfig, ClientContext, Offset, TopicPartitionList,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
-    error::{KafkaError, KafkaResult},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     types::RDKafkaRespErr,
 };
 use tracing::{debug, error};
@@ -49,23 +49,57 @@ impl ConsumerContext for Context {
         partitions: &mut TopicPartitionList,
     ) {
         let named = named(&self.topics, partitions);
-        let done = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            self.assignment.assign(&named);
-            // Every partition is paused; the poller seeks to the store's position, and resumes it. No offset that may
-            // be gone: the client would stop fetching the partition.
-            partitions
-                .set_all_offsets(Offset::Beginning)
-                .and_then(|()| consumer.incremental_assign(partitions))
-                .and_then(|()| consumer.pause(partitions))
-        } else {
-            self.assignment.revoke(&named);
-            // The client keeps a pause: the partition would be paused when it is assigned again.
-            consumer.resume(partitions).and_then(|()| consumer.incremental_unassign(partitions))
+        let done = match Rebalance::of(event) {
+            Rebalance::Assign => {
+                self.assignment.assign(&named);
+                // Every partition is paused; the poller seeks to the store's position, and resumes it. No offset that may
+                // be gone: the client would stop fetching the partition.
+                partitions
+                    .set_all_offsets(Offset::Beginning)
+                    .and_then(|()| consumer.incremental_assign(partitions))
+                    .and_then(|()| consumer.pause(partitions))
+            }
+            Rebalance::Revoke => {
+                self.assignment.revoke(&named);
+                release(consumer, partitions)
+            }
+            Rebalance::Failed(code) => {
+                // The members of the group may disagree about any partition, not only about those of the event.
+                error!(%code, "rebalance failed, releasing all partitions");
+                self.assignment.revoke_all();
+                consumer.assignment().and_then(|all| release(consumer, &all))
+            }
         };
         if let Err(error) = done {
-            error!(%error, "rebalance failed");
+            error!(%error, "failed to apply a rebalance");
         }
     }
+}
+
+/// The kind of a rebalance event.
+#[derive(Debug, PartialEq, Eq)]
+enum Rebalance {
+    /// The group assigns partitions to this member.
+    Assign,
+    /// The group takes partitions from this member.
+    Revoke,
+    /// The rebalance failed; the client joins the group again.
+    Failed(RDKafkaErrorCode),
+}
+
+impl Rebalance {
+    fn of(event: RDKafkaRespErr) -> Self {
+        match event {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Self::Assign,
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => Self::Revoke,
+            failure => Self::Failed(failure.into()),
+        }
+    }
+}
+
+fn release(consumer: &BaseConsumer<Context>, partitions: &TopicPartitionList) -> KafkaResult<()> {
+    // The client keeps a pause: the partition would be paused when it is assigned again.
+    consumer.resume(partitions).and_then(|()| consumer.incremental_unassign(partitions))
 }
 
 /// Creates a consumer in the group of a projection, not subscribed yet.
@@ -112,4 +146,18 @@ fn named(topics: &Topics, partitions: &TopicPartitionList) -> Vec<Partition> {
     let partition =
         |(topic, number): (String, i32)| Some(Partition { stream: topics.stream(&topic)?, number });
     partitions.to_topic_map().into_keys().filter_map(partition).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_rebalance_is_no_revocation() {
+        let of = Rebalance::of;
+        assert_eq!(of(RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS), Rebalance::Assign);
+        assert_eq!(of(RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS), Rebalance::Revoke);
+        let failed = of(RDKafkaRespErr::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION);
+        assert_eq!(failed, Rebalance::Failed(RDKafkaErrorCode::IllegalGeneration));
+    }
 }

@@ -108,7 +108,7 @@ impl Poller {
                 start_at = Instant::now() + pass_started.elapsed();
             }
             if Instant::now() >= verify_at {
-                self.assignment().lost().into_iter().for_each(|partition| self.restart(partition));
+                self.restart(&self.assignment().lost());
                 verify_at = Instant::now() + VERIFY_EVERY;
             }
         }
@@ -153,6 +153,7 @@ impl Poller {
     }
 
     fn serve_requests(&self) {
+        let mut restarts = Vec::new();
         while let Ok(request) = self.requests.try_recv() {
             match request {
                 Request::Resume(partition) => {
@@ -160,17 +161,18 @@ impl Poller {
                         && let Err(error) = self.consumer.resume(&self.list(partition))
                     {
                         error!(projection = self.projection.name(), %error, "failed to resume a partition");
-                        self.restart(partition);
+                        self.restart(&[partition]);
                     }
                 }
-                Request::Restart(partition) => self.restart(partition),
+                Request::Restart(partition) => restarts.push(partition),
             }
         }
+        self.restart(&restarts);
     }
 
-    /// Restarts a partition's task at the store's position.
-    fn restart(&self, partition: Partition) {
-        if self.assignment().restart(partition) {
+    /// Restarts the tasks of some partitions at the store's position.
+    fn restart(&self, partitions: &[Partition]) {
+        for partition in self.assignment().restart(partitions) {
             self.pause(partition);
         }
     }
@@ -219,17 +221,25 @@ impl Poller {
         };
         let starts = self.fetch_watermarks_of(due.into_iter().zip(positions));
         let mismatched = self.mismatched_logs(&starts);
+        let mut ready = Vec::new();
         for start in starts {
             let is_same = mismatched.get(&start.partition).map_or(Ok(()), |why| Err(why.clone()));
-            match is_same.and_then(|()| self.seek(&start)) {
-                Ok(from) => {
-                    self.assignment().start(start.partition, start.position, from);
-                    if let Err(error) = self.consumer.resume(&self.list(start.partition)) {
-                        error!(projection = self.projection.name(), %error, "failed to resume a partition");
-                        self.restart(start.partition);
-                    }
-                }
+            match is_same.and_then(|()| self.start_offset(&start)) {
+                Ok(from) => ready.push((start, from)),
                 Err(why) => self.defer_start(start.partition, &why),
+            }
+        }
+        let failed = self.seek(&ready);
+        for (start, from) in ready {
+            if let Some(why) = failed.get(&start.partition) {
+                self.assign_again(start.partition);
+                self.defer_start(start.partition, why);
+                continue;
+            }
+            self.assignment().start(start.partition, start.position, from);
+            if let Err(error) = self.consumer.resume(&self.list(start.partition)) {
+                error!(projection = self.projection.name(), %error, "failed to resume a partition");
+                self.restart(&[start.partition]);
             }
         }
     }
@@ -288,9 +298,9 @@ impl Poller {
         reasons
     }
 
-    /// Seeks a partition to the store's position, or to the log start offset if the view is empty. Returns that offset, or the
-    /// reason if the log does not have it.
-    fn seek(&self, start: &Start) -> Result<i64, String> {
+    /// Returns the offset at which a partition starts: the store's position, or the log start offset if the view is empty.
+    /// Returns the reason if the log does not have it.
+    fn start_offset(&self, start: &Start) -> Result<i64, String> {
         let Start { partition, position, watermarks: (log_start, end) } = start;
         let topic = &self.settings.log.topics.name(partition.stream);
         let Some(from) = position.read_from(*log_start) else {
@@ -310,11 +320,6 @@ impl Poller {
                 position.highest()
             ));
         }
-        if let Err(error) = self.consumer.seek(topic, partition.number, Offset::Offset(from), BROKER_TIMEOUT)
-        {
-            self.assign_again(*partition);
-            return Err(format!("failed to seek {topic}[{}]: {error}", partition.number));
-        }
         if position.lowest() < from {
             warn!(
                 projection = self.projection.name(),
@@ -324,6 +329,33 @@ impl Poller {
             );
         }
         Ok(from)
+    }
+
+    /// Seeks partitions to their start offsets, all at once. Returns those that failed, with the reason.
+    fn seek(&self, starts: &[(Start, i64)]) -> BTreeMap<Partition, String> {
+        let mut list = TopicPartitionList::new();
+        for (start, from) in starts {
+            let topic = self.settings.log.topics.name(start.partition.stream);
+            // Fails for an invalid offset only.
+            _ = list.add_partition_offset(&topic, start.partition.number, Offset::Offset(*from));
+        }
+        if starts.is_empty() {
+            return BTreeMap::new();
+        }
+        let sought = self.consumer.seek_partitions(list, BROKER_TIMEOUT);
+        let failure = |(start, _): &(Start, i64)| {
+            let topic = self.settings.log.topics.name(start.partition.stream);
+            let result = match &sought {
+                Ok(list) => list.find_partition(&topic, start.partition.number).map_or_else(
+                    || Err("not assigned".to_owned()),
+                    |found| found.error().map_err(|error| error.to_string()),
+                ),
+                Err(error) => Err(error.to_string()),
+            };
+            let why = result.err()?;
+            Some((start.partition, format!("failed to seek {topic}[{}]: {why}", start.partition.number)))
+        };
+        starts.iter().filter_map(failure).collect()
     }
 
     /// Assigns a partition again, paused. The client neither fetches nor seeks one whose next offset was deleted from the log.
@@ -388,7 +420,7 @@ impl Poller {
         warn!(projection = self.projection.name(), %error, "log read failed, retrying");
         if matches!(error, KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) {
             // A partition lacks the next offset: restarting all finds it and reports the reason.
-            self.assignment().running().into_iter().for_each(|partition| self.restart(partition));
+            self.restart(&self.assignment().running());
         }
         Ok(())
     }

@@ -113,6 +113,7 @@ impl Worker {
                     }
                     next = passed;
                     (self.offset_committer)(next);
+                    self.status.record_success();
                 }
                 Ok(None) => return self.finish(&mut applier, next).await,
                 Err(_idle) => {
@@ -150,7 +151,10 @@ impl Worker {
                 opened = BatchApplier::open(store, dead_letters, self.partition, self.position.clone()) => opened,
             };
             match opened {
-                Ok(applier) => return Ok(applier),
+                Ok(applier) => {
+                    self.status.record_success();
+                    return Ok(applier);
+                }
                 Err(error) => self.recover(error, &mut pause).await?,
             }
         }
@@ -213,6 +217,7 @@ impl Worker {
             }
         }
         self.confirm(applier);
+        self.status.record_success();
         Ok(())
     }
 
@@ -259,6 +264,7 @@ impl Worker {
 
     /// Waits before the next attempt.
     async fn wait(&self, error: &ApplyError, pause: &mut Duration) -> Result<(), Ended> {
+        self.status.record_failure(&error.reason());
         warn!(projection = self.name, partition = self.partition.id(), %error, "write failed, retrying");
         let stopped = timeout(*pause, self.stop.cancelled()).await.is_ok();
         *pause = RETRY.1.min(*pause * 2);
@@ -270,6 +276,7 @@ impl Worker {
         let (pool, projection) = (&self.store.stores().mysql, self.store.projection());
         while let Err(error) = desired_state::stop(pool, projection, why).await {
             warn!(projection = self.name, %error, "failed to store the stopped state");
+            self.status.record_failure(why);
             if timeout(RETRY.1, self.stop.cancelled()).await.is_ok() {
                 break;
             }
@@ -294,7 +301,7 @@ impl Worker {
     async fn publish(&self, next: i64) -> Result<(), StoreError> {
         timeout(PUBLISH_TIMEOUT, self.store.publish_progress(self.partition, next))
             .await
-            .unwrap_or_else(|_| Err(StoreError::Retry("Redis timed out".to_owned())))
+            .unwrap_or_else(|_| Err(StoreError::retry("Redis timed out")))
     }
 
     /// When to publish again if no records arrive.
@@ -317,6 +324,6 @@ impl Worker {
 
 async fn bounded<T>(write: impl Future<Output = Result<T, ApplyError>>) -> Result<T, ApplyError> {
     let timed_out =
-        |_| Err(StoreError::Retry(format!("no response within {} s", WRITE_TIMEOUT.as_secs())).into());
+        |_| Err(StoreError::retry(format!("no response within {} s", WRITE_TIMEOUT.as_secs())).into());
     timeout(WRITE_TIMEOUT, write).await.unwrap_or_else(timed_out)
 }

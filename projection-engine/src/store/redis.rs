@@ -158,7 +158,7 @@ impl ViewStore for RedisStore {
         let mut totals = Vec::with_capacity(parts.len());
         for part in parts {
             let count = counts.get_mut(&part.source.shard).and_then(Iterator::next);
-            let missing = || StoreError::Retry("Redis returned no count".to_owned());
+            let missing = || StoreError::retry("Redis returned no count");
             totals.push(part.write(count.ok_or_else(missing)?));
         }
         self.run(&round(Stage::Parts, &unchanged), by_shard(totals), second).await?;
@@ -193,7 +193,7 @@ impl ViewStore for RedisStore {
         let mut all: BTreeMap<Partition, Parked> = BTreeMap::new();
         for (field, value) in stored {
             let (partition, key, parked) = self.decode_parked(&field, &value).ok_or_else(|| {
-                StoreError::Retry(format!("failed to decode a parked key: {field} = {value}"))
+                StoreError::retry(format!("failed to decode a parked key: {field} = {value}"))
             })?;
             all.entry(partition).or_default().insert(key, parked);
         }
@@ -204,7 +204,7 @@ impl ViewStore for RedisStore {
         let field = key.to_string();
         self.on_every_checkpoint(|checkpoint| eval(RAISE, checkpoint, &field).arg(offset).take()).await?;
         let position = self.stored_positions(&[field]).await?.pop();
-        position.ok_or_else(|| StoreError::Retry("Redis returned no position".to_owned()))
+        position.ok_or_else(|| StoreError::retry("Redis returned no position"))
     }
 
     async fn unpark(&self, key: &Checkpoint, expected: &ParkedKey) -> Result<bool, StoreError> {
@@ -405,5 +405,5 @@ fn by_shard(writes: impl IntoIterator<Item = Write>) -> BTreeMap<Shard, Vec<Writ
 }
 
 fn decode<T: FromRedisValue>(value: Value) -> Result<T, StoreError> {
-    from_redis_value(value).map_err(|error| StoreError::Retry(error.to_string()))
+    from_redis_value(value).map_err(|error| StoreError::retry(error.to_string()))
 }

@@ -15,6 +15,7 @@ use super::{
     join::{Fetched, Sources, status},
     oldest, report,
 };
+use crate::projections;
 use vidlog_projection_engine::{
     desired_state::{self, DesiredStates},
     log::{Extent, Log, Partition},
@@ -27,12 +28,37 @@ const SOURCE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Returns the current status of some projections.
 pub async fn gather(log: &Log, target: &Stores, projections: &[Projection]) -> Status {
-    let streams: Vec<Stream> =
-        Stream::ALL.into_iter().filter(|stream| projections.iter().any(|one| folds(one, *stream))).collect();
+    let extents = log.extents(projections::streams(projections));
+    let mut status = lags(log, target, projections, extents).await;
+    let counts = join_all(projections.iter().map(async |projection| {
+        // An error is left out here: the positions report why the same store is unavailable.
+        bounded("the view", target.view(*projection).dead_letter_counts()).await.ok()
+    }));
+    for (counts, projection) in counts.await.into_iter().zip(&mut status.projections) {
+        if projection.unknown.is_some() {
+            continue;
+        }
+        for partition in &mut projection.partitions {
+            partition.dead_letters = counts.as_ref().map(|counts| {
+                let of_partition = counts.iter().find(|(of, _)| of.id() == partition.partition);
+                of_partition.map_or(0, |(_, count)| *count)
+            });
+        }
+    }
+    status
+}
+
+/// Returns the current status of some projections without their dead letters, from extents of their streams.
+pub(super) async fn lags(
+    log: &Log,
+    target: &Stores,
+    projections: &[Projection],
+    extents: impl Future<Output = anyhow::Result<BTreeMap<Partition, Extent>>>,
+) -> Status {
     let (desired, reports, extents) = join!(
         bounded("MySQL", desired_state::read(&target.mysql)),
         bounded("MySQL", report::read(&target.mysql)),
-        bounded("Kafka", log.extents(streams)),
+        bounded("Kafka", extents),
     );
     let generations = generations(target, projections, &desired).await;
     let positions = join_all(projections.iter().map(async |projection| {
@@ -56,21 +82,7 @@ pub async fn gather(log: &Log, target: &Stores, projections: &[Projection]) -> S
         times: Ok(BTreeMap::new()),
     };
     sources.times = bounded("Kafka", oldest::times(log, sources.behind())).await;
-    let mut status = status(&sources, projections);
-    for (projection, shown) in projections.iter().zip(&mut status.projections) {
-        if let Some(Ok(())) = generations.get(projection.name()) {
-            let store = target.view(*projection);
-            // An error is left out here: the positions report why the same store is unavailable.
-            let waiting = bounded("the view", store.dead_letter_counts()).await.ok();
-            for partition in &mut shown.partitions {
-                partition.dead_letters = waiting.as_ref().map(|waiting| {
-                    let of_partition = waiting.iter().find(|(of, _)| of.id() == partition.partition);
-                    of_partition.map_or(0, |(_, count)| *count)
-                });
-            }
-        }
-    }
-    status
+    status(&sources, projections)
 }
 
 fn folds(projection: &Projection, stream: Stream) -> bool {

@@ -2,14 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
+use metrics::gauge;
 use sqlx::{MySqlPool, QueryBuilder};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 use vidlog_events::Stream;
-use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
+use vidlog_service_kit::shutdown::Shutdown;
 
 use super::State;
-use crate::projections;
+use crate::{metrics::BLOCKED, projections};
 use vidlog_projection_engine::{
     desired_state::RunState,
     log::Partition,
@@ -54,14 +55,15 @@ pub(crate) struct Reporter {
     pub(crate) instance: String,
     pub(crate) target: Stores,
     pub(crate) statuses: Arc<PartitionStatusRegistry>,
-    pub(crate) readiness: Readiness,
 }
 
 impl Reporter {
     pub(crate) async fn run(self, shutdown: Shutdown) {
         let mut is_failing = false;
         while !shutdown.is_requested() {
-            let reports = self.statuses.snapshot().into_iter().map(|status| self.report(status)).collect();
+            let reports: Vec<_> =
+                self.statuses.snapshot().into_iter().map(|status| self.report(status)).collect();
+            export_blocked(&reports);
             match timeout(WRITE_TIMEOUT, write(&self.target.mysql, reports)).await {
                 Ok(Ok(())) => is_failing = false,
                 failed if !is_failing => {
@@ -84,11 +86,9 @@ impl Reporter {
 
     fn report(&self, status: PartitionStatus) -> Report {
         let PartitionStatus { projection, partition, phase, run_state, records_per_second, error } = status;
-        let blocked_by = self.readiness.reason(&format!("{projection}/{}", partition.id()));
         let (state, why) = match (phase, run_state) {
-            (Phase::Running, _) => {
-                (blocked_by.as_ref().map_or(State::Running, |_| State::Blocked), blocked_by)
-            }
+            (Phase::Running, _) => (State::Running, None),
+            (Phase::Blocked(why), _) => (State::Blocked, Some(why)),
             (Phase::Waiting(_), RunState::Pause) => (State::Paused, None),
             (Phase::Waiting(_), RunState::Hold) => (State::Held, None),
             (Phase::Waiting(_), RunState::Stopped(why)) => (State::Stopped, Some(why)),
@@ -105,6 +105,17 @@ impl Reporter {
             records_per_second,
             last_error: error.map(|(error, ago)| (error, i64::try_from(ago.as_millis()).unwrap_or(i64::MAX))),
         }
+    }
+}
+
+/// Exports the number of blocked and stopped partitions of each projection.
+fn export_blocked(reports: &[Report]) {
+    for projection in projections::ALL {
+        let is_blocked = |report: &&Report| {
+            report.projection == projection.name() && matches!(report.state, State::Blocked | State::Stopped)
+        };
+        let count = u32::try_from(reports.iter().filter(is_blocked).count()).unwrap_or(u32::MAX);
+        gauge!(BLOCKED, "projection" => projection.name()).set(count);
     }
 }
 

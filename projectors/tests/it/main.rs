@@ -4,6 +4,7 @@
 
 mod as_of;
 mod audit;
+mod blocked;
 mod cluster;
 mod completeness;
 mod dead_letters;

@@ -31,7 +31,7 @@ async fn pause_survives_a_restart_until_resumed() {
     first.kill();
     let second = start(&system, &[]);
     until("the next process owns the partitions", async || {
-        let status = status(&system, "likes");
+        let status = partitions_of(&system, "likes");
         status.iter().all(|partition| {
             let instance = partition["instance"].as_str().unwrap_or_default();
             instance.ends_with(&format!("/{}", second.id())) && partition["state"] == "paused"
@@ -39,8 +39,10 @@ async fn pause_survives_a_restart_until_resumed() {
     })
     .await;
     assert_eq!(lag(&system, "likes"), Some(1), "nothing is folded while it is paused");
-    let behind: Vec<_> =
-        status(&system, "likes").iter().filter_map(|partition| partition["lag_seconds"].as_f64()).collect();
+    let behind: Vec<_> = partitions_of(&system, "likes")
+        .iter()
+        .filter_map(|partition| partition["lag_seconds"].as_f64())
+        .collect();
     assert_eq!(
         behind.iter().filter(|seconds| **seconds > 1e6).count(),
         1,
@@ -313,7 +315,7 @@ pub(crate) fn stdout(output: &Output) -> String {
 }
 
 /// The partitions of a projection in `status --json`.
-fn status(system: &TestSystem, projection: &str) -> Vec<Value> {
+pub(crate) fn partitions_of(system: &TestSystem, projection: &str) -> Vec<Value> {
     let status = stdout(&projectors(system, &["status", "--json", projection]));
     let status: Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["unknown"], serde_json::json!([]), "{status}");
@@ -322,16 +324,16 @@ fn status(system: &TestSystem, projection: &str) -> Vec<Value> {
 
 fn states(system: &TestSystem, projection: &str) -> Vec<String> {
     let state = |partition: &Value| partition["state"].as_str().unwrap().to_owned();
-    status(system, projection).iter().map(state).collect()
+    partitions_of(system, projection).iter().map(state).collect()
 }
 
 /// The owners of the partitions of likes.
 fn owners(system: &TestSystem) -> Vec<Option<String>> {
     let owner = |partition: &Value| partition["instance"].as_str().map(str::to_owned);
-    status(system, "likes").iter().map(owner).collect()
+    partitions_of(system, "likes").iter().map(owner).collect()
 }
 
 /// The lag of all partitions together, if it is available.
 fn lag(system: &TestSystem, projection: &str) -> Option<i64> {
-    status(system, projection).iter().map(|partition| partition["lag"].as_i64()).sum()
+    partitions_of(system, projection).iter().map(|partition| partition["lag"].as_i64()).sum()
 }

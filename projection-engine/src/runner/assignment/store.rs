@@ -1,6 +1,6 @@
 //! Queries of the store on the poller's thread: positions, lost writes, identity of the log.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::mpsc::sync_channel, time::Duration};
 
 use thiserror::Error;
 use tokio::time::timeout;
@@ -9,7 +9,7 @@ use tracing::warn;
 use super::{Assignment, lock};
 use crate::{
     log::Partition,
-    store::{Position, StoreError},
+    store::{Position, SharedStore, StoreError},
 };
 
 /// Timeout for a query of the store. The poller does not poll meanwhile.
@@ -24,8 +24,8 @@ struct Compared {
 /// Why it is unknown whether the store lost writes.
 #[derive(Debug, Error)]
 enum Unknown {
-    #[error("failed to read the view's position from the store")]
-    Store,
+    #[error("failed to read the view's position from the store: {0}")]
+    Store(String),
     #[error("the store lost writes, but the view is not marked incomplete yet")]
     NotMarked,
     #[error("{0}")]
@@ -44,9 +44,15 @@ impl Assignment {
     pub(in crate::runner) fn lost(&self) -> Vec<Partition> {
         let partitions: Vec<_> = self.partitions().keys().copied().collect();
         match self.compare(&partitions) {
-            Ok(compared) => compared.lost,
+            Ok(compared) => {
+                // Partitions of a paused projection have no task that commits.
+                for (partition, position) in partitions.iter().zip(&compared.stored) {
+                    self.commit_start(*partition, position.lowest());
+                }
+                compared.lost
+            }
             Err(Unknown::ShardCount(_)) => partitions,
-            Err(Unknown::Store | Unknown::NotMarked) => Vec::new(),
+            Err(Unknown::Store(_) | Unknown::NotMarked) => Vec::new(),
         }
     }
 
@@ -99,17 +105,17 @@ impl Assignment {
 
     /// Reads the store's positions of partitions.
     fn stored(&self, partitions: &[Partition]) -> Result<Vec<Position>, Unknown> {
-        let query = async { timeout(QUERY_TIMEOUT, self.store.positions(partitions)).await };
-        match self.runtime.block_on(query) {
-            Ok(Ok(positions)) => Ok(positions),
-            Ok(Err(error @ StoreError::ShardCountMismatch { .. })) => Err(Unknown::ShardCount(error)),
-            Ok(Err(error)) => {
+        let partitions = partitions.to_vec();
+        match self.query(|store| async move { store.positions(&partitions).await }) {
+            Some(Ok(positions)) => Ok(positions),
+            Some(Err(error @ StoreError::ShardCountMismatch { .. })) => Err(Unknown::ShardCount(error)),
+            Some(Err(error)) => {
                 warn!(projection = self.name, %error, "store unavailable");
-                Err(Unknown::Store)
+                Err(Unknown::Store(error.reason()))
             }
-            Err(_) => {
+            None => {
                 warn!(projection = self.name, "store unavailable, query timed out");
-                Err(Unknown::Store)
+                Err(Unknown::Store("query timed out".to_owned()))
             }
         }
     }
@@ -120,8 +126,8 @@ impl Assignment {
         &self,
         firsts: &[(Partition, String)],
     ) -> BTreeMap<Partition, String> {
-        let query = async { timeout(QUERY_TIMEOUT, self.store.log_identities(firsts)).await };
-        let Ok(Ok(stored)) = self.runtime.block_on(query) else {
+        let queried = firsts.to_vec();
+        let Some(Ok(stored)) = self.query(|store| async move { store.log_identities(&queried).await }) else {
             let why = "failed to read the identity of the log from the store";
             return firsts.iter().map(|(partition, _)| (*partition, why.to_owned())).collect();
         };
@@ -139,12 +145,23 @@ impl Assignment {
 
     /// Marks the view incomplete. Returns false if that fails.
     fn mark_incomplete(&self) -> bool {
-        let query = async { timeout(QUERY_TIMEOUT, self.store.mark_incomplete()).await };
-        match self.runtime.block_on(query) {
-            Ok(Ok(())) => return true,
-            Ok(Err(error)) => warn!(projection = self.name, %error, "failed to mark the view incomplete"),
-            Err(_) => warn!(projection = self.name, "failed to mark the view incomplete"),
+        match self.query(|store| async move { store.mark_incomplete().await }) {
+            Some(Ok(())) => return true,
+            Some(Err(error)) => warn!(projection = self.name, %error, "failed to mark the view incomplete"),
+            None => warn!(projection = self.name, "failed to mark the view incomplete, query timed out"),
         }
         false
+    }
+
+    /// Queries the store. Returns `None` after a timeout, or while the runtime shuts down: blocking on a future would panic
+    /// then.
+    fn query<T: Send + 'static, Query>(&self, query: impl FnOnce(SharedStore) -> Query) -> Option<T>
+    where
+        Query: Future<Output = T> + Send + 'static,
+    {
+        let query = query(self.store.clone());
+        let (result, received) = sync_channel(1);
+        self.runtime.spawn(async move { _ = result.send(timeout(QUERY_TIMEOUT, query).await) });
+        received.recv().ok()?.ok()
     }
 }

@@ -98,13 +98,13 @@ impl ScriptReply {
     /// Decodes the script's reply.
     pub(super) fn decode(value: Value) -> Result<Self, StoreError> {
         let numbers: Vec<i64> =
-            from_redis_value(value).map_err(|error| StoreError::Retry(error.to_string()))?;
+            from_redis_value(value).map_err(|error| StoreError::retry(error.to_string()))?;
         match numbers.as_slice() {
             [1, stored, counts @ ..] => Ok(Self { stored: *stored, counts: counts.to_vec() }),
             [0, stored] => Err(StoreError::Behind { stored: *stored }),
             [2, stored] => Err(StoreError::Moved { stored: *stored }),
             [3, _] => Err(StoreError::ParkedKeysChanged),
-            _ => Err(StoreError::Retry("Redis returned an unexpected script result".to_owned())),
+            _ => Err(StoreError::retry("Redis returned an unexpected script result")),
         }
     }
 }

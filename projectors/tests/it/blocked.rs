@@ -1,0 +1,140 @@
+//! Batches that always fail: the partition is blocked until the cause is removed, and other projections continue.
+
+use redis::cmd;
+use serde_json::Value;
+use vidlog_events::Stream;
+use vidlog_projectors::{desired_state, projections, view::Projection};
+use vidlog_test_support::RedisServer;
+
+use crate::{
+    operate::{partitions_of, projectors},
+    support::{Running, TestSystem, envelope, get_metrics, liked, until},
+};
+
+const T: i64 = 1_700_000_000_000;
+
+fn projection(name: &str) -> Projection {
+    projections::find(name).unwrap()
+}
+
+async fn like(system: &TestSystem, user: i64) {
+    system.append(&[envelope(liked(1, user), T + user)]).await;
+}
+
+/// The partitions of a projection that `status` reports as blocked, with the reason.
+fn blocked(system: &TestSystem, projection: &str) -> Vec<(String, String)> {
+    let blocked = |partition: &Value| partition["state"] == "blocked";
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let partitions = partitions_of(system, projection).into_iter().filter(blocked);
+    partitions.map(|partition| (text(&partition["partition"]), text(&partition["why"]))).collect()
+}
+
+/// Waits until one partition of a projection is blocked for a reason, in the readiness and in the status.
+async fn until_blocked(system: &TestSystem, running: &Running, projection: &str, reason: &str) {
+    let component = format!("{projection}/likes:");
+    until("the partition is not ready", async || {
+        let unready = running.readiness.unready().unwrap_or_default();
+        unready.lines().any(|line| line.starts_with(&component) && line.ends_with(reason))
+    })
+    .await;
+    until("the status shows the blocked partition", async || {
+        let blocked = blocked(system, projection);
+        blocked.len() == 1 && blocked[0].1 == reason
+    })
+    .await;
+}
+
+async fn until_ready(system: &TestSystem, running: &Running, projection: &str) {
+    until("the projections are ready", async || running.readiness.unready().is_none()).await;
+    until("no partition is blocked", async || blocked(system, projection).is_empty()).await;
+    let audited = projectors(system, &["audit", projection]);
+    assert!(audited.status.success(), "{audited:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn full_redis_blocks_the_partition() {
+    let server = RedisServer::start(Vec::new).await;
+    let system = TestSystem::on_redis(server.url()).await;
+    let running = Running::of(&system, vec![projection("likes"), projection("likes-table")]);
+    like(&system, 1).await;
+    let likers = system.target.keys.likers(1);
+    let likers = async || system.target.redis.query::<i64>(cmd("SCARD").arg(&likers)).await.unwrap();
+    until("the record is folded", async || likers().await == 1).await;
+    until("the projections are ready", async || running.readiness.unready().is_none()).await;
+
+    let limit = |bytes| cmd("CONFIG").arg("SET").arg("maxmemory").arg(bytes).take();
+    let _: String = server.query(&limit(1)).await;
+    like(&system, 2).await;
+    until_blocked(&system, &running, "likes", "Redis error OOM").await;
+    assert_eq!(likers().await, 1);
+    let _: String = server.query(&limit(0)).await;
+    until("the record is folded", async || likers().await == 2).await;
+    until_ready(&system, &running, "likes").await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_table_blocks_the_partition() {
+    let system = TestSystem::new().await;
+    let running = Running::of(&system, vec![projection("likes"), projection("likes-table")]);
+    like(&system, 1).await;
+    until("the record is folded", async || rows(&system).await == Some(1)).await;
+    until("the projections are ready", async || running.readiness.unready().is_none()).await;
+
+    sqlx::query("RENAME TABLE likes TO elsewhere").execute(&system.target.mysql).await.unwrap();
+    like(&system, 2).await;
+    until_blocked(&system, &running, "likes-table", "MySQL error 1146: table or database missing").await;
+    assert!(blocked(&system, "likes").is_empty(), "the other projection continues");
+    sqlx::query("RENAME TABLE elsewhere TO likes").execute(&system.target.mysql).await.unwrap();
+    until("the record is folded", async || rows(&system).await == Some(2)).await;
+    until_ready(&system, &running, "likes-table").await;
+    running.stop().await;
+}
+
+/// The number of likes in MySQL.
+async fn rows(system: &TestSystem) -> Option<i64> {
+    sqlx::query_scalar("SELECT COUNT(*) FROM likes").fetch_one(&system.target.mysql).await.ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lag_of_a_projection_without_an_instance_is_exported() {
+    let system = TestSystem::new().await;
+    let (_observer, ops) = system.start_with_ops(&["--only", "user-cards"]).await;
+    like(&system, 1).await;
+    let exported = async |metric: &str, state: &str| -> Vec<f64> {
+        let metrics = get_metrics(&ops).await.unwrap_or_default();
+        let prefix = format!("{metric}{{projection=\"likes\",partition=\"likes:");
+        let of_state = |line: &&str| line.contains(state);
+        let values = metrics.lines().filter(|line| line.starts_with(&prefix)).filter(of_state);
+        values.filter_map(|line| line.rsplit_once(' ')?.1.parse().ok()).collect()
+    };
+    let sum = async |metric, state| exported(metric, state).await.into_iter().sum::<f64>();
+    until("the lag is exported", async || sum("projector_lag_records", "").await > 0.0).await;
+    assert!(sum("projector_lag_records", "").await == 1.0);
+    assert!(sum("projector_lag_seconds", "").await > 1e6, "the like is years old");
+    assert!(sum("projector_partition_state", "unassigned").await == 3.0);
+    assert!(sum("projector_partition_state", "running").await == 0.0);
+
+    let _owner = system.start_projectors("127.0.0.1:0", &["--only", "likes"]);
+    until("the observer exports no lag", async || sum("projector_lag_records", "").await == 0.0).await;
+    until("the observer exports the state", async || {
+        sum("projector_partition_state", "running").await == 3.0
+    })
+    .await;
+    assert!(sum("projector_partition_state", "unassigned").await == 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn group_has_an_offset_before_the_first_batch() {
+    let system = TestSystem::new().await;
+    desired_state::pause(&system.target.mysql, &projection("likes")).await.unwrap();
+    let running = Running::of(&system, vec![projection("likes"), projection("likes-table")]);
+    for name in ["likes", "likes-table"] {
+        let group = format!("{}.{name}", system.stores.namespace);
+        until("the starting position is committed", async || {
+            system.committed_offsets(&group, Stream::Likes) == [Some(0); 3]
+        })
+        .await;
+    }
+    running.stop().await;
+}

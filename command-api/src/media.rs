@@ -60,14 +60,13 @@ pub fn run(
             enqueued,
             readiness,
         };
-        let (consumed, ()) = tokio::join!(
-            async {
-                let consumed = intake.run().await;
-                shutdown.request();
-                consumed
-            },
-            scheduler.run(shutdown.clone()),
-        );
+        let stop = shutdown.clone();
+        let consume = Box::pin(async move {
+            let consumed = intake.run().await;
+            stop.request();
+            consumed
+        });
+        let (consumed, ()) = tokio::join!(consume, Box::pin(scheduler.run(shutdown)));
         consumed
     }
 }

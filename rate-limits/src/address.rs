@@ -106,7 +106,6 @@ mod tests {
     fn entry(name: ForwardedHeader, address: IpAddr, form: u8) -> String {
         let node = match (address, form % 3) {
             (address, 0) if name == ForwardedHeader::XForwardedFor => address.to_string(),
-            (IpAddr::V6(address), 1) => format!("[{address}]"),
             (address, 2) => SocketAddr::new(address, 4711).to_string(),
             (IpAddr::V4(address), _) => address.to_string(),
             (IpAddr::V6(address), _) => format!("[{address}]"),

@@ -42,6 +42,7 @@ const VIDEOS: &str = concat!(
 );
 
 #[derive(FromRow)]
+#[expect(clippy::struct_field_names, reason = "the fields are named as the columns")]
 struct User {
     user_id: i64,
     name: Option<String>,

@@ -104,7 +104,7 @@ mod tests {
             0..=i64::MAX,
         )
             .prop_map(|(projection, index, partition, next_offset)| Position {
-                stream: *index.get(projection.streams),
+                stream: projection.streams[index.index(projection.streams.len())],
                 partition,
                 next_offset,
             })

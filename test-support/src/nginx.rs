@@ -110,7 +110,8 @@ impl Nginx {
 fn config(folder: &Path, servers: &[SocketAddr], buffering: Buffering) -> String {
     let socket = folder.join("socket");
     let socket = socket.display();
-    let servers: String = servers.iter().map(|server| format!("server {server}; ")).collect();
+    let servers: Vec<_> = servers.iter().map(|server| format!("server {server};")).collect();
+    let servers = servers.join(" ");
     let unbuffered = match buffering {
         Buffering::On => "",
         Buffering::Off => "proxy_request_buffering off; proxy_http_version 1.1;",

@@ -116,7 +116,9 @@ async fn check_plan(pool: &MySqlPool, sql: &str) -> Result<(), String> {
             row.try_get("rows").unwrap_or(None),
         );
         let (table, access) = (table.unwrap_or_default(), access.unwrap_or_default());
-        if matches!(access.as_str(), "ALL" | "index") && rows.is_some_and(|rows| rows > MAX_READS as u64) {
+        if matches!(access.as_str(), "ALL" | "index")
+            && rows.is_some_and(|rows| rows > MAX_READS.cast_unsigned())
+        {
             return Err(format!("full scan ({access}) of {table}"));
         }
     }

@@ -501,7 +501,7 @@ async fn failed_uploads_are_a_warning_in_readyz() {
         warnings.iter().any(|warning| warning.starts_with("media-worker: 3 uploads wait for another try"))
     };
     until("the uploads are reported", is_reported).await;
-    assert_eq!(worker.readiness.missing(), None);
+    assert_eq!(worker.readiness.unready(), None);
     worker.stop().await;
 }
 

@@ -419,7 +419,9 @@ impl Assignment {
 /// a rebalance.
 fn stop(running: Vec<Active>) -> usize {
     let deadline = Instant::now() + STOP_TIMEOUT;
-    running.iter().for_each(|active| active.stop.cancel());
+    for active in &running {
+        active.stop.cancel();
+    }
     let mut aborted = 0;
     for active in running {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -450,7 +452,7 @@ mod tests {
             let (alive, ended) = channel();
             let task = runtime.spawn(async move {
                 let _alive = alive;
-                pending().await
+                pending::<()>().await;
             });
             let confirmed = Arc::new(Mutex::new(Position::default()));
             let stop = CancellationToken::new();

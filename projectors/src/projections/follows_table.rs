@@ -75,8 +75,12 @@ async fn write(
         of_users.add(follower, [by, 0]);
         of_users.add(followee, [0, by]);
     };
-    removed.iter().for_each(|pair| count(*pair, -1));
-    added.iter().for_each(|(pair, _)| count(*pair, 1));
+    for pair in &removed {
+        count(*pair, -1);
+    }
+    for (pair, _) in &added {
+        count(*pair, 1);
+    }
     if !removed.is_empty() {
         sqlx::query(DELETE).bind(batch::pairs(&removed)).execute(&mut *connection).await?;
     }

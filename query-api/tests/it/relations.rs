@@ -70,8 +70,8 @@ async fn friends_need_a_caller() {
 #[tokio::test]
 async fn friends_page_within_a_millisecond() {
     let world = World::new().await;
-    world.users(1..20).await;
-    for friend in 2..20 {
+    world.users((1..2).chain(10..28)).await;
+    for friend in 10..28 {
         world.follow(1, friend, NOW).await;
         world.follow(friend, 1, NOW).await;
     }

@@ -7,7 +7,9 @@ mod activity;
 mod body;
 mod connection;
 mod idle;
+mod metric_names;
 mod stream;
+mod timeouts;
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,18 +29,14 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::timeouts::Timeouts;
 use self::{
     connection::{Connection, KeepAlive},
     idle::IdleConnections,
+    metric_names::{CONNECTIONS, CONNECTIONS_CLOSED, CONNECTIONS_REFUSED},
+    timeouts::DEFAULT_IDLE_TIMEOUT_S,
 };
 use crate::shutdown::Shutdown;
-
-/// Gauge: open connections, by `server`, without those that are being refused.
-const CONNECTIONS: &str = "vidlog_http_connections";
-/// Counter: connections that were refused because all others were busy, by `server`.
-const CONNECTIONS_REFUSED: &str = "vidlog_http_connections_refused_total";
-/// Counter: connections that the server closed, by `server` and `reason`.
-const CONNECTIONS_CLOSED: &str = "vidlog_http_connections_closed_total";
 
 /// Maximum number of open connections to an ops port.
 const MAX_OPS_CONNECTIONS: usize = 256;
@@ -61,32 +59,7 @@ pub struct ConnectionLimits {
 
 impl Default for ConnectionLimits {
     fn default() -> Self {
-        Self { max_connections: 4096, idle_timeout_s: 75 }
-    }
-}
-
-/// How long a connection may take for each of its phases.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// From the connection's start, or the first byte of a later request, to the end of the request's head.
-    pub head: Duration,
-    /// From a response to the first byte of the next request.
-    pub idle: Duration,
-    /// Without progress in sending a response. A paused video player stops reading, too, and resumes with a range
-    /// request.
-    pub write: Duration,
-    /// Reading what a client still sends after its request was refused.
-    pub linger: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            head: Duration::from_secs(10),
-            idle: Duration::from_secs(ConnectionLimits::default().idle_timeout_s),
-            write: Duration::from_mins(1),
-            linger: Duration::from_secs(30),
-        }
+        Self { max_connections: 4096, idle_timeout_s: DEFAULT_IDLE_TIMEOUT_S }
     }
 }
 

@@ -28,11 +28,12 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::{
-    CONNECTIONS_CLOSED, Timeouts,
     activity::{Activity, Overdue},
     body::{RequestBody, ResponseBody},
     idle::IdleConnections,
+    metric_names::CONNECTIONS_CLOSED,
     stream::RecordedStream,
+    timeouts::Timeouts,
 };
 
 /// Bytes that a connection buffers in each direction; also the maximum size of a request's head.

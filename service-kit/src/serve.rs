@@ -112,7 +112,8 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) {
     Server::ops(router).serve(listener, shutdown).await;
 }
 
-/// Accepts connections and spawns a task for each, within the limit.
+/// Accepts connections and spawns a task for each, within the limit. Clones share the limit.
+#[derive(Clone)]
 struct Acceptor {
     server: Server,
     shutdown: CancellationToken,
@@ -138,9 +139,10 @@ impl Acceptor {
         // The listener logs errors, and pauses when the process is out of file descriptors.
         while let Some((stream, _)) = self.shutdown.run_until_cancelled(Listener::accept(&mut listener)).await
         {
-            match self.permit().await {
-                Some(permit) => self.open(stream, permit),
-                None => self.refuse(stream),
+            match Arc::clone(&self.permits).try_acquire_owned() {
+                Ok(permit) => self.open(stream, permit),
+                Err(_) if self.idle.close_longest() => self.open_in_place_of_idle(stream),
+                Err(_) => self.refuse(stream),
             }
         }
         drop(listener);
@@ -148,16 +150,17 @@ impl Acceptor {
         self.connections.wait().await;
     }
 
-    /// Returns a permit for a connection, if need be in place of the longest idle one; `None` if all are busy.
-    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
-            return Some(permit);
-        }
-        if !self.idle.close_longest() {
-            return None;
-        }
+    /// Opens a connection once the one that was asked to close has. The accept loop does not wait for it.
+    fn open_in_place_of_idle(&self, stream: TcpStream) {
         counter!(CONNECTIONS_CLOSED, "server" => self.server.name, "reason" => "evicted").increment(1);
-        timeout(EVICTION_TIMEOUT, Arc::clone(&self.permits).acquire_owned()).await.ok()?.ok()
+        let acceptor = self.clone();
+        self.connections.spawn(async move {
+            let permit = Arc::clone(&acceptor.permits).acquire_owned();
+            match timeout(EVICTION_TIMEOUT, permit).await {
+                Ok(Ok(permit)) => acceptor.open(stream, permit),
+                _ => acceptor.refuse(stream),
+            }
+        });
     }
 
     fn open(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {

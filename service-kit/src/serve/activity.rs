@@ -104,16 +104,24 @@ impl Activity {
     /// Records that the client took data.
     pub(super) fn write_progressed(&self) {
         let mut state = self.state();
-        state.blocked_since = None;
+        let was_blocked = state.blocked_since.take().is_some();
         if state.phase == Phase::Idle {
             // The end of the response is still being written.
             state.since = Instant::now();
+            if was_blocked {
+                state.idle.add();
+            }
         }
     }
 
-    /// Records that a write has to wait for the client.
+    /// Records that a write has to wait for the client. Until it goes on, the connection cannot close on request, so
+    /// it is not idle.
     pub(super) fn write_blocked(&self) {
-        self.state().blocked_since.get_or_insert_with(Instant::now);
+        let mut state = self.state();
+        if state.blocked_since.is_none() {
+            state.blocked_since = Some(Instant::now());
+            state.idle.remove();
+        }
     }
 
     /// Returns when the connection is overdue, and why. `None` while a handler works: it has its own deadlines.

@@ -22,7 +22,7 @@ use metrics::counter;
 use tokio::{
     io::AsyncReadExt,
     net::TcpStream,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -45,6 +45,9 @@ const MAX_LINGER_BYTES: usize = 256 * 1024 * 1024;
 const LINGER_BUFFER_BYTES: usize = 16 * 1024;
 /// How long a client may pause while its refused request is read.
 const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the reading goes on after a shutdown, or after the connection's place was given to another: shorter than
+/// `EVICTION_TIMEOUT`.
+const LINGER_AFTER_CLOSE: Duration = Duration::from_millis(500);
 
 /// Serves one connection.
 pub(super) struct Connection {
@@ -115,7 +118,16 @@ impl Connection {
         let stream = http.into_parts().io.into_inner().stream;
         match overdue {
             Some(overdue) => close_overdue(&stream, overdue, self.server),
-            None if activity.has_unread_input() => linger(stream, self.timeouts.linger).await,
+            None if activity.has_unread_input() => {
+                let closed = async {
+                    closer.cancelled().await;
+                    sleep(LINGER_AFTER_CLOSE).await;
+                };
+                tokio::select! {
+                    () = linger(stream, self.timeouts.linger) => {}
+                    () = closed => {}
+                }
+            }
             None => {}
         }
     }

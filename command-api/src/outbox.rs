@@ -297,7 +297,7 @@ pub async fn mark_pending(read_models: &ReadModels, events: &[Event]) {
     let (partition, next_offset) = PENDING_POSITION;
     let scopes: Vec<_> = events.iter().flat_map(scopes).collect();
     let position = Position { stream, partition, next_offset };
-    if let Err(error) = read_models.freshness.record(&scopes, position).await {
+    if let Err(error) = read_models.freshness.mark(&scopes, position).await {
         report_unrecorded(&error);
     }
 }

@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use metrics::{counter, histogram};
-use redis::cmd;
+use redis::{Cmd, cmd};
 use tokio::{
     sync::Semaphore,
     time::{Instant, sleep, timeout},
@@ -143,17 +143,24 @@ impl Freshness {
 
     /// Records a write as a mark of each scope, and its position as issued, before the command responds.
     pub async fn record(&self, scopes: &[Scope], position: Position) -> Result<(), ReadError> {
-        let mut commands = Vec::with_capacity(2 * scopes.len() + 1);
         let issued = self.keys.issued(&position.field());
-        commands
-            .push(cmd("ZADD").arg(issued).arg("GT").arg(position.next_offset).arg(position.field()).take());
-        for scope in scopes {
-            let key = self.keys.recent_writes(&scope.to_string());
-            commands
-                .push(cmd("ZADD").arg(&key).arg("GT").arg(position.next_offset).arg(position.field()).take());
-            commands.push(cmd("PEXPIRE").arg(&key).arg(MARK_LIFETIME_MS).take());
-        }
+        let issued = cmd("ZADD").arg(issued).arg("GT").arg(position.next_offset).arg(position.field()).take();
+        let commands: Vec<_> = [issued].into_iter().chain(self.marks(scopes, position)).collect();
         self.views.pipeline(&commands).await.map(drop)
+    }
+
+    /// Records a mark of each scope at a position that no client has been given.
+    pub async fn mark(&self, scopes: &[Scope], position: Position) -> Result<(), ReadError> {
+        let commands: Vec<_> = self.marks(scopes, position).collect();
+        self.views.pipeline(&commands).await.map(drop)
+    }
+
+    fn marks(&self, scopes: &[Scope], position: Position) -> impl Iterator<Item = Cmd> {
+        scopes.iter().flat_map(move |scope| {
+            let key = self.keys.recent_writes(&scope.to_string());
+            let mark = cmd("ZADD").arg(&key).arg("GT").arg(position.next_offset).arg(position.field()).take();
+            [mark, cmd("PEXPIRE").arg(&key).arg(MARK_LIFETIME_MS).take()]
+        })
     }
 
     /// Runs a read so that it includes the required writes.

@@ -44,6 +44,13 @@ const STORE_EVENT: &str = "
     end
     return redis.call('HMGET', KEYS[1], 'reserved', 'event', 'answer')";
 
+/// Stores a reply in place of the event. Redis may have lost the reservation meanwhile, so it is stored again.
+const STORE_REPLY: &str = "
+    redis.call('HSETNX', KEYS[1], 'reserved', ARGV[1])
+    redis.call('HSETNX', KEYS[1], 'answer', ARGV[2])
+    redis.call('HDEL', KEYS[1], 'event')
+    return redis.call('PEXPIRE', KEYS[1], ARGV[3])";
+
 /// Values that all attempts with one key share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
@@ -169,18 +176,21 @@ impl IdempotentAttempt {
         let Some(key) = self.key else {
             return reply;
         };
-        match serde_json::to_string(&reply) {
-            Ok(json) => {
-                let commands = [
-                    cmd("HSETNX").arg(&key).arg(ANSWER).arg(json).take(),
-                    cmd("HDEL").arg(&key).arg(EVENT).take(),
-                    cmd("PEXPIRE").arg(&key).arg(REPLY_TTL_MS).take(),
-                ];
-                if let Err(error) = state.read_models.views.pipeline(&commands).await {
+        match (serde_json::to_string(&self.reservation), serde_json::to_string(&reply)) {
+            (Ok(reservation), Ok(json)) => {
+                let command = cmd("EVAL")
+                    .arg(STORE_REPLY)
+                    .arg(1)
+                    .arg(key)
+                    .arg(reservation)
+                    .arg(json)
+                    .arg(REPLY_TTL_MS)
+                    .take();
+                if let Err(error) = state.read_models.views.query::<i64>(&command).await {
                     warn!(%error, "failed to store reply for retries");
                 }
             }
-            Err(error) => error!(%error, "failed to serialize reply for retries"),
+            (Err(error), _) | (_, Err(error)) => error!(%error, "failed to serialize reply for retries"),
         }
         reply
     }

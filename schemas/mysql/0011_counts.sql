@@ -27,8 +27,13 @@ CREATE TABLE IF NOT EXISTS user_work_counts (
     upload_count BIGINT NOT NULL DEFAULT 0
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
--- Counts the rows of before. The counts are absolute, so that this can be run again. A projector of an older version
--- must not run meanwhile or later: it changes rows without their counts.
+-- Counts the rows of before, from nothing, so that this can be run again. A projector of an older version must not run
+-- meanwhile or later: it changes rows without their counts.
+DELETE FROM video_like_counts;
+DELETE FROM user_like_counts;
+DELETE FROM user_follow_counts;
+DELETE FROM video_comment_counts;
+DELETE FROM user_work_counts;
 INSERT INTO video_like_counts (video_id, like_count)
     SELECT video_id, COUNT(*) FROM likes GROUP BY video_id
     ON DUPLICATE KEY UPDATE like_count = VALUES(like_count);

@@ -119,7 +119,13 @@ async fn restored_mysql_view_is_refilled_automatically() {
     system.assert_views_equal_the_log().await;
 
     let mut transaction = system.target.mysql.begin().await.unwrap();
-    for statement in ["DELETE FROM likes", "UPDATE checkpoints_likes_table SET next_offset = 0"] {
+    // All tables of the view, as a restored backup has them.
+    for statement in [
+        "DELETE FROM likes",
+        "DELETE FROM video_like_counts",
+        "DELETE FROM user_like_counts",
+        "UPDATE checkpoints_likes_table SET next_offset = 0",
+    ] {
         sqlx::query(statement).execute(&mut *transaction).await.unwrap();
     }
     transaction.commit().await.unwrap();

@@ -87,9 +87,10 @@ pub struct Limits {
     pub max_missing: u32,
     /// Delay after the first failure. Doubles with each further failure, up to 30 s.
     pub initial_backoff: Duration,
-    /// Interval at which a worker looks for uploads that are due or that another worker has enqueued.
+    /// Interval at which a worker renews its leases, and looks for uploads that are due or that another worker has
+    /// enqueued.
     pub poll_interval: Duration,
-    /// Duration of a worker's claim to an upload unless it renews it, which it does three times as often.
+    /// Duration of a worker's claim to an upload unless it renews it.
     pub lease: Duration,
 }
 

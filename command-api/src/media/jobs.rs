@@ -2,6 +2,7 @@
 //!
 //! A job is queued, running, or waiting for its next try. A running one has a lease, which its worker renews; once it
 //! ends, the job is due again, as after a wait. So a waiting job costs its row only, and tries outlive their worker.
+//! A try that has lost its lease is fenced: its renewal and its end match the worker and the number of the try.
 //!
 //! Authors take turns (start-time fair queuing): a job takes the turn after the last one of its author, or that of the
 //! job that started last if this is later. So a job waits for at most one job of each other author, however many they
@@ -23,6 +24,9 @@ pub const BATCH_SIZE: usize = 100;
 /// Maximum length of a recorded error: that of its column.
 const MAX_ERROR_CHARS: usize = 255;
 
+/// A video and the number of its try.
+pub type TryId = (i64, u32);
+
 /// An upload that a worker has claimed.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -32,6 +36,13 @@ pub struct Job {
     pub event: String,
     /// How earlier tries ended; the current one has begun.
     pub history: History,
+}
+
+impl Job {
+    /// The current try.
+    pub const fn try_id(&self) -> TryId {
+        (self.video_id, self.history.tries)
+    }
 }
 
 /// An upload to enqueue.
@@ -121,22 +132,33 @@ impl JobStore {
 
     /// Claims up to `count` queued jobs, whose tries begin with it, until `lease_end_ms`.
     ///
+    /// Skips the worker's `running` tries: one that has lost its lease may be queued again while it goes on.
     /// The try is counted before it starts: a job that kills its worker is not found uncounted by the next one.
     pub async fn claim(
         &self,
         count: usize,
+        running: &[TryId],
         now_ms: i64,
         lease_end_ms: i64,
     ) -> Result<Vec<Job>, OutcomeError> {
         let mut transaction = self.pool.begin().await?;
-        let rows: Vec<JobRow> = sqlx::query_as(
+        let mut select = QueryBuilder::<MySql>::new(
             "SELECT video_id, event, turn, tries, interruptions, crashes, timeouts, missing, spent_ms \
-             FROM media_jobs WHERE due_ms IS NULL ORDER BY turn, video_id LIMIT ? FOR UPDATE SKIP LOCKED",
-        )
-        .bind(u32::try_from(count).unwrap_or(u32::MAX))
-        .fetch_all(&mut *transaction)
-        .await?;
-        let Some(turn) = rows.iter().map(|row| row.turn).max() else { return Ok(Vec::new()) };
+             FROM media_jobs WHERE due_ms IS NULL",
+        );
+        if !running.is_empty() {
+            let ids: Vec<_> = running.iter().map(|(video_id, _)| *video_id).collect();
+            push_ids(select.push(" AND video_id NOT IN "), &ids);
+        }
+        select.push(" ORDER BY turn, video_id LIMIT ").push_bind(u32::try_from(count).unwrap_or(u32::MAX));
+        select.push(" FOR UPDATE SKIP LOCKED");
+        let rows: Vec<JobRow> =
+            select.build_query_as().persistent(false).fetch_all(&mut *transaction).await?;
+        let Some(turn) = rows.iter().map(|row| row.turn).max() else {
+            // The query locks the rows that it skips.
+            transaction.rollback().await?;
+            return Ok(Vec::new());
+        };
         let ids: Vec<_> = rows.iter().map(|row| row.video_id).collect();
         let mut update = QueryBuilder::<MySql>::new("UPDATE media_jobs SET due_ms = ");
         update.push_bind(lease_end_ms).push(", started_ms = ").push_bind(now_ms);
@@ -151,25 +173,33 @@ impl JobStore {
         Ok(rows.into_iter().map(Job::from).collect())
     }
 
-    /// Extends the leases of this worker's jobs.
-    pub async fn renew(&self, ids: &[i64], lease_end_ms: i64) -> Result<(), OutcomeError> {
-        let mut update = QueryBuilder::<MySql>::new("UPDATE media_jobs SET due_ms = ");
-        update.push_bind(lease_end_ms).push(" WHERE worker = ").push_bind(&self.worker);
-        push_ids(update.push(" AND video_id IN "), ids).build().persistent(false).execute(&self.pool).await?;
-        Ok(())
+    /// Extends the leases of this worker's tries, except those that it has lost.
+    pub async fn renew(&self, tries: &[TryId], lease_end_ms: i64) -> Result<(), OutcomeError> {
+        let mut update = QueryBuilder::new("UPDATE media_jobs SET due_ms = ");
+        update.push_bind(lease_end_ms);
+        self.update_leased(update, tries).await
     }
 
-    /// Queues this worker's jobs again, as if their tries had not begun.
-    pub async fn release(&self, ids: &[i64]) -> Result<(), OutcomeError> {
-        let mut update = QueryBuilder::<MySql>::new(
+    /// Queues the jobs of this worker's tries again, as if these had not begun.
+    pub async fn release(&self, tries: &[TryId]) -> Result<(), OutcomeError> {
+        let update = QueryBuilder::new(
             "UPDATE media_jobs SET due_ms = NULL, worker = NULL, tries = tries - 1, \
-             interruptions = interruptions - 1 WHERE worker = ",
+             interruptions = interruptions - 1",
         );
-        push_ids(update.push_bind(&self.worker).push(" AND video_id IN "), ids)
-            .build()
-            .persistent(false)
-            .execute(&self.pool)
-            .await?;
+        self.update_leased(update, tries).await
+    }
+
+    /// Runs an update on the tries whose leases this worker holds.
+    async fn update_leased(
+        &self,
+        mut update: QueryBuilder<MySql>,
+        tries: &[TryId],
+    ) -> Result<(), OutcomeError> {
+        update.push(" WHERE worker = ").push_bind(&self.worker).push(" AND (video_id, tries) IN ");
+        update.push_tuples(tries, |mut row, (video_id, number)| {
+            row.push_bind(*video_id).push_bind(*number);
+        });
+        update.build().persistent(false).execute(&self.pool).await?;
         Ok(())
     }
 
@@ -184,7 +214,8 @@ impl JobStore {
         let error: String = failure.error.chars().take(MAX_ERROR_CHARS).collect();
         sqlx::query(
             "UPDATE media_jobs SET due_ms = ?, worker = NULL, interruptions = ?, crashes = ?, timeouts = ?, \
-             missing = ?, spent_ms = ?, reason = ?, error = ? WHERE video_id = ? AND worker = ?",
+             missing = ?, spent_ms = ?, reason = ?, error = ? WHERE video_id = ? AND tries = ? AND \
+             worker = ?",
         )
         .bind(due_ms)
         .bind(history.interruptions)
@@ -195,6 +226,7 @@ impl JobStore {
         .bind(failure.reason.name())
         .bind(error)
         .bind(job.video_id)
+        .bind(history.tries)
         .bind(&self.worker)
         .execute(&self.pool)
         .await?;
@@ -212,7 +244,7 @@ impl JobStore {
 
     /// Queues up to [`BATCH_SIZE`] jobs whose wait or lease has ended; returns their number.
     ///
-    /// An interrupted try is charged to the budget up to the end of its lease.
+    /// An interrupted try is not charged to the budget: the number of interruptions has its own limit.
     pub async fn requeue_due(&self, now_ms: i64) -> Result<usize, OutcomeError> {
         let mut transaction = self.pool.begin().await?;
         let due: Vec<(i64, i64)> = sqlx::query_as(
@@ -229,10 +261,8 @@ impl JobStore {
         let (ids, authors): (Vec<_>, Vec<_>) = due.into_iter().unzip();
         let turns = next_turns(&mut transaction, &authors).await?;
         // MySQL evaluates the assignments in this order.
-        let mut update = QueryBuilder::<MySql>::new(
-            "UPDATE media_jobs SET spent_ms = spent_ms + IF(worker IS NULL, 0, due_ms - started_ms), reason = \
-             IF(worker IS NULL, reason, ",
-        );
+        let mut update =
+            QueryBuilder::<MySql>::new("UPDATE media_jobs SET reason = IF(worker IS NULL, reason, ");
         update.push_bind(Reason::Interrupted.name());
         update.push("), due_ms = NULL, worker = NULL, turn = CASE video_id ");
         for (id, turn) in ids.iter().zip(turns) {

@@ -2,7 +2,7 @@
 //!
 //! A try that fails frees its slot at once. A panic in one is a failure of that try.
 
-use std::{any::Any, collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{any::Any, collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use metrics::{counter, gauge};
@@ -18,7 +18,7 @@ use vidlog_service_kit::{clock::Clock, ops::Readiness, shutdown::Shutdown};
 use super::{
     config::Limits,
     intake::PART,
-    jobs::{BATCH_SIZE, Backlog, Job, JobStore},
+    jobs::{BATCH_SIZE, Backlog, Job, JobStore, TryId},
     processor::{Processed, UploadProcessor, with_timeout},
     retry::{Failure, Reason},
 };
@@ -26,8 +26,8 @@ use crate::metrics::{MEDIA_FAULTS, MEDIA_OLDEST_SECONDS, MEDIA_WAITING};
 
 /// Delay between attempts to record the end of a try.
 const RECORD_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Renewals of a lease within its duration.
-const RENEWALS_PER_LEASE: u32 = 3;
+/// Reports of the backlog within the duration of a lease.
+const REPORTS_PER_LEASE: u32 = 3;
 /// Label of uploads that have not failed.
 const NOT_FAILED: &str = "queued";
 
@@ -53,22 +53,23 @@ pub(super) struct Scheduler {
 #[derive(Default)]
 struct Running {
     tasks: JoinSet<i64>,
-    ids: BTreeSet<i64>,
+    /// The number of the try by video: at most one runs.
+    tries: BTreeMap<i64, u32>,
 }
 
 impl Running {
     /// Waits for the end of a try; forever if there is none.
     async fn next_end(&mut self) {
         match self.tasks.join_next().await {
-            Some(Ok(id)) => drop(self.ids.remove(&id)),
+            Some(Ok(id)) => drop(self.tries.remove(&id)),
             // A task catches panics, so it ends with its id unless it is aborted, which happens on drop only.
             Some(Err(error)) => warn!(%error, "upload task ended without a result"),
             None => std::future::pending().await,
         }
     }
 
-    fn ids(&self) -> Vec<i64> {
-        self.ids.iter().copied().collect()
+    fn tries(&self) -> Vec<TryId> {
+        self.tries.iter().map(|(id, number)| (*id, *number)).collect()
     }
 }
 
@@ -78,24 +79,25 @@ impl Scheduler {
         let stop = shutdown.token().clone();
         let mut running = Running::default();
         let mut poll = ticks(self.limits.poll_interval);
-        let mut renewal = ticks(self.limits.lease / RENEWALS_PER_LEASE);
+        let mut report = ticks(self.limits.lease / REPORTS_PER_LEASE);
         while !stop.is_cancelled() {
             tokio::select! {
                 () = stop.cancelled() => break,
-                // Before other work: an expired lease counts as an interrupted try.
-                _ = renewal.tick() => {
-                    self.renew(&running).await;
+                _ = report.tick() => {
                     self.report_backlog().await;
                     continue;
                 }
                 () = running.next_end() => {}
                 () = self.enqueued.notified() => {}
-                _ = poll.tick() => self.requeue_due().await,
+                // After an outage of MySQL, renewal first: an expired lease counts as an interrupted try.
+                _ = poll.tick() => if self.renew(&running).await {
+                    self.requeue_due().await;
+                }
             }
             self.start_jobs(&mut running, &stop).await;
         }
         // The tries end at once, but for those that append an outcome.
-        let stopped = running.ids();
+        let stopped = running.tries();
         while running.tasks.join_next().await.is_some() {}
         if !stopped.is_empty()
             && let Err(failure) = with_timeout(self.jobs.release(&stopped)).await
@@ -107,17 +109,19 @@ impl Scheduler {
 
     /// Claims uploads for the free slots.
     async fn start_jobs(&self, running: &mut Running, stop: &CancellationToken) {
-        let free = self.concurrency.saturating_sub(running.ids.len());
+        let free = self.concurrency.saturating_sub(running.tries.len());
         if free == 0 {
             return;
         }
-        let claimed = with_timeout(self.jobs.claim(free, self.clock.now_ms(), self.lease_end_ms())).await;
+        let tries = running.tries();
+        let claim = self.jobs.claim(free, &tries, self.clock.now_ms(), self.lease_end_ms());
+        let claimed = with_timeout(claim).await;
         let jobs = claimed.unwrap_or_else(|failure| {
             debug!(error = failure.error, "failed to claim uploads");
             Vec::new()
         });
         for job in jobs {
-            running.ids.insert(job.video_id);
+            running.tries.insert(job.video_id, job.history.tries);
             running.tasks.spawn(Try::new(self, stop).run(job));
         }
     }
@@ -132,14 +136,16 @@ impl Scheduler {
         }
     }
 
-    async fn renew(&self, running: &Running) {
-        let ids = running.ids();
-        if ids.is_empty() {
-            return;
+    /// Renews the leases; returns whether it succeeded.
+    async fn renew(&self, running: &Running) -> bool {
+        let tries = running.tries();
+        if tries.is_empty() {
+            return true;
         }
-        if let Err(failure) = with_timeout(self.jobs.renew(&ids, self.lease_end_ms())).await {
-            warn!(error = failure.error, "failed to renew leases of uploads");
-        }
+        let renewed = with_timeout(self.jobs.renew(&tries, self.lease_end_ms())).await;
+        renewed
+            .inspect_err(|failure| warn!(error = failure.error, "failed to renew leases of uploads"))
+            .is_ok()
     }
 
     fn lease_end_ms(&self) -> i64 {

@@ -610,7 +610,7 @@ fn new_jobs(author: i64, ids: impl IntoIterator<Item = i64>) -> Vec<NewJob> {
 
 /// Claims jobs from time 0 until a lease ends; returns their ids.
 async fn claim(queue: &JobStore, count: usize, lease_end_ms: i64) -> Vec<i64> {
-    queue.claim(count, 0, lease_end_ms).await.unwrap().iter().map(|job| job.video_id).collect()
+    queue.claim(count, &[], 0, lease_end_ms).await.unwrap().iter().map(|job| job.video_id).collect()
 }
 
 #[tokio::test]
@@ -643,9 +643,9 @@ async fn interrupted_upload_does_not_come_first() {
     assert_eq!(next.requeue_due(1000).await.unwrap(), 1);
     assert_eq!(jobs_with(&world, "interrupted").await, 1);
     assert_eq!(claim(&next, 2, 9000).await, [3, 2]);
-    let again = &next.claim(1, 2000, 9000).await.unwrap()[0];
+    let again = &next.claim(1, &[], 2000, 9000).await.unwrap()[0];
     let History { tries, interruptions, spent, .. } = again.history;
-    assert_eq!((again.video_id, tries, interruptions, spent), (1, 2, 2, Duration::from_secs(1)));
+    assert_eq!((again.video_id, tries, interruptions, spent), (1, 2, 2, Duration::ZERO), "it is not charged");
     // The end that the first worker records, if it lives, has no effect.
     let failure = Failure::new(Reason::Crashed, "late");
     killed.record_failure(again, &failure, 0).await.unwrap();
@@ -658,11 +658,31 @@ async fn released_upload_counts_no_try() {
     let queue = queue(&world, "a");
     queue.enqueue(&new_jobs(7, [1]), 0).await.unwrap();
     assert_eq!(claim(&queue, 1, 9).await, [1]);
-    queue.renew(&[1], 5000).await.unwrap();
+    queue.renew(&[(1, 1)], 5000).await.unwrap();
     assert_eq!(queue.requeue_due(4999).await.unwrap(), 0, "the lease is renewed");
-    queue.release(&[1]).await.unwrap();
-    let history = queue.claim(1, 0, 9).await.unwrap()[0].history;
+    queue.release(&[(1, 1)]).await.unwrap();
+    let history = queue.claim(1, &[], 0, 9).await.unwrap()[0].history;
     assert_eq!((history.tries, history.interruptions), (1, 1));
+}
+
+#[tokio::test]
+async fn try_without_its_lease_is_fenced() {
+    let (world, _api) = World::with_api().await;
+    let queue = queue(&world, "a");
+    queue.enqueue(&new_jobs(7, [1]), 0).await.unwrap();
+    let first = queue.claim(1, &[], 0, 9).await.unwrap().remove(0);
+    assert_eq!(queue.requeue_due(9).await.unwrap(), 1);
+    let claimed = queue.claim(1, &[first.try_id()], 9, 20).await.unwrap();
+    assert!(claimed.is_empty(), "the first try still runs");
+    let second = queue.claim(1, &[], 9, 20).await.unwrap().remove(0);
+    // The worker is the same, the try is not.
+    queue.record_failure(&first, &Failure::new(Reason::Crashed, "late"), 0).await.unwrap();
+    queue.release(&[first.try_id()]).await.unwrap();
+    queue.renew(&[first.try_id()], 99).await.unwrap();
+    assert_eq!(jobs_with(&world, "crashed").await, 0);
+    queue.renew(&[first.try_id(), second.try_id()], 50).await.unwrap();
+    assert_eq!((queue.requeue_due(49).await.unwrap(), queue.requeue_due(50).await.unwrap()), (0, 1));
+    assert_eq!(queue.claim(1, &[], 50, 60).await.unwrap()[0].history.tries, 3);
 }
 
 #[tokio::test]

@@ -256,6 +256,8 @@ impl JobStore {
         .fetch_all(&mut *transaction)
         .await?;
         if due.is_empty() {
+            // The query locks the rows that it reads. A dropped transaction would keep them locked for a while.
+            transaction.rollback().await?;
             return Ok(0);
         }
         let (ids, authors): (Vec<_>, Vec<_>) = due.into_iter().unzip();

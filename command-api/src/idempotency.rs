@@ -6,7 +6,8 @@
 //! unchanged.
 //!
 //! A rejection changes nothing and is not stored: a retry decides again. So Redis holds a key only for a user whose
-//! command was valid, and the number of keys per user is limited. The key of a registration, whose caller is unknown, is in its account's row (`accounts.rs`).
+//! command was valid, and the number of keys per user is limited. The key of a registration, whose caller is unknown, is
+//! stored with its account (`accounts.rs`).
 
 use axum::http::{HeaderMap, HeaderName};
 use redis::cmd;

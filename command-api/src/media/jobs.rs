@@ -12,6 +12,7 @@ use std::{collections::HashMap, time::Duration};
 
 use sqlx::{MySql, MySqlConnection, MySqlPool, QueryBuilder};
 use vidlog_events::{Envelope, UserId, VideoId};
+use vidlog_schemas::batch;
 
 use super::{
     outcomes::OutcomeError,
@@ -23,6 +24,19 @@ use crate::envelope_json::to_json;
 pub const BATCH_SIZE: usize = 100;
 /// Maximum length of a recorded error: that of its column.
 const MAX_ERROR_CHARS: usize = 255;
+
+const RENEW: &str = concat!(
+    "UPDATE ",
+    vidlog_schemas::batch!("video_id", "tries"),
+    " STRAIGHT_JOIN media_jobs USING (video_id, tries) SET due_ms = ? WHERE worker = ?"
+);
+const RELEASE: &str = concat!(
+    "UPDATE ",
+    vidlog_schemas::batch!("video_id", "tries"),
+    " STRAIGHT_JOIN media_jobs USING (video_id, tries)
+     SET due_ms = NULL, worker = NULL, media_jobs.tries = media_jobs.tries - 1, interruptions = interruptions - 1
+     WHERE worker = ?"
+);
 
 /// A video and the number of its try.
 pub type TryId = (i64, u32);
@@ -175,31 +189,18 @@ impl JobStore {
 
     /// Extends the leases of this worker's tries, except those that it has lost.
     pub async fn renew(&self, tries: &[TryId], lease_end_ms: i64) -> Result<(), OutcomeError> {
-        let mut update = QueryBuilder::new("UPDATE media_jobs SET due_ms = ");
-        update.push_bind(lease_end_ms);
-        self.update_leased(update, tries).await
+        sqlx::query(RENEW)
+            .bind(batch_of(tries))
+            .bind(lease_end_ms)
+            .bind(&self.worker)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
     }
 
-    /// Queues the jobs of this worker's tries again, as if these had not begun.
+    /// Queues the jobs of this worker's tries again, as if these had not begun, except those that it has lost.
     pub async fn release(&self, tries: &[TryId]) -> Result<(), OutcomeError> {
-        let update = QueryBuilder::new(
-            "UPDATE media_jobs SET due_ms = NULL, worker = NULL, tries = tries - 1, \
-             interruptions = interruptions - 1",
-        );
-        self.update_leased(update, tries).await
-    }
-
-    /// Runs an update on the tries whose leases this worker holds.
-    async fn update_leased(
-        &self,
-        mut update: QueryBuilder<MySql>,
-        tries: &[TryId],
-    ) -> Result<(), OutcomeError> {
-        update.push(" WHERE worker = ").push_bind(&self.worker).push(" AND (video_id, tries) IN ");
-        update.push_tuples(tries, |mut row, (video_id, number)| {
-            row.push_bind(*video_id).push_bind(*number);
-        });
-        update.build().persistent(false).execute(&self.pool).await?;
+        sqlx::query(RELEASE).bind(batch_of(tries)).bind(&self.worker).execute(&self.pool).await?;
         Ok(())
     }
 
@@ -324,6 +325,11 @@ async fn next_turns(connection: &mut MySqlConnection, authors: &[i64]) -> Result
         turn
     };
     Ok(authors.iter().map(next).collect())
+}
+
+fn batch_of(tries: &[TryId]) -> String {
+    let tries: Vec<_> = tries.iter().map(|(video_id, number)| (*video_id, i64::from(*number))).collect();
+    batch::pairs(&tries)
 }
 
 fn video_ids(jobs: &[NewJob]) -> Vec<i64> {

@@ -124,7 +124,11 @@ impl Log {
             .set("enable.partition.eof", "true")
             // Closes a stalled connection after 6 s; the default is a minute.
             .set("socket.timeout.ms", "6000")
-            .set("queued.max.messages.kbytes", "16384")
+            // Counts only keys and values. With its headers a record takes some fifteen times as much.
+            .set("queued.max.messages.kbytes", "2048")
+            .set("fetch.max.bytes", "4194304")
+            // Fetches again soon after the queue was full; the default is a second.
+            .set("fetch.queue.backoff.ms", "20")
             .create()
             .context("failed to set up a consumer")
     }

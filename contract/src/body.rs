@@ -8,13 +8,16 @@ use axum::{
         DefaultBodyLimit, FromRequest, Multipart, Request,
         rejection::{BytesRejection, FailedToBufferBody},
     },
-    http::{HeaderMap, header::CONTENT_TYPE},
+    http::{
+        HeaderMap,
+        header::{CONTENT_DISPOSITION, CONTENT_TYPE},
+    },
 };
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
-use crate::{error::ApiError, limits, params::Params};
+use crate::{content_disposition::part_name, error::ApiError, limits, params::Params};
 
 /// The longest time that a body may take to arrive. A slower one only holds a request slot.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -75,15 +78,16 @@ fn add_form(params: &mut Params, body: &[u8]) -> Result<(), ApiError> {
 }
 
 async fn add_multipart(params: &mut Params, headers: &HeaderMap, body: Bytes) -> Result<(), ApiError> {
-    let malformed = |_| ApiError::invalid("the body is not multipart/form-data");
+    let malformed = || ApiError::invalid("the body is not multipart/form-data");
     let mut request = Request::new(Body::from(body));
     *request.headers_mut() = headers.clone();
     let mut form = Multipart::from_request(request, &())
         .await
         .map_err(|_| ApiError::invalid("the Content-Type has no boundary"))?;
-    while let Some(part) = form.next_field().await.map_err(malformed)? {
-        let name = part.name().unwrap_or_default().to_owned();
-        params.add(&name, &part.bytes().await.map_err(malformed)?);
+    while let Some(part) = form.next_field().await.map_err(|_| malformed())? {
+        let header = part.headers().get(CONTENT_DISPOSITION).map(|header| part_name(header.as_bytes()));
+        let name = header.transpose().map_err(|_| malformed())?.flatten().unwrap_or_default();
+        params.add(&name, &part.bytes().await.map_err(|_| malformed())?);
     }
     Ok(())
 }
@@ -125,8 +129,155 @@ impl<'de> Visitor<'de> for FlatObject<'_> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+    use serde_json::{Map, Value, json};
+
     use super::*;
     use crate::error::Code;
+
+    fn parse_now(content_type: &str, body: impl Into<Body>) -> Result<Params, ApiError> {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap()
+            .block_on(parse(content_type, body))
+    }
+
+    fn scalars() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            "[^\0]{0,10}".prop_map(Value::from),
+            ".{0,5}".prop_map(Value::from),
+        ]
+    }
+
+    fn values() -> impl Strategy<Value = Value> {
+        prop_oneof![4 => scalars(), 1 => vec(scalars(), 0..2).prop_map(Value::from), 1 => Just(json!({}))]
+    }
+
+    fn is_flat_object(json: &Value) -> bool {
+        json.as_object()
+            .is_some_and(|members| members.values().all(|value| !value.is_array() && !value.is_object()))
+    }
+
+    /// The text that a parameter has for a JSON value; `None` if it counts as missing.
+    fn text_of(value: &Value) -> Option<String> {
+        match value {
+            Value::Null => None,
+            Value::String(text) => Some(text.clone()).filter(|text| !text.is_empty()),
+            other => Some(other.to_string()),
+        }
+    }
+
+    /// The first value of each name, by a list.
+    fn first_values(pairs: &[(String, Option<String>)]) -> Vec<(&str, &str)> {
+        let mut found: Vec<(&str, &str)> = vec![("query", "1")];
+        for (name, value) in pairs {
+            if let Some(value) = value.as_deref().filter(|value| !value.is_empty() && !name.is_empty())
+                && found.iter().all(|(other, _)| other != name)
+            {
+                found.push((name, value));
+            }
+        }
+        found
+    }
+
+    fn check(params: &Params, pairs: &[(String, Option<String>)]) -> Result<(), TestCaseError> {
+        for (name, value) in first_values(pairs) {
+            let is_text = !value.contains('\0');
+            prop_assert_eq!(params.optional(name).ok(), is_text.then_some(Some(value)), "{}", name);
+        }
+        for (name, _) in
+            pairs.iter().filter(|(name, _)| first_values(pairs).iter().all(|(other, _)| other != name))
+        {
+            prop_assert_eq!(params.optional(name), Ok(None));
+        }
+        Ok(())
+    }
+
+    /// A part of a multipart form, with a file name that may look like other parameters.
+    fn part(name: &str, file_name: Option<&str>, file_name_first: bool, content: &[u8]) -> Vec<u8> {
+        let escape = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+        let name = format!("; name=\"{}\"", escape(name));
+        let file_name =
+            file_name.map(|file_name| format!("; filename=\"{}\"", escape(file_name))).unwrap_or_default();
+        let parameters = if file_name_first { file_name + &name } else { name + &file_name };
+        let head = format!("--boundary\r\nContent-Disposition: form-data{parameters}\r\n\r\n");
+        [head.as_bytes(), content, b"\r\n"].concat()
+    }
+
+    proptest! {
+        #[test]
+        fn flat_json_objects_round_trip(members in vec(("[a-c字\"]{0,2}|query", scalars()), 0..8), blank in "[ \n\t\r]{0,2}") {
+            let member = |(name, value): &(String, Value)| format!("{blank}{}{blank}:{blank}{value}", json!(name));
+            let body = format!("{{{}{blank}}}", members.iter().map(member).collect::<Vec<_>>().join(","));
+            let params = parse_now("application/json", body.clone()).unwrap();
+            let pairs: Vec<_> = members.iter().map(|(name, value)| (name.clone(), text_of(value))).collect();
+            check(&params, &pairs)?;
+        }
+
+        #[test]
+        fn only_flat_json_objects_are_accepted(members in vec(("[a-c]{1,2}", values()), 0..4), is_wrapped in any::<bool>()) {
+            let object = Value::from(Map::from_iter(members));
+            let expected = is_flat_object(&object) && !is_wrapped;
+            let body = if is_wrapped { json!([object]) } else { object };
+            prop_assert_eq!(parse_now("application/json", body.to_string()).is_ok(), expected);
+        }
+
+        #[test]
+        fn damaged_json_is_accepted_only_if_it_is_json(
+            members in vec(("[a-c]{1,2}", scalars()), 0..4),
+            place in any::<prop::sample::Index>(),
+            byte in prop_oneof![any::<u8>(), prop::sample::select(&b"{}[]\",:\\ 0e"[..])],
+        ) {
+            let mut body = Value::from(Map::from_iter(members)).to_string().into_bytes();
+            let place = place.index(body.len());
+            body[place] = byte;
+            // A number that is too large for a double is valid JSON, but serde_json has no value for it.
+            prop_assume!(!body.iter().any(|byte| matches!(byte, b'e' | b'E')));
+            let expected = serde_json::from_slice(&body).is_ok_and(|json| is_flat_object(&json));
+            let text = String::from_utf8_lossy(&body).into_owned();
+            prop_assert_eq!(parse_now("application/json", body).is_ok(), expected, "{}", text);
+        }
+
+        #[test]
+        fn multipart_forms_round_trip(
+            parts in vec(("[a-c字 ;\"\\\\]{0,2}|query", prop::option::of("[a-z字]{0,4}( name=|; name=\"x|\"|\\\\)[a-z\"]{0,4}"), any::<bool>(), "[^\0]{0,12}"), 0..6),
+        ) {
+            let mut body = Vec::new();
+            for (name, file_name, file_name_first, content) in &parts {
+                body.extend(part(name, file_name.as_deref(), *file_name_first, content.as_bytes()));
+            }
+            body.extend(b"--boundary--\r\n");
+            let params = parse_now("multipart/form-data; boundary=boundary", body).unwrap();
+            let pairs: Vec<_> = parts.iter().map(|(name, .., content)| (name.clone(), Some(content.clone()))).collect();
+            check(&params, &pairs)?;
+        }
+
+        #[test]
+        fn any_body_is_parsed_without_panic(
+            content_type in prop::sample::select(&[
+                "application/json", "application/x-www-form-urlencoded", "multipart/form-data; boundary=b", "multipart/form-data; boundary=\"",
+            ][..]),
+            chunks in vec(prop_oneof![
+                vec(any::<u8>(), 0..30),
+                Just(b"--b\r\n".to_vec()),
+                Just(b"\r\n--b--".to_vec()),
+                Just(b"Content-Disposition: form-data; name=a\r\n\r\n".to_vec()),
+                Just(b"{\"a\":".to_vec()),
+            ], 0..6),
+        ) {
+            let body = chunks.concat();
+            let is_empty = body.is_empty();
+            match parse_now(content_type, body) {
+                Ok(params) => prop_assert_eq!(params.required("query"), Ok("1")),
+                Err(error) => prop_assert!(!is_empty && error.code == Code::InvalidParameter),
+            }
+        }
+    }
 
     async fn parse(content_type: &str, body: impl Into<Body>) -> Result<Params, ApiError> {
         let request = Request::post("/").header(CONTENT_TYPE, content_type).body(body.into()).unwrap();

@@ -6,6 +6,7 @@ mod admission;
 mod body;
 pub mod call;
 pub mod config;
+pub mod content_disposition;
 pub mod error;
 pub mod http;
 pub mod limits;

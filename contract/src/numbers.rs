@@ -53,7 +53,85 @@ fn parse_exponent(text: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// A whole number with the point moved to the left, and the exponent that moves it back.
+    fn with_exponent(number: i64, places: usize, exponent_mark: &str) -> String {
+        let sign = if number < 0 { "-" } else { "" };
+        let digits = format!("{:0>width$}", number.unsigned_abs(), width = places + 1);
+        let (whole, fraction) = digits.split_at(digits.len() - places);
+        let point = if places == 0 { "" } else { "." };
+        format!("{sign}{whole}{point}{fraction}{exponent_mark}{places}")
+    }
+
+    /// The value by schoolbook arithmetic: shifts the digits one by one.
+    fn model(sign: &str, whole: &str, fraction: &str, exponent: Option<usize>) -> Option<i64> {
+        let mut fraction: std::collections::VecDeque<char> = fraction.chars().collect();
+        let mut digits = whole.to_owned();
+        for _ in 0..exponent.unwrap_or(0) {
+            digits.push(fraction.pop_front().unwrap_or('0'));
+        }
+        let is_whole = fraction.iter().all(|digit| *digit == '0');
+        let add = |sum: Option<i128>, digit: char| {
+            sum?.checked_mul(10)?.checked_add(i128::from(digit.to_digit(10)?))
+        };
+        let magnitude = digits.chars().fold(Some(0), add).filter(|_| is_whole)?;
+        i64::try_from(if sign == "-" { -magnitude } else { magnitude }).ok()
+    }
+
+    proptest! {
+        #[test]
+        fn every_notation_of_a_number_is_that_number(
+            number in prop_oneof![any::<i64>(), -1000..1000_i64],
+            places in 0..=MAX_EXPONENT,
+            mark in prop::sample::select(&["e", "E", "e+", "e ", "E+"][..]),
+            zeros in "\\.0{0,5}",
+        ) {
+            prop_assert_eq!(integral(&number.to_string()), Some(number));
+            prop_assert_eq!(integral(&format!("{number}{zeros}")), Some(number), "{}", zeros);
+            let text = with_exponent(number, places, mark);
+            prop_assert_eq!(integral(&text), Some(number), "{}", text);
+            prop_assert_eq!(rounded(&text), Some(number), "{}", text);
+        }
+
+        #[test]
+        fn number_agrees_with_schoolbook_arithmetic(
+            sign in "-?",
+            whole in "[0-9]{1,22}",
+            fraction in prop::option::of("[0-9]{0,6}0{0,3}"),
+            exponent in prop::option::of(0..=MAX_EXPONENT),
+        ) {
+            let point = fraction.as_ref().map(|digits| format!(".{digits}")).unwrap_or_default();
+            let power = exponent.map(|exponent| format!("e{exponent}")).unwrap_or_default();
+            let expected = model(&sign, &whole, &fraction.unwrap_or_default(), exponent);
+            let text = format!("{sign}{whole}{point}{power}");
+            prop_assert_eq!(integral(&text), expected, "{}", text);
+        }
+
+        #[test]
+        fn double_is_truncated_however_it_is_printed(bits in any::<u64>(), exact in any::<i32>()) {
+            let double = f64::from_bits(bits);
+            prop_assume!(double.is_finite());
+            for double in [double, f64::from(exact) / 8.0] {
+                #[expect(clippy::cast_possible_truncation, reason = "saturates, as it must")]
+                let expected = Some(double as i64);
+                prop_assert_eq!(rounded(&format!("{double:e}")), expected, "{:e}", double);
+                prop_assert_eq!(rounded(&format!("{double:E}").replace('E', "E+").replace("+-", "-")), expected);
+                prop_assert_eq!(rounded(&format!("{double:?}")), expected, "{:?}", double);
+            }
+        }
+
+        #[test]
+        fn any_text_is_parsed_without_panic(text in "\\PC{0,30}|[-+]?[0-9.eE +-]{0,60}") {
+            if let Some(number) = integral(&text) {
+                prop_assert_eq!(rounded(&text), Some(number));
+                prop_assert!(text.bytes().all(|byte| byte.is_ascii_digit() || b"-+.eE ".contains(&byte)), "{}", text);
+            }
+            _ = rounded(&text);
+        }
+    }
 
     #[test]
     fn whole_numbers_parse_exactly_in_every_notation() {

@@ -105,6 +105,28 @@ impl Params {
         Err(ApiError::invalid(format!("{name} must have {min} to {max} characters")))
     }
 
+    /// Returns a [`Params::limited_text`] of one line: without control characters.
+    pub fn limited_line(&self, name: &str, limits: RangeInclusive<usize>) -> Result<&str, ApiError> {
+        let line = self.limited_text(name, limits)?;
+        if line.chars().any(char::is_control) {
+            return Err(ApiError::invalid(format!(
+                "{name} contains a control character or line break; remove it"
+            )));
+        }
+        Ok(line)
+    }
+
+    /// Returns a [`Params::limited_text`] of several lines: without control characters but line breaks and tabs.
+    pub fn limited_lines(&self, name: &str, limits: RangeInclusive<usize>) -> Result<&str, ApiError> {
+        let lines = self.limited_text(name, limits)?;
+        if lines.chars().any(|char| char.is_control() && !matches!(char, '\n' | '\r' | '\t')) {
+            return Err(ApiError::invalid(format!(
+                "{name} contains a control character other than line breaks and tabs; remove it"
+            )));
+        }
+        Ok(lines)
+    }
+
     /// Returns an optional whole number within bounds.
     pub fn optional_number(&self, name: &str, bounds: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
         let Some(text) = self.optional(name)? else {
@@ -135,8 +157,106 @@ fn form_decode(bytes: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
     use crate::error::Code;
+
+    /// Encodes text as clients do: each byte that is not plain is escaped, others if wanted.
+    fn encode(text: &str, escapes: &[bool]) -> String {
+        let escaped = |(byte, escape): (u8, &bool)| match byte {
+            b' ' if !escape => "+".to_owned(),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'*' | b'-' | b'.' | b'_' if !escape => {
+                char::from(byte).to_string()
+            }
+            other if *escape => format!("%{other:02x}"),
+            other => format!("%{other:02X}"),
+        };
+        text.bytes().zip(escapes.iter().cycle()).map(escaped).collect()
+    }
+
+    /// A decoder that looks at one byte after the other.
+    fn decode_naively(text: &[u8]) -> Vec<u8> {
+        let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
+        let (mut decoded, mut index) = (Vec::new(), 0);
+        while let Some(byte) = text.get(index) {
+            index += 1;
+            decoded.push(match (byte, digit(text.get(index)), digit(text.get(index + 1))) {
+                (b'%', Some(high), Some(low)) => {
+                    index += 2;
+                    u8::try_from(16 * high + low).unwrap()
+                }
+                (b'+', ..) => b' ',
+                (other, ..) => *other,
+            });
+        }
+        decoded
+    }
+
+    /// The first value of a name that is not empty.
+    fn first<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a str> {
+        pairs
+            .iter()
+            .find(|(other, value)| other == name && !value.is_empty())
+            .map(|(_, value)| value.as_str())
+    }
+
+    proptest! {
+        #[test]
+        fn parameters_round_trip_as_urlencoded_text(
+            pairs in vec(("[abc &=%+字]{1,2}", "[^\0]{0,8}"), 0..8),
+            escapes in vec(any::<bool>(), 1..40),
+            split in any::<prop::sample::Index>(),
+        ) {
+            let join = |pairs: &[(String, String)]| {
+                let pair = |(name, value): &(String, String)| {
+                    format!("{}={}", encode(name, &escapes), encode(value, &escapes))
+                };
+                pairs.iter().map(pair).collect::<Vec<_>>().join("&")
+            };
+            let (before, after) = pairs.split_at(split.index(pairs.len() + 1));
+            let mut params = Params::from_query(&join(before));
+            params.add_urlencoded(join(after).as_bytes());
+            for (name, _) in &pairs {
+                prop_assert_eq!(params.optional(name), Ok(first(&pairs, name)));
+            }
+            let names: std::collections::BTreeSet<_> =
+                pairs.iter().map(|(name, _)| name).filter(|name| first(&pairs, name).is_some()).collect();
+            prop_assert_eq!(params.values.len(), names.len());
+        }
+
+        #[test]
+        fn any_value_is_decoded_or_an_error(value in vec(prop_oneof![any::<u8>(), Just(b'%'), Just(b'0')], 1..20)) {
+            prop_assume!(!value.contains(&b'&'));
+            let mut params = Params::default();
+            params.add_urlencoded(&[b"a=", value.as_slice()].concat());
+            let expected = String::from_utf8(decode_naively(&value));
+            match (params.required("a"), expected) {
+                (Ok(text), Ok(expected)) => prop_assert_eq!(text, expected),
+                (Err(_), expected) => prop_assert!(!expected.is_ok_and(|text| !text.contains('\0'))),
+                (Ok(text), Err(_)) => prop_assert!(false, "{text:?}"),
+            }
+        }
+
+        #[test]
+        fn any_value_respects_its_bounds(query in "a=(\\PC{0,40}|[0-9.eE+-]{0,24}|%0[0-9a-f][^&]{0,9})", max in 1..600_i64) {
+            let params = Params::from_query(&query);
+            if let Ok(id) = params.id("a") {
+                prop_assert!((1..=limits::MAX_ID).contains(&id));
+                prop_assert_eq!(params.optional_id("a"), Ok(Some(id)));
+            }
+            if let Ok(Some(number)) = params.optional_number("a", 1..=max) {
+                prop_assert!((1..=max).contains(&number));
+            }
+            if let Ok(text) = params.limited_text("a", 2..=5) {
+                prop_assert!((2..=5).contains(&text.chars().count()));
+                let controls: String = text.chars().filter(|char| char.is_control()).collect();
+                prop_assert_eq!(params.limited_line("a", 2..=5).is_ok(), controls.is_empty());
+                prop_assert_eq!(params.limited_lines("a", 2..=5).is_ok(), controls.trim_matches(['\n', '\r', '\t']).is_empty());
+            }
+            _ = params.action_type();
+        }
+    }
 
     fn query(text: &str) -> Params {
         Params::from_query(text)
@@ -223,6 +343,24 @@ mod tests {
             "long must have 1 to 32 characters"
         );
         assert_eq!(code(params.limited_text("empty", 1..=32)), Some(Code::InvalidParameter));
+    }
+
+    #[test]
+    fn control_characters_are_refused() {
+        let params = query(
+            "tab=a%09b&crlf=a%0d%0a%0ab&bell=a%07&escape=%1b%5b1m&delete=%7f&c1=a%c2%85b&plain=a%20%e2%80%8b",
+        );
+        for name in ["tab", "crlf"] {
+            assert_eq!(code(params.limited_line(name, 1..=32)), Some(Code::InvalidParameter), "{name}");
+            assert_eq!(params.limited_lines(name, 1..=32), params.required(name));
+        }
+        for name in ["bell", "escape", "delete", "c1"] {
+            assert_eq!(code(params.limited_line(name, 1..=32)), Some(Code::InvalidParameter), "{name}");
+            assert_eq!(code(params.limited_lines(name, 1..=32)), Some(Code::InvalidParameter), "{name}");
+        }
+        assert_eq!(params.limited_line("plain", 1..=32), Ok("a \u{200b}"));
+        assert_eq!(code(params.limited_line("plain", 1..=2)), Some(Code::InvalidParameter));
+        assert_eq!(code(params.limited_lines("plain", 1..=2)), Some(Code::InvalidParameter));
     }
 
     #[test]

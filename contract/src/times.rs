@@ -30,7 +30,34 @@ pub fn month_and_day(time_ms: i64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// The order of times is the order of the numbers of one unit.
+        #[test]
+        fn unit_depends_only_on_the_size(ms in LARGEST_SECONDS + 1..=i64::MAX, seconds in 1..=LARGEST_SECONDS) {
+            prop_assert_eq!(parse(Some(&ms.to_string())), Some(ms));
+            prop_assert_eq!(parse(Some(&seconds.to_string())), Some(seconds * 1000));
+            prop_assert_eq!(parse(Some(&format!("{seconds}.9"))), Some(seconds * 1000));
+        }
+
+        #[test]
+        fn any_text_is_a_time_or_none(text in "\\PC{0,30}|-?[0-9]{0,25}(\\.[0-9]{0,5})?([eE][+ -]?[0-9]{0,4})?") {
+            if let Some(time) = parse(Some(&text)) {
+                prop_assert!(time != 0 && text.bytes().any(|byte| byte.is_ascii_digit()), "{}", text);
+            }
+        }
+
+        #[test]
+        fn comment_date_has_a_month_and_a_day(ms in any::<i64>()) {
+            let date = month_and_day(ms);
+            let (month, day) = date.split_once('-').unwrap();
+            prop_assert!(date.len() == 5 && (1..=12).contains(&month.parse().unwrap()));
+            prop_assert!((1..=31).contains(&day.parse().unwrap()));
+        }
+    }
 
     #[test]
     fn text_without_a_time_is_none() {

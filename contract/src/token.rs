@@ -154,6 +154,7 @@ mod tests {
     use std::sync::atomic::{AtomicI64, Ordering};
 
     use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+    use proptest::prelude::*;
     use ring::hmac;
     use serde_json::{Value, json};
 
@@ -196,6 +197,53 @@ mod tests {
 
     fn is_rejected(token: &str) -> bool {
         tokens(A).verify(token).is_err_and(|error| error.code == Code::Unauthenticated)
+    }
+
+    proptest! {
+        #[test]
+        fn token_verifies_only_unchanged(
+            user in 1..=limits::MAX_ID,
+            place in any::<prop::sample::Index>(),
+            byte in prop_oneof![0..128_u8, prop::sample::select(&b"AQgw.-_="[..])],
+            cut in any::<bool>(),
+        ) {
+            let tokens = tokens(A);
+            let token = tokens.sign(user).unwrap();
+            prop_assert_eq!(tokens.verify(&token), Ok(user));
+            let mut changed = token.clone().into_bytes();
+            let place = place.index(changed.len());
+            if cut { _ = changed.remove(place) } else { changed[place] = byte }
+            let changed = String::from_utf8(changed).unwrap();
+            prop_assert!(changed == token || is_rejected(&changed), "{}", changed);
+        }
+
+        #[test]
+        fn any_text_is_rejected(text in "\\PC{0,60}|[A-Za-z0-9_-]{0,40}(\\.[A-Za-z0-9_=-]{0,60}){0,3}", claims in "\\PC{0,40}") {
+            prop_assert!(is_rejected(&text));
+            // A header that names the key, and the valid signature of any claims.
+            let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","kid":"a"}"#);
+            let message = format!("{header}.{}", URL_SAFE_NO_PAD.encode(claims));
+            let signature = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes()), message.as_bytes());
+            prop_assert!(is_rejected(&format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature))));
+        }
+
+        #[test]
+        fn subject_is_an_id(subject in "[-+]?[0-9]{0,20}|\\PC{0,10}") {
+            let verified = tokens(A).verify(&forge(Some("a"), &with("sub", json!(subject))));
+            let expected = subject.parse().ok().filter(|id| (1..=limits::MAX_ID).contains(id));
+            prop_assert_eq!(verified.ok(), expected);
+        }
+
+        #[test]
+        fn any_list_of_keys_is_parsed_or_an_error(
+            keys in prop::collection::vec(("[a-c]{0,2}", "[ -~]{20,40}"), 0..4),
+            separator in "[:=]",
+        ) {
+            let list: Vec<_> = keys.iter().map(|(id, secret)| format!("{id}{separator}{secret}")).collect();
+            if let Ok(tokens) = Tokens::parse(&list.join(","), || NOW) {
+                prop_assert_eq!(tokens.verify(&tokens.sign(7).unwrap()), Ok(7));
+            }
+        }
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub(crate) struct Posted {
     params(
         ("video_id" = i64, Query),
         ("action_type" = i32, Query, description = "1 post, 2 delete"),
-        ("comment_text" = Option<String>, Query, description = "for 1: 1 to 255 characters"),
+        ("comment_text" = Option<String>, Query, description = "for 1: 1 to 255 characters, no control characters but line breaks and tabs"),
         ("comment_id" = Option<i64>, Query, description = "for 2"),
         IdempotencyKey,
         PositionHeader,
@@ -61,7 +61,7 @@ pub(crate) async fn action(
 async fn post(state: &CommandState, context: &RequestContext, call: &Call) -> Result<Reply, ApiError> {
     let caller = call.caller()?;
     let video_id = call.params.id("video_id")?;
-    let text = call.params.limited_text("comment_text", limits::COMMENT_TEXT)?;
+    let text = call.params.limited_lines("comment_text", limits::COMMENT_TEXT)?;
     let post = Post {
         user_id: typed_id(caller)?,
         video_id: typed_id(video_id)?,

@@ -27,7 +27,7 @@ use crate::{
     params(
         ("to_user_id" = i64, Query),
         ("action_type" = Option<i32>, Query, description = "1 send; default: 1"),
-        ("content" = String, Query, description = "1 to 255 characters"),
+        ("content" = String, Query, description = "1 to 255 characters, no control characters but line breaks and tabs"),
         IdempotencyKey,
         PositionHeader,
     ),
@@ -46,7 +46,7 @@ pub(crate) async fn action(
         if is_given && call.params.action_type()? != Action::Do {
             return Err(ApiError::invalid("action_type must be 1"));
         }
-        let content = call.params.limited_text("content", limits::MESSAGE_CONTENT)?;
+        let content = call.params.limited_lines("content", limits::MESSAGE_CONTENT)?;
         let send = Send {
             from_user_id: typed_id(caller)?,
             to_user_id: typed_id(to_user_id)?,

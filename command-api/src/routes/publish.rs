@@ -1,6 +1,5 @@
 //! POST publish/action: streams an upload into the object store and appends its event.
 
-mod content_disposition;
 mod form;
 
 use axum::{
@@ -42,7 +41,7 @@ pub(crate) struct UploadForm {
     /// The video file.
     #[schema(value_type = String, format = Binary)]
     data: Vec<u8>,
-    /// 1 to 120 characters.
+    /// 1 to 120 characters, no control characters.
     title: String,
     /// The caller's token, unless in the query or `Authorization: Bearer`. Put it first: an invalid token ends the
     /// upload early.
@@ -215,7 +214,7 @@ impl UploadHandler {
     /// Appends the event that references the file, or that of an earlier attempt.
     async fn publish(&self, file: &ReceivedFile, fate: &mut UploadFate) -> Result<Reply, ApiError> {
         let caller = self.caller()?.ok_or_else(|| ApiError::unauthenticated("token is missing; log in"))?;
-        let title = self.params.limited_text("title", limits::TITLE)?;
+        let title = self.params.limited_line("title", limits::TITLE)?;
         let request = idempotency::Request {
             caller,
             fingerprint: Fingerprint::new("publish", &format!("{title}\n{}", file.bytes)),

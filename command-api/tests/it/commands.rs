@@ -49,6 +49,26 @@ async fn like_event_carries_the_author() {
 }
 
 #[tokio::test]
+async fn texts_keep_line_breaks_and_refuse_other_controls() {
+    let (world, api) = setup().await;
+    for text in ["a\u{7}", "\u{1b}[31mred", "a\u{85}b"] {
+        api.comment(BOB, VIDEO, text).await.fails(Code::InvalidParameter);
+        api.write(BOB, ANN, text).await.fails(Code::InvalidParameter);
+    }
+    assert_eq!(world.log.read_all().await, []);
+    let text = "line 1\r\nline 2\n\tend ";
+    let answer = api.comment(BOB, VIDEO, text).await;
+    assert_eq!(answer.ok()["comment"]["content"], text);
+    let logged = the_event(&world, Stream::Comments, &answer).await;
+    let Event::Comment(CommentEvent::CommentPosted(posted)) = &logged.envelope.event else { panic!() };
+    assert_eq!(posted.text.reveal(), text);
+    let answer = api.write(BOB, ANN, text).await;
+    let logged = the_event(&world, Stream::Messages, &answer).await;
+    let Event::Message(MessageEvent::MessageSent(sent)) = &logged.envelope.event else { panic!() };
+    assert_eq!(sent.content.reveal(), text);
+}
+
+#[tokio::test]
 async fn unlike_without_a_like_is_appended() {
     let (world, api) = setup().await;
     let answer = api.like(BOB, VIDEO, 2).await;

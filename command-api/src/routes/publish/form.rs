@@ -22,9 +22,7 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use tokio::time::{Instant, timeout_at};
-use vidlog_contract::{ApiError, limits::FORM_BYTES};
-
-use super::content_disposition::part_name;
+use vidlog_contract::{ApiError, content_disposition::part_name, limits::FORM_BYTES};
 
 /// Maximum time between two chunks from the client.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -165,14 +163,101 @@ impl Stream for BoundedBody {
 #[cfg(test)]
 mod tests {
     use axum::http::header::CONTENT_TYPE;
+    use proptest::{collection::vec, prelude::*, sample::Index};
     use vidlog_contract::Code;
 
     use super::*;
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
+    }
+
+    /// Splits a body at some places: a network delivers it in any chunks.
+    fn split(body: &[u8], places: &[Index]) -> Vec<Bytes> {
+        let mut places: Vec<_> =
+            places.iter().map(|place| place.index(body.len() + 1)).chain([0, body.len()]).collect();
+        places.sort_unstable();
+        places.windows(2).map(|pair| Bytes::copy_from_slice(&body[pair[0]..pair[1]])).collect()
+    }
+
+    /// Reads all parts of a form of at most 1,000 bytes a file.
+    async fn read_all(request: Request) -> Result<Vec<(String, Vec<u8>)>, ApiError> {
+        let mut form = Form::open(request, 1000).await?;
+        let mut parts = Vec::new();
+        while let Some(part) = form.next().await? {
+            parts.push((part.name()?, part.read_small().await?.to_vec()));
+        }
+        Ok(parts)
+    }
+
+    /// Content that resembles the ends of parts, but does not contain one.
+    fn contents() -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop_oneof![
+            vec(any::<u8>(), 0..9),
+            Just(b"\r\n".to_vec()),
+            Just(b"\r\n--".to_vec()),
+            Just(b"--boundary".to_vec()),
+            Just(b"\n--boundary\r\n".to_vec()),
+        ];
+        vec(piece, 0..6).prop_map(|pieces| pieces.concat()).prop_filter("ends the part", |content| {
+            let end = b"\r\n--boundary";
+            // The content follows a line break.
+            ![b"\r\n", content.as_slice()].concat().windows(end.len()).any(|window| window == end)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn form_round_trips_in_any_chunks(
+            parts in vec(("[a-z字 ;=]{0,5}", prop::option::of("[a-z字]{0,4}( name=|; name=x)?[a-z]{0,4}"), contents()), 0..5),
+            places in vec(any::<Index>(), 0..12),
+        ) {
+            let mut body = Vec::new();
+            for (name, file_name, content) in &parts {
+                let file_name = file_name.as_ref().map(|name| format!("; filename=\"{name}\"")).unwrap_or_default();
+                let head = format!("--boundary\r\nContent-Disposition: form-data{file_name}; name=\"{name}\"\r\n\r\n");
+                body.extend([head.as_bytes(), content, b"\r\n"].concat());
+            }
+            body.extend(b"--boundary--\r\n");
+            let (request, _) = request_with("boundary", split(&body, &places));
+            let expected: Vec<_> = parts.into_iter().map(|(name, _, content)| (name, content)).collect();
+            prop_assert_eq!(run(read_all(request)), Ok(expected));
+        }
+
+        #[test]
+        fn truncated_form_is_an_error(content in contents(), end in any::<Index>(), places in vec(any::<Index>(), 0..4)) {
+            let head = b"--boundary\r\nContent-Disposition: form-data; name=\"data\"\r\n\r\n";
+            let body = [head, content.as_slice(), b"\r\n--boundary--"].concat();
+            let (request, _) = request_with("boundary", split(&body[..end.index(body.len())], &places));
+            prop_assert_eq!(run(read_all(request)).map_err(|error| error.code), Err(Code::InvalidParameter));
+        }
+
+        #[test]
+        fn any_form_is_read_without_panic(
+            pieces in vec(prop_oneof![
+                vec(any::<u8>(), 0..30),
+                Just(b"--boundary\r\n".to_vec()),
+                Just(b"\r\n--boundary--".to_vec()),
+                Just(b"\r\n\r\n".to_vec()),
+                Just(b"Content-Disposition: form-data; name=\"".to_vec()),
+            ], 0..8),
+            places in vec(any::<Index>(), 0..4),
+        ) {
+            let (request, _) = request_with("boundary", split(&pieces.concat(), &places));
+            if let Ok(parts) = run(read_all(request)) {
+                prop_assert!(parts.iter().all(|(_, content)| content.len() <= pieces.concat().len()));
+            }
+        }
+    }
 
     const HEAD: &str = "--b\r\nContent-Disposition: form-data; name=\"data\"\r\n\r\n";
 
     /// A request with a chunked form, and the number of chunks that were read.
     fn request(chunks: Vec<Bytes>) -> (Request, Arc<AtomicUsize>) {
+        request_with("b", chunks)
+    }
+
+    fn request_with(boundary: &str, chunks: Vec<Bytes>) -> (Request, Arc<AtomicUsize>) {
         let consumed = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&consumed);
         let chunks = futures::stream::iter(chunks.into_iter().map(move |chunk| {
@@ -180,7 +265,7 @@ mod tests {
             Ok::<_, io::Error>(chunk)
         }));
         let request = Request::post("/")
-            .header(CONTENT_TYPE, "multipart/form-data; boundary=b")
+            .header(CONTENT_TYPE, format!("multipart/form-data; boundary={boundary}"))
             .body(Body::from_stream(chunks))
             .unwrap();
         (request, consumed)

@@ -8,13 +8,13 @@ use thiserror::Error;
 /// A header that is not a valid `Content-Disposition` of a form part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("invalid Content-Disposition")]
-pub(super) struct InvalidHeader;
+pub struct InvalidHeader;
 
 /// Returns the part's name: the first `name` parameter, or `None` without one.
 ///
 /// Follows RFC 7578: the parameters come in any order, their names are case-insensitive, and a value is a token or a
 /// quoted string with backslash escapes. Also accepts unquoted values with blanks, which some clients send.
-pub(super) fn part_name(header: &[u8]) -> Result<Option<String>, InvalidHeader> {
+pub fn part_name(header: &[u8]) -> Result<Option<String>, InvalidHeader> {
     let (disposition, mut rest) = split_at_semicolon(header);
     if !disposition.trim_ascii().eq_ignore_ascii_case(b"form-data") {
         return Err(InvalidHeader);

@@ -2,13 +2,24 @@
 //!
 //! One transaction writes an account and its `UserRegistered` event (into the outbox), so neither exists without the
 //! other.
+//!
+//! Two unique keys decide which names are free: the name without case, as the first version compared it, and the
+//! appearance. Accounts of that version may share an appearance: see [`appearances`].
+
+pub mod appearances;
 
 use sqlx::{Acquire, FromRow, MySqlPool};
 use thiserror::Error;
 use vidlog_events::Envelope;
 use vidlog_service_kit::failpoint;
 
-use crate::{envelope_json::EnvelopeJsonError, idempotency::Fingerprint, mysql::with_timeout, outbox};
+use crate::{
+    envelope_json::EnvelopeJsonError,
+    idempotency::Fingerprint,
+    mysql::with_timeout,
+    outbox,
+    username::{appearance, username_key},
+};
 
 /// An existing account.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
@@ -50,14 +61,22 @@ pub enum CreateError {
     MySql(#[from] sqlx::Error),
 }
 
-/// Finds an account by its name, regardless of case.
+/// Finds an account by its name: the one whose name differs at most by case, else the one that has the appearance.
+///
+/// One statement looks both up, so its duration does not reveal which of them exists.
 pub async fn find(pool: &MySqlPool, username: &str) -> Result<Option<Account>, sqlx::Error> {
     let query = sqlx::query_as(
-        "SELECT account.user_id, account.password_hash, registration.idempotency_key
-            FROM accounts account LEFT JOIN registration_keys registration ON registration.user_id = account.user_id
-            WHERE account.username_key = ?",
+        "SELECT found.user_id, found.password_hash, registration.idempotency_key
+            FROM (
+                SELECT user_id, password_hash, 0 AS preference FROM accounts WHERE username_key = ?
+                UNION ALL
+                SELECT user_id, password_hash, 1 AS preference FROM accounts WHERE appearance = ? AND collision = 0
+            ) AS found
+            LEFT JOIN registration_keys registration ON registration.user_id = found.user_id
+            ORDER BY found.preference LIMIT 1",
     )
-    .bind(username_key(username));
+    .bind(username_key(username).into_bytes())
+    .bind(appearance(username).into_bytes());
     with_timeout(query.fetch_optional(pool)).await
 }
 
@@ -101,11 +120,13 @@ pub async fn create(pool: &MySqlPool, account: &NewAccount<'_>) -> Result<outbox
 
 async fn insert(account: &NewAccount<'_>, connection: &mut sqlx::MySqlConnection) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "INSERT INTO accounts (user_id, username, username_key, password_hash, created_ms) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO accounts (user_id, username, username_key, appearance, password_hash, created_ms) \
+         VALUES (?, ?, ?, ?, ?, ?)",
     )
     .bind(account.user_id)
     .bind(account.username)
-    .bind(username_key(account.username))
+    .bind(username_key(account.username).into_bytes())
+    .bind(appearance(account.username).into_bytes())
     .bind(&account.password_hash)
     .bind(account.registration.time_ms)
     .execute(&mut *connection)
@@ -119,27 +140,4 @@ async fn insert(account: &NewAccount<'_>, connection: &mut sqlx::MySqlConnection
             .await?;
     }
     Ok(())
-}
-
-/// Case-insensitive form of a name. Maps to upper case first, so that letters with several lower-case forms, such as
-/// the final sigma, are equal.
-pub fn username_key(username: &str) -> Vec<u8> {
-    let folded: String = username.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect();
-    folded.into_bytes()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_names_that_differ_by_case_are_equal() {
-        for (one, other) in [("Ada", "aDA"), ("ΟΔΟΣ", "οδος"), ("οδοσ", "οδος"), ("ſam", "SAM")]
-        {
-            assert_eq!(username_key(one), username_key(other), "{one} {other}");
-        }
-        for (one, other) in [("ada", "ada "), ("ada", "adá"), ("ada", "a da")] {
-            assert_ne!(username_key(one), username_key(other), "{one} {other}");
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! The settings of the command API. Each is a flag and an environment variable.
 
-use clap::{Args, Parser};
+use clap::{Args, Parser, Subcommand};
 use vidlog_contract::{config::ApiConfig, limits};
 use vidlog_rate_limits::RateLimitConfig;
 use vidlog_service_kit::config::{Kafka, Stores, Telemetry};
@@ -11,6 +11,9 @@ use crate::topics::Layout;
 #[derive(Debug, Parser)]
 #[command(name = "command-api", version)]
 pub struct Cli {
+    /// What to do instead of serving requests.
+    #[command(subcommand)]
+    pub task: Option<Task>,
     /// Listen address of the API.
     #[arg(long, env = "VIDLOG_LISTEN", default_value = "127.0.0.1:18080")]
     pub listen: String,
@@ -35,6 +38,13 @@ pub struct Cli {
     /// Log settings.
     #[command(flatten)]
     pub telemetry: Telemetry,
+}
+
+/// What command-api does instead of serving requests.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Task {
+    /// List accounts of earlier versions whose names look the same.
+    CollidingNames,
 }
 
 /// Settings of the command side.

@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod append;
+pub mod colliding_names;
 pub mod commands;
 pub mod config;
 pub mod envelope_json;
@@ -29,6 +30,7 @@ mod start;
 pub mod state;
 mod storage;
 pub mod topics;
+pub mod username;
 
 pub use openapi::openapi;
 pub use router::{router, routes};

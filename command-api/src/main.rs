@@ -2,7 +2,11 @@
 
 use clap::Parser;
 use tracing::info;
-use vidlog_command_api::{Settings, config::Cli, start};
+use vidlog_command_api::{
+    Settings, colliding_names,
+    config::{Cli, Task},
+    start,
+};
 use vidlog_contract::{error::too_many_connections, http::allow_origins};
 use vidlog_service_kit::{
     clock::Clock,
@@ -16,6 +20,10 @@ use vidlog_service_kit::{
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     let metrics = telemetry::start(&cli.telemetry)?;
+    if let Some(Task::CollidingNames) = cli.task {
+        print!("{}", colliding_names::list(&cli.stores).await?);
+        return Ok(());
+    }
     let shutdown = Shutdown::on_signal()?;
     let (listener, ops_listener) = (bind(&cli.listen).await?, bind(&cli.ops_listen).await?);
     let settings = Settings {

@@ -26,7 +26,7 @@ use vidlog_service_kit::{
 };
 
 use crate::{
-    accounts,
+    accounts::appearances::NameNormalizer,
     config::CommandConfig,
     ids::IdGenerator,
     lease::LeaseKeeper,
@@ -36,6 +36,7 @@ use crate::{
     router,
     state::CommandState,
     topics::{Layout, create_topics},
+    username,
 };
 
 /// Delay between attempts to migrate the tables and to create the topics.
@@ -135,7 +136,7 @@ async fn open(settings: &Settings, log: &KafkaLog) -> anyhow::Result<CommandStat
         tokens: Tokens::parse(api.jwt_keys.reveal(), move || now.now_ms())
             .context("failed to parse the token keys")?,
         passwords: passwords.await?.context("failed to hash a password")?,
-        limits: RateLimiter::with_account_key(limits.clone(), &read_models, accounts::username_key),
+        limits: RateLimiter::with_account_key(limits.clone(), &read_models, username::account_key),
         read_models,
         clock: clock.clone(),
         mysql,
@@ -145,14 +146,16 @@ async fn open(settings: &Settings, log: &KafkaLog) -> anyhow::Result<CommandStat
     })
 }
 
-/// Migrates the tables; then keeps a node number leased and relays the outbox until shutdown.
+/// Migrates the tables; then keeps a node number leased, relays the outbox and normalizes user names until shutdown.
 async fn run_mysql_tasks(state: CommandState, readiness: Readiness, stop: Shutdown) {
     let migrated = migrate(&state.mysql, &readiness);
     if stop.token().run_until_cancelled(migrated).await.is_none() {
         return;
     }
     let keeper = LeaseKeeper::new(state.mysql.clone(), state.ids.clone(), readiness.clone());
-    tokio::join!(keeper.run(stop.clone()), Relay::new(state).run(readiness, stop));
+    let normalizer = NameNormalizer::new(state.mysql.clone(), readiness.clone());
+    let relay = Relay::new(state).run(readiness, stop.clone());
+    tokio::join!(keeper.run(stop.clone()), relay, normalizer.run(stop));
 }
 
 async fn migrate(pool: &MySqlPool, readiness: &Readiness) {

@@ -14,7 +14,7 @@ use crate::{accounts, execute::run_command, mysql::api_error, state::CommandStat
     operation_id = "login",
     tag = "users",
     params(
-        ("username" = String, Query, description = "case-insensitive"),
+        ("username" = String, Query, description = "any spelling that looks the same"),
         ("password" = String, Query),
     ),
     security(()),

@@ -13,7 +13,10 @@ use vidlog_events::{Event, Personal, UserEvent, UserId, UserRegistered};
 
 use super::credentials::{Credentials, CredentialsError, LoginForm, RESPONSE_DESCRIPTION};
 use crate::{
-    accounts::{self, Account, CreateError, NewAccount},
+    accounts::{
+        self, Account, CreateError, NewAccount,
+        appearances::{Comparison, compare},
+    },
     error::typed_id,
     execute::run_command,
     idempotency::{Fingerprint, REPLY_TTL_MS, key_from_headers},
@@ -22,16 +25,17 @@ use crate::{
     reply::Reply,
     request_context::{EventIdentity, RequestContext},
     state::CommandState,
+    username,
 };
 
-/// Registers a user. Names are unique regardless of case.
+/// Registers a user. Names that look the same are the same name.
 #[utoipa::path(
     post,
     path = "/douyin/user/register/",
     operation_id = "register",
     tag = "users",
     params(
-        ("username" = String, Query, description = "1 to 32 characters"),
+        ("username" = String, Query, description = "1 to 32 characters, one of them visible; none that is a control or changes the direction of text"),
         ("password" = String, Query, description = "5 to 32 characters"),
         IdempotencyKey,
     ),
@@ -49,10 +53,25 @@ pub(crate) async fn register(
         let key = key_from_headers(&call.headers)?.map(|key| Fingerprint::new("registration", key));
         match accounts::find(&state.mysql, form.username).await.map_err(api_error)? {
             Some(account) => retry_or_name_taken(&state, account, key, &form).await,
-            None => create(&state, &context, key, &form).await,
+            None => {
+                username::validate(form.username).map_err(|error| ApiError::invalid(error.to_string()))?;
+                require_free(&state, form.username).await?;
+                create(&state, &context, key, &form).await
+            }
         }
     });
     Ok(reply.await?)
+}
+
+/// Compares a name with accounts of an earlier version that are not normalized yet.
+async fn require_free(state: &CommandState, username: &str) -> Result<(), ApiError> {
+    match compare(&state.mysql, username).await.map_err(api_error)? {
+        Comparison::Free => Ok(()),
+        Comparison::Taken => Err(name_taken()),
+        Comparison::Unknown => {
+            Err(ApiError::unavailable("names can't be compared right now; try again in a moment"))
+        }
+    }
 }
 
 async fn create(
@@ -120,5 +139,9 @@ async fn retry_or_name_taken(
     if is_retry && state.passwords.verify(form.password.to_owned(), hash, form.hashing_deadline).await? {
         return Reply::pending_append(&Credentials::for_user(state, account.user_id)?);
     }
-    Err(ApiError::new(Code::NameTaken, Code::NameTaken.meaning()))
+    Err(name_taken())
+}
+
+fn name_taken() -> ApiError {
+    ApiError::new(Code::NameTaken, Code::NameTaken.meaning())
 }

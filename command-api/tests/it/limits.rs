@@ -6,7 +6,7 @@ use axum::{
 };
 use redis::cmd;
 use tower::ServiceExt;
-use vidlog_command_api::{accounts::username_key, router, state::CommandState};
+use vidlog_command_api::{router, state::CommandState, username::account_key};
 use vidlog_contract::Code;
 use vidlog_rate_limits::{ForwardedHeader, Quota, RateLimitConfig, RateLimiter};
 use vidlog_schemas::rows::VideoState;
@@ -22,7 +22,7 @@ const HOUR: u32 = 60 * 60;
 
 /// The state of another instance, with its own limiter.
 fn instance(api: &Api, config: &RateLimitConfig) -> CommandState {
-    let limits = RateLimiter::with_account_key(config.clone(), &api.state.read_models, username_key);
+    let limits = RateLimiter::with_account_key(config.clone(), &api.state.read_models, account_key);
     CommandState { limits, ..api.state.clone() }
 }
 
@@ -105,7 +105,7 @@ async fn quota_of_an_account_counts_every_spelling_and_address() {
         api.call(Call::login(name, "secret").header("forwarded", &format!("for={address}")))
     };
     assert_eq!(login("Ada", "192.0.2.1").await.code(), Code::LoginFailed.number());
-    assert_eq!(login("ADA", "192.0.2.2").await.code(), Code::LoginFailed.number());
+    assert_eq!(login(" ａ\u{200b}dA", "192.0.2.2").await.code(), Code::LoginFailed.number());
     assert_limited(&login("ada", "192.0.2.3").await);
     assert_eq!(login("bob", "192.0.2.3").await.code(), Code::LoginFailed.number());
 }

@@ -10,6 +10,7 @@ mod idempotency;
 mod leases;
 mod limits;
 mod media;
+mod names;
 mod outage;
 mod outbox;
 mod support;

@@ -30,7 +30,8 @@ const FILL: &str = "
     INSERT INTO numbers SELECT a.n + 10000 * b.n FROM numbers AS a CROSS JOIN numbers AS b WHERE b.n < 10;
 
     INSERT INTO users SELECT n, CONCAT('user ', n), 1700000000000 FROM numbers;
-    INSERT INTO accounts SELECT n, CONCAT('user ', n), CONCAT('user ', n), 'hash', 1700000000000 FROM numbers;
+    INSERT INTO accounts SELECT n, CONCAT('user ', n), CONCAT('user ', n), 'hash', 1700000000000, CONCAT('user ', n), 0
+        FROM numbers;
     INSERT INTO videos SELECT 1000000 + n, IF(n <= 50000, 1, n), 'title', IF(n % 10 = 0, 0, 1), 1700000000000,
         IF(n % 10 = 0, 0, 1700000000000 + n), 'play', 'cover', '' FROM numbers;
     INSERT INTO likes SELECT 1000001, n, 1, 1700000000000 + n FROM numbers;

@@ -43,6 +43,8 @@ use crate::{
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long background tasks may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// MySQL connections for the facts of commands, beside those for everything else: slow reads must not delay a registration.
+const FACTS_CONNECTIONS: u32 = 16;
 /// Names in the readiness report.
 const TABLES: &str = "tables";
 const TOPICS: &str = "topics";
@@ -128,7 +130,9 @@ async fn open(settings: &Settings, log: &KafkaLog) -> anyhow::Result<CommandStat
         .context("failed to parse the MySQL URL")?;
     let keys = Keys::new(&stores.namespace, stores.shards);
     let now = clock.clone();
-    let read_models = ReadModels::new(keys, redis, mysql.clone(), MediaUrls::new(media_base));
+    let facts = mysql::open_for_reads(stores.mysql_url.reveal(), FACTS_CONNECTIONS)
+        .context("failed to parse the MySQL URL")?;
+    let read_models = ReadModels::new(keys, redis, facts, MediaUrls::new(media_base));
     let passwords = spawn_blocking(|| Passwords::new(available_parallelism().map_or(1, NonZero::get)));
     Ok(CommandState {
         log: Arc::new(log.clone()),

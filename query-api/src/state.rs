@@ -54,7 +54,7 @@ impl QueryState {
     pub fn open(settings: Settings<'_>) -> anyhow::Result<Self> {
         let Settings { query, api, limits, stores, media_base, clock } = settings;
         let redis = Redis::open(stores.redis_url.reveal()).context("failed to read the address of Redis")?;
-        let mysql = mysql::open(stores.mysql_url.reveal(), query.query_mysql_connections)
+        let mysql = mysql::open_for_reads(stores.mysql_url.reveal(), query.query_mysql_connections)
             .context("failed to read the address of MySQL")?;
         let keys = Keys::new(&stores.namespace, stores.shards);
         let models = ReadModels::new(keys, redis, mysql, MediaUrls::new(media_base));

@@ -34,7 +34,7 @@ impl fmt::Display for Store {
 /// A failed read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The store is unavailable: read from the other one, or retry later.
+    /// The store is unreachable, slow, or refused the call: read from the other one, or retry later.
     #[error("{store} unavailable: {reason}")]
     Unavailable {
         /// The store.
@@ -62,7 +62,7 @@ impl ReadError {
         Self::Fault { store, reason: reason.to_string() }
     }
 
-    fn unavailable(store: Store, reason: impl fmt::Display) -> Self {
+    pub(crate) fn unavailable(store: Store, reason: impl fmt::Display) -> Self {
         Self::Unavailable { store, reason: reason.to_string() }
     }
 }
@@ -91,7 +91,7 @@ impl From<ReadError> for ApiError {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Unavailable { store, reason } => {
-                // The breaker logs the outage once.
+                // The circuit breaker logs an outage once.
                 debug!(%store, reason, "read rejected, store unavailable");
                 Self::unavailable("this can't be read right now; try again in a moment")
             }
@@ -104,7 +104,9 @@ impl From<ReadError> for ApiError {
 }
 
 fn is_redis_unavailable(error: &RedisError) -> bool {
-    let server = match error.kind() {
+    // A script runs for too long, memory is full, or Redis may not write without its replicas or its disk.
+    let is_refused = matches!(error.code(), Some("BUSY" | "OOM" | "NOREPLICAS" | "MISCONF"));
+    let is_unable = match error.kind() {
         ErrorKind::Server(kind) => matches!(
             kind,
             ServerErrorKind::BusyLoading
@@ -115,7 +117,7 @@ fn is_redis_unavailable(error: &RedisError) -> bool {
         ),
         _ => false,
     };
-    server || error.is_io_error() || error.is_timeout() || error.is_connection_dropped()
+    is_refused || is_unable || error.is_io_error()
 }
 
 fn is_mysql_unavailable(error: &sqlx::Error) -> bool {
@@ -125,10 +127,12 @@ fn is_mysql_unavailable(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
-        // Too many connections, shutdown, read-only during a failover, killed query: errors of the server, not of the SQL.
-        sqlx::Error::Database(error) => {
-            matches!(mysql_number(error.as_ref()), Some(1040 | 1053 | 1077 | 1290 | 1317 | 1927))
-        }
+        // Too many connections, shutdown, lock wait timeout, read-only during a failover, killed query or connection,
+        // statement time limit (of MariaDB, of MySQL): errors of the server, not of the SQL.
+        sqlx::Error::Database(error) => matches!(
+            mysql_number(error.as_ref()),
+            Some(1040 | 1053 | 1077 | 1205 | 1290 | 1317 | 1927 | 1969 | 3024)
+        ),
         _ => false,
     }
 }

@@ -1,9 +1,9 @@
 //! The read side that both APIs share: users, videos and facts from the read models, and read-your-writes.
 //!
 //! Reads use the Redis views. While Redis is unavailable or a view is incomplete, they use the MySQL tables, which are
-//! folded from the same log; [`freshness`] chooses the store and marks the response as stale.
+//! folded from the same log; [`freshness`] chooses the store and decides whether the response is marked as stale.
 
-mod breaker;
+mod bulkhead;
 mod card;
 mod cards;
 mod error;

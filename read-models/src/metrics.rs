@@ -8,5 +8,5 @@ pub const FRESHNESS_WAIT_SECONDS: &str = "vidlog_freshness_wait_seconds";
 pub const FRESHNESS_TIMEOUTS: &str = "vidlog_freshness_timeouts_total";
 /// Counter: reads from MySQL because Redis is unavailable or a view is incomplete.
 pub const FALLBACK_READS: &str = "vidlog_fallback_reads_total";
-/// Counter, by `store`: calls that failed because the store is unavailable.
+/// Counter, by `store`: calls that failed because the store was unreachable or slow, or refused them.
 pub const STORE_FAILURES: &str = "vidlog_store_failures_total";

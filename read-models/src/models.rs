@@ -26,7 +26,8 @@ pub struct ReadModels {
 }
 
 impl ReadModels {
-    /// Creates the read models of one namespace.
+    /// Creates the read models of one namespace. `mysql` is a pool for reads only, see
+    /// `vidlog_service_kit::mysql::open_for_reads`.
     pub fn new(keys: Keys, redis: Redis, mysql: MySqlPool, media: MediaUrls) -> Self {
         let views = Views::new(redis, keys.clone());
         let freshness = Freshness::new(keys.clone(), views.clone());

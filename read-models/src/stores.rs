@@ -1,20 +1,24 @@
-//! The two stores, each with its circuit breaker.
+//! The two stores, each behind the circuit breakers of its servers.
 
-use std::{time::Duration, vec};
+use std::{io, time::Duration, vec};
 
-use redis::{Cmd, FromRedisValue, Value, cmd};
-use sqlx::MySqlPool;
+use metrics::counter;
+use redis::{Cmd, FromRedisValue, Value};
+use sqlx::{ConnectOptions, Connection, MySqlPool};
+use tokio::time::timeout;
+use vidlog_circuit_breaker::{CircuitBreaker, Outcome, Server};
 use vidlog_redis_shards::Redis;
 use vidlog_schemas::Keys;
 
 use crate::{
-    breaker::{Breaker, Guarded, guard},
+    bulkhead::Bulkhead,
     error::{ReadError, Store},
     generation_cache::GenerationCache,
+    metrics::STORE_FAILURES,
 };
 
-/// The longest query. A longer one would hold its connection; with the waits before it, a request still ends within
-/// its timeout.
+/// The longest query, with the wait for a connection. With the waits before it, a request still ends within its timeout.
+/// The server aborts a statement earlier (`vidlog_service_kit::mysql`), so that the connection remains usable.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The store of a read that both stores support.
@@ -26,19 +30,19 @@ pub enum Source {
     Tables,
 }
 
-/// The Redis views. Clones share the connection.
+/// The Redis views. Clones share the connections, each of which has a circuit breaker.
 #[derive(Clone)]
 pub struct Views {
     redis: Redis,
-    breaker: Breaker,
     generations: GenerationCache,
 }
 
-/// The MySQL tables. Clones share the pool.
+/// The MySQL tables. Clones share the pool and its circuit breaker.
 #[derive(Clone)]
 pub struct Tables {
     pool: MySqlPool,
-    breaker: Breaker,
+    breaker: CircuitBreaker,
+    bulkhead: Bulkhead,
 }
 
 /// The replies of a pipeline, in the order of its commands.
@@ -49,7 +53,7 @@ pub struct Replies {
 
 impl Views {
     pub(crate) fn new(redis: Redis, keys: Keys) -> Self {
-        Self { redis, breaker: Breaker::default(), generations: GenerationCache::new(keys) }
+        Self { redis, generations: GenerationCache::new(keys) }
     }
 
     /// Sends one command.
@@ -63,25 +67,13 @@ impl Views {
             return Ok(Replies { values: Vec::new().into_iter() });
         }
         let commands = [commands, &[self.generations.generations_query()]].concat();
-        let mut values = guard(self, self.redis.pipeline(&commands)).await?;
+        let mut values = self.redis.pipeline(&commands).await.map_err(|error| counted(error.into()))?;
         self.generations.observe(values.pop().unwrap_or(Value::Nil))?;
         Ok(Replies { values: values.into_iter() })
     }
 
     pub(crate) const fn generations(&self) -> &GenerationCache {
         &self.generations
-    }
-}
-
-impl Guarded for Views {
-    const STORE: Store = Store::Redis;
-
-    fn breaker(&self) -> &Breaker {
-        &self.breaker
-    }
-
-    async fn probe(&self) -> Result<(), ReadError> {
-        Ok(self.redis.query(&cmd("PING")).await?)
     }
 }
 
@@ -98,7 +90,8 @@ impl Replies {
 
 impl Tables {
     pub(crate) fn new(pool: MySqlPool) -> Self {
-        Self { pool, breaker: Breaker::default() }
+        let bulkhead = Bulkhead::new(pool.options().get_max_connections());
+        Self { breaker: breaker(&pool), pool, bulkhead }
     }
 
     /// Returns the pool, for queries within [`Tables::run`].
@@ -106,26 +99,63 @@ impl Tables {
         &self.pool
     }
 
-    /// Runs a query with a timeout.
+    /// Runs a query whose cost does not depend on how large an entity is, with a timeout.
     pub async fn run<T>(&self, query: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, ReadError> {
-        let bounded = async {
-            tokio::time::timeout(QUERY_TIMEOUT, query)
-                .await
-                .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::Error::from(std::io::ErrorKind::TimedOut))))
+        let Some(admitted) = self.breaker.admit() else {
+            return Err(counted(ReadError::unavailable(Store::MySql, "the circuit is open")));
         };
-        guard(self, bounded).await
+        let timed_out = |_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()));
+        let result = timeout(QUERY_TIMEOUT, query).await.unwrap_or_else(timed_out);
+        let is_unanswered = result.as_ref().err().is_some_and(is_unanswered);
+        admitted.end(if is_unanswered { Outcome::Unanswered } else { Outcome::Answered });
+        result.map_err(|error| counted(error.into()))
+    }
+
+    /// Runs a query whose cost grows with an entity, such as the list of a user. Bounds how many connections and requests
+    /// the queries of one entity can hold.
+    pub async fn run_for<T>(
+        &self,
+        entity: i64,
+        query: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, ReadError> {
+        let Some(_permit) = self.bulkhead.enter(entity).await else {
+            return Err(counted(ReadError::unavailable(Store::MySql, "too many queries of one entity")));
+        };
+        self.run(query).await
     }
 }
 
-impl Guarded for Tables {
-    const STORE: Store = Store::MySql;
+/// Returns the breaker of the server of a pool. Its trials do not use the pool, so that an exhausted pool is not taken for
+/// an unreachable server.
+fn breaker(pool: &MySqlPool) -> CircuitBreaker {
+    let options = pool.connect_options();
+    let server =
+        Server { store: Store::MySql.name(), node: format!("{}:{}", options.get_host(), options.get_port()) };
+    CircuitBreaker::new(server, move || {
+        let options = options.clone();
+        async move {
+            match options.connect().await {
+                Ok(connection) => _ = connection.close().await,
+                Err(error) if is_unanswered(&error) => return Err(error.to_string()),
+                Err(_) => {}
+            }
+            Ok(())
+        }
+    })
+}
 
-    fn breaker(&self) -> &Breaker {
-        &self.breaker
-    }
+/// Returns whether the server did not answer. A call that got no connection from the pool may have reached no server.
+fn is_unanswered(error: &sqlx::Error) -> bool {
+    matches!(
+        error,
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed
+    )
+}
 
-    async fn probe(&self) -> Result<(), ReadError> {
-        sqlx::query("SELECT 1").execute(&self.pool).await?;
-        Ok(())
+/// Counts an error if its store is unavailable.
+fn counted(error: ReadError) -> ReadError {
+    if let ReadError::Unavailable { store, .. } = &error {
+        counter!(STORE_FAILURES, "store" => store.name()).increment(1);
     }
+    error
 }

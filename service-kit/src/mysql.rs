@@ -30,9 +30,29 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const SESSION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES'), innodb_lock_wait_timeout = 5, wait_timeout = 60";
 
+/// Settings of a session that only reads, in the syntax of either server: MariaDB skips what is marked for MySQL 8, and
+/// MySQL what is marked for MariaDB.
+///
+/// The server aborts a statement after 2 s. A client that gives up only closes its connection, and the statement would
+/// go on.
+const READ_SESSION: &str = "SET SESSION sql_mode = @@sql_mode
+    /*M!100100 , max_statement_time = 2 */ /*!80000 , max_execution_time = 2000 */";
+
 /// Opens a pool that connects on first use, so that a process can start before its store.
 pub fn open(url: &str, max_connections: u32) -> Result<MySqlPool, sqlx::Error> {
     pool(max_connections).connect_lazy(url)
+}
+
+/// Opens a pool like [`open`], for queries of requests: the server aborts a slow one.
+pub fn open_for_reads(url: &str, max_connections: u32) -> Result<MySqlPool, sqlx::Error> {
+    let options = pool(max_connections).after_connect(|connection, _| {
+        Box::pin(async move {
+            sqlx::raw_sql(SESSION).execute(&mut *connection).await?;
+            sqlx::raw_sql(READ_SESSION).execute(connection).await?;
+            Ok(())
+        })
+    });
+    options.connect_lazy(url)
 }
 
 /// Returns the options of a pool: limits, timeouts and session settings.

@@ -53,7 +53,7 @@ async fn history(models: &ReadModels, chat: Chat, page: Page) -> Result<Vec<Mess
     .bind(chat.caller.max(chat.peer))
     .bind(page.after.map_or(i64::MAX, |after| after.score))
     .bind(page.fetch_limit() as u64);
-    models.tables.run(query.fetch_all(models.tables.pool())).await
+    models.tables.run_for(chat.caller, query.fetch_all(models.tables.pool())).await
 }
 
 /// Reads the peer's messages after a time, oldest first.
@@ -72,7 +72,7 @@ async fn new_messages(
     .bind(page.after.map_or(after_ms, |after| after.score.max(after_ms)))
     .bind(chat.peer)
     .bind(page.fetch_limit() as u64);
-    models.tables.run(query.fetch_all(models.tables.pool())).await
+    models.tables.run_for(chat.caller, query.fetch_all(models.tables.pool())).await
 }
 
 fn message(row: MessageRow) -> Message {

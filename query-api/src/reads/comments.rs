@@ -47,5 +47,5 @@ async fn rows(models: &ReadModels, video: i64, page: Page) -> Result<Vec<Row>, R
     .bind(video)
     .bind(page.after.map_or(i64::MAX, |after| after.id))
     .bind(page.fetch_limit() as u64);
-    models.tables.run(query.fetch_all(models.tables.pool())).await
+    models.tables.run_for(video, query.fetch_all(models.tables.pool())).await
 }

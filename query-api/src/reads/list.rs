@@ -199,6 +199,7 @@ async fn sort_keys_in_tables(
         .bind(after.score)
         .bind(after.id)
         .bind(page.fetch_limit() as u64);
-    let rows: Vec<(i64, i64)> = models.tables.run(query.fetch_all(models.tables.pool())).await?;
+    let rows: Vec<(i64, i64)> =
+        models.tables.run_for(list.user(), query.fetch_all(models.tables.pool())).await?;
     Ok(Some(rows.into_iter().map(|(score, id)| SortKey { score, id }).collect()))
 }

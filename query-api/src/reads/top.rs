@@ -119,7 +119,7 @@ async fn sort_keys_in_tables(
         .bind(after.score)
         .bind(after.id)
         .bind(page.fetch_limit() as u64);
-    let rows: Vec<(i64, i64)> = models.tables.run(query.fetch_all(models.tables.pool())).await?;
+    let rows: Vec<(i64, i64)> = models.tables.run_for(week, query.fetch_all(models.tables.pool())).await?;
     Ok(rows.into_iter().map(|(id, likes)| SortKey { score: top_score(week, likes), id }).collect())
 }
 

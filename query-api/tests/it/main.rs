@@ -16,6 +16,7 @@ mod media;
 mod outage;
 mod plans;
 mod relations;
+mod slow;
 mod support;
 mod top;
 mod users;

@@ -133,6 +133,7 @@ async fn open(settings: &Settings, log: &KafkaLog) -> anyhow::Result<CommandStat
     let facts = mysql::open_for_reads(stores.mysql_url.reveal(), FACTS_CONNECTIONS)
         .context("failed to parse the MySQL URL")?;
     let read_models = ReadModels::new(keys, redis, facts, MediaUrls::new(media_base));
+    read_models.freshness.observe_projections();
     let passwords = spawn_blocking(|| Passwords::new(available_parallelism().map_or(1, NonZero::get)));
     Ok(CommandState {
         log: Arc::new(log.clone()),

@@ -1,6 +1,7 @@
 //! Status of projections: merges what their processes report with the state of the stores and the log.
 
 mod exporter;
+mod folded_until;
 mod gather;
 mod join;
 mod oldest;

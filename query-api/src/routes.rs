@@ -21,20 +21,22 @@ use vidlog_schemas::projections::{self, Projection};
 /// The result of a handler.
 type FreshResult<T> = Result<Fresh<ApiResponse<T>>, ApiError>;
 
-/// The projections behind the ranking of videos, then those behind user and video cards and the lists of them.
-const TOP_PROJECTIONS: &[Projection] = &[
-    projections::TOP_VIDEOS,
+/// The projections behind the feed, and behind the cards of its videos.
+const FEED_PROJECTIONS: &[Projection] = &[
     projections::FEED,
-    projections::WORKS,
     projections::VIDEO_CARDS,
-    projections::USER_CARDS,
-    projections::LIKES,
-    projections::FOLLOWS,
     projections::COMMENT_COUNTS,
+    projections::USER_CARDS,
+    projections::FOLLOWS,
+    projections::WORKS,
+    projections::LIKES,
 ];
 
-/// The projections behind user and video cards and the lists of them: all but the ranking.
-const CARD_PROJECTIONS: &[Projection] = TOP_PROJECTIONS.split_at(1).1;
+/// The projections behind video cards, and behind the lists of a user's videos.
+const VIDEO_PROJECTIONS: &[Projection] = FEED_PROJECTIONS.split_at(1).1;
+
+/// The projections behind user cards, which every video has, and behind the lists of users.
+const USER_PROJECTIONS: &[Projection] = VIDEO_PROJECTIONS.split_at(2).1;
 
 /// A list of videos.
 #[derive(Serialize, ToSchema)]

@@ -50,7 +50,7 @@ pub struct Settings<'a> {
 }
 
 impl QueryState {
-    /// Creates the state. Stores are connected on first use.
+    /// Creates the state, and starts to observe the projections. Stores are connected on first use.
     pub fn open(settings: Settings<'_>) -> anyhow::Result<Self> {
         let Settings { query, api, limits, stores, media_base, clock } = settings;
         let redis = Redis::open(stores.redis_url.reveal()).context("failed to read the address of Redis")?;
@@ -58,6 +58,7 @@ impl QueryState {
             .context("failed to read the address of MySQL")?;
         let keys = Keys::new(&stores.namespace, stores.shards);
         let models = ReadModels::new(keys, redis, mysql, MediaUrls::new(media_base));
+        models.freshness.observe_projections();
         let now = clock.clone();
         Ok(Self {
             limits: RateLimiter::new(limits.clone(), &models),

@@ -17,13 +17,17 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use vidlog_contract::ApiError;
-use vidlog_schemas::{Keys, projections::Projection};
+use vidlog_schemas::{
+    Keys,
+    projections::{self, Projection, View},
+};
 
 use crate::{
     error::{ReadError, Store},
     generation_cache::Change,
     metrics::{FALLBACK_READS, FRESHNESS_TIMEOUTS, FRESHNESS_WAIT_SECONDS, FRESHNESS_WAITS},
     position::{Position, Scope},
+    staleness::{MARK_LIFETIME, Staleness},
     stores::{Source, Views},
 };
 
@@ -32,8 +36,6 @@ pub const POSITION_HEADER: HeaderName = HeaderName::from_static("vidlog-position
 /// In a response: `true` if it may lack writes that the reader expects.
 pub const STALE_HEADER: HeaderName = HeaderName::from_static("vidlog-stale");
 
-/// The lifetime of a mark: longer than a projection stops for a restart or an upgrade.
-const MARK_LIFETIME_MS: i64 = 600_000;
 /// The longest wait of a read. With the read itself it stays within the client's timeout of 5 s.
 const MAX_WAIT: Duration = Duration::from_secs(2);
 /// The most concurrent waits for marks. Further reads check once and respond as stale, so waits cannot hold all
@@ -58,6 +60,7 @@ pub fn client_positions(headers: &HeaderMap) -> Result<Vec<Position>, ApiError> 
 pub struct Freshness {
     keys: Keys,
     views: Views,
+    staleness: Staleness,
     wait_permits: Arc<Semaphore>,
     client_wait_permits: Arc<Semaphore>,
 }
@@ -67,7 +70,7 @@ pub struct Freshness {
 pub struct FreshnessRequirement {
     /// The scopes whose marks the read waits for: the caller and the entities that it reads.
     pub scopes: Vec<Scope>,
-    /// The projections that the read uses. Marks of streams that none of them folds do not matter.
+    /// The projections that the read uses. Marks of streams that none of them folds do not matter, nor the lag of others.
     pub projections: &'static [Projection],
     /// The positions that the client sent. Those that no command was answered with are not waited for.
     pub client_positions: Vec<Position>,
@@ -78,7 +81,8 @@ pub struct FreshnessRequirement {
 pub struct Fresh<T> {
     /// The value.
     pub value: T,
-    /// Whether a wait timed out, the client sent an unknown position, Redis is unavailable or a view is incomplete.
+    /// Whether the value may lack a write that the reader expects: a wait timed out, a projection of the read is paused,
+    /// stopped or far behind, the client sent an unknown position, the marks are unavailable, or a view is incomplete.
     pub stale: bool,
 }
 
@@ -116,10 +120,10 @@ impl<T: IntoResponse> IntoResponse for Fresh<T> {
 /// The offsets that a read waits for: per projection, by the field of its progress.
 type Targets = Vec<(Projection, BTreeMap<String, i64>)>;
 
-/// What a read waits for.
+/// What a read waits for: positions in the streams of its projections.
 struct Wanted {
-    marks: Targets,
-    client: Targets,
+    marks: Vec<Position>,
+    client: Vec<Position>,
     /// Whether the client sent a position that Redis does not know to be issued: it is forged, older than this data of
     /// Redis, or was not recorded.
     has_unknown: bool,
@@ -131,14 +135,31 @@ impl Wanted {
     }
 }
 
+/// The result of a read of the views.
+enum ViewRead<T> {
+    /// The value, and whether it includes all that the read waited for.
+    Done(T, bool),
+    /// A view is incomplete. Redis may have lost marks, too.
+    Incomplete,
+    /// Redis, or the node of a key that the read needs, is unavailable.
+    Unavailable,
+}
+
 impl Freshness {
-    pub(crate) fn new(keys: Keys, views: Views) -> Self {
+    pub(crate) fn new(keys: Keys, views: Views, staleness: Staleness) -> Self {
         Self {
             keys,
             views,
+            staleness,
             wait_permits: Arc::new(Semaphore::new(MAX_WAITS)),
             client_wait_permits: Arc::new(Semaphore::new(MAX_CLIENT_WAITS)),
         }
+    }
+
+    /// Starts to observe which projections are stale. Each process that reads does this once; without it, they count as
+    /// current for the lifetime of a mark.
+    pub fn observe_projections(&self) {
+        self.staleness.start();
     }
 
     /// Records a write as a mark of each scope, and its position as issued, before the command responds.
@@ -159,15 +180,15 @@ impl Freshness {
         scopes.iter().flat_map(move |scope| {
             let key = self.keys.recent_writes(&scope.to_string());
             let mark = cmd("ZADD").arg(&key).arg("GT").arg(position.next_offset).arg(position.field()).take();
-            [mark, cmd("PEXPIRE").arg(&key).arg(MARK_LIFETIME_MS).take()]
+            [mark, cmd("EXPIRE").arg(&key).arg(MARK_LIFETIME.as_secs()).take()]
         })
     }
 
     /// Runs a read so that it includes the required writes.
     ///
     /// Fetches the marks concurrently with the read. If there are any, waits until the projections have reached them and
-    /// repeats the read, because the first one may have started before. Reads from the tables while Redis is unavailable
-    /// or a view is incomplete.
+    /// repeats the read, because the first one may have started before. Reads from the tables while a node of Redis that
+    /// the read needs is unavailable or a view is incomplete; never combines the two.
     pub async fn read<T, F, Reading>(
         &self,
         requirement: FreshnessRequirement,
@@ -177,31 +198,61 @@ impl Freshness {
         F: Fn(Source) -> Reading,
         Reading: Future<Output = Result<T, ReadError>>,
     {
-        let (wanted, first) =
-            tokio::join!(self.wanted(&requirement), self.read_views(requirement.projections, &read));
-        let (result, stale) = match (wanted, first) {
-            // Waiting does not help: the tables do not follow the progress of the views.
-            (_, Ok(None)) => (Ok(None), true),
-            (Ok(wanted), first) if wanted.is_empty() => (first, wanted.has_unknown),
-            (Ok(wanted), _) => {
-                let (marks, client) = tokio::join!(
-                    self.wait(&wanted.marks, &self.wait_permits),
-                    self.wait(&wanted.client, &self.client_wait_permits),
-                );
-                let stale = !marks || !client || wanted.has_unknown;
-                (self.read_views(requirement.projections, &read).await, stale)
-            }
-            (Err(error), first) if error.is_unavailable(Store::Redis) => (first, true),
-            (Err(error), _) => return Err(error),
-        };
-        match result {
-            Ok(Some(value)) => return Ok(Fresh { value, stale }),
-            Ok(None) => {}
-            Err(error) if error.is_unavailable(Store::Redis) => {}
+        let used = requirement.projections;
+        let before = self.views.generations().snapshot(used);
+        let (wanted, first) = tokio::join!(self.wanted(&requirement), self.read_views(used, &read));
+        let wanted = match wanted {
+            Ok(wanted) => Some(wanted),
+            Err(error) if error.is_unavailable(Store::Redis) => None,
             Err(error) => return Err(error),
-        }
+        };
+        let has_unknown = wanted.as_ref().is_none_or(|wanted| wanted.has_unknown);
+        let is_available = match self.read_again(used, wanted.as_ref(), first, &read).await? {
+            ViewRead::Done(value, is_reached) => {
+                let stale = !is_reached || has_unknown || self.staleness.is_any_stale(used);
+                return Ok(Fresh { value, stale });
+            }
+            ViewRead::Incomplete => false,
+            // Redis may have answered without marks because it had just lost them.
+            ViewRead::Unavailable => self.views.generations().change_since(&before) != Change::Incomplete,
+        };
         counter!(FALLBACK_READS).increment(1);
-        Ok(Fresh { value: read(Source::Tables).await?, stale: true })
+        let tables = tables(used);
+        let is_reached = match wanted {
+            Some(wanted) if is_available => self.wait_all(&tables, &wanted).await,
+            _ => false,
+        };
+        let value = read(Source::Tables).await?;
+        let stale = !is_reached || has_unknown || self.staleness.is_any_stale(&tables);
+        Ok(Fresh { value, stale })
+    }
+
+    /// Waits for what is wanted, if anything is, and then repeats the first read of the views.
+    async fn read_again<T, F, Reading>(
+        &self,
+        used: &[Projection],
+        wanted: Option<&Wanted>,
+        first: Result<Option<T>, ReadError>,
+        read: &F,
+    ) -> Result<ViewRead<T>, ReadError>
+    where
+        F: Fn(Source) -> Reading,
+        Reading: Future<Output = Result<T, ReadError>>,
+    {
+        let mut result = first;
+        let mut is_reached = true;
+        if let (Ok(Some(_)), Some(wanted)) = (&result, wanted)
+            && !wanted.is_empty()
+        {
+            is_reached = self.wait_all(used, wanted).await;
+            result = self.read_views(used, read).await;
+        }
+        match result {
+            Ok(Some(value)) => Ok(ViewRead::Done(value, is_reached)),
+            Ok(None) => Ok(ViewRead::Incomplete),
+            Err(error) if error.is_unavailable(Store::Redis) => Ok(ViewRead::Unavailable),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads from the live generation of the views; `None` if one of them is incomplete.
@@ -246,9 +297,9 @@ impl Freshness {
         let mut marks = Vec::new();
         for _ in &requirement.scopes {
             let fields: Vec<(String, i64)> = replies.take()?;
-            marks.extend(
-                fields.into_iter().filter_map(|(field, offset)| Position::from_field(&field, offset)),
-            );
+            let positions =
+                fields.into_iter().filter_map(|(field, offset)| Position::from_field(&field, offset));
+            marks.extend(positions.filter(|position| is_folded(&position)));
         }
         let (mut client, mut has_unknown) = (Vec::new(), false);
         for position in sent {
@@ -259,8 +310,17 @@ impl Freshness {
                 client.push(position);
             }
         }
-        let targets = |positions: &[Position]| targets(requirement.projections, positions);
-        Ok(Wanted { marks: targets(&marks), client: targets(&client), has_unknown })
+        Ok(Wanted { marks, client, has_unknown })
+    }
+
+    /// Waits until some projections have reached all that is wanted. Returns `false` on a timeout.
+    async fn wait_all(&self, projections: &[Projection], wanted: &Wanted) -> bool {
+        let (marks, client) = (targets(projections, &wanted.marks), targets(projections, &wanted.client));
+        let (marks, client) = tokio::join!(
+            self.wait(&marks, &self.wait_permits),
+            self.wait(&client, &self.client_wait_permits),
+        );
+        marks && client
     }
 
     /// Waits until all targets are reached. Returns `false` on a timeout, or if Redis is unavailable.
@@ -323,4 +383,25 @@ fn targets(projections: &[Projection], positions: &[Position]) -> Targets {
         (*projection, fields)
     };
     projections.iter().map(of_projection).filter(|(_, fields)| !fields.is_empty()).collect()
+}
+
+/// Returns the projections whose tables serve a read instead of its views: those that fold the same streams.
+fn tables(used: &[Projection]) -> Vec<Projection> {
+    let is_used = |stream: &&str| used.iter().any(|projection| projection.streams.contains(stream));
+    let all = projections::ALL.iter().filter(|projection| matches!(projection.view, View::MySql(_)));
+    all.filter(|projection| projection.streams.iter().any(|stream| is_used(&stream))).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use vidlog_schemas::projections::{FEED, LIKES, LIKES_TABLE, MESSAGES_TABLE, TOP_VIDEOS, VIDEOS_TABLE};
+
+    use super::*;
+
+    #[test]
+    fn tables_of_views_fold_their_streams() {
+        assert_eq!(tables(&[FEED]), [VIDEOS_TABLE]);
+        assert_eq!(tables(&[LIKES, MESSAGES_TABLE]), [MESSAGES_TABLE, LIKES_TABLE]);
+        assert_eq!(tables(&[TOP_VIDEOS]), [VIDEOS_TABLE, LIKES_TABLE]);
+    }
 }

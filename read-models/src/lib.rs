@@ -15,6 +15,7 @@ mod media;
 pub mod metrics;
 mod models;
 mod position;
+mod staleness;
 mod stores;
 
 pub use error::{ReadError, Store};

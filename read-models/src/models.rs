@@ -7,6 +7,7 @@ use vidlog_schemas::Keys;
 use crate::{
     freshness::Freshness,
     media::MediaUrls,
+    staleness::Staleness,
     stores::{Tables, Views},
 };
 
@@ -30,7 +31,8 @@ impl ReadModels {
     /// `vidlog_service_kit::mysql::open_for_reads`.
     pub fn new(keys: Keys, redis: Redis, mysql: MySqlPool, media: MediaUrls) -> Self {
         let views = Views::new(redis, keys.clone());
-        let freshness = Freshness::new(keys.clone(), views.clone());
-        Self { keys, views, tables: Tables::new(mysql), freshness, media }
+        let tables = Tables::new(mysql);
+        let freshness = Freshness::new(keys.clone(), views.clone(), Staleness::new(tables.clone()));
+        Self { keys, views, tables, freshness, media }
     }
 }

@@ -20,7 +20,8 @@ use vidlog_contract::openapi::add_common_parts;
         Every response is JSON with `status_code` and `status_msg`. Business errors are HTTP 200 with a `status_code` \
         that the schema `Status` lists; errors of transport and capacity have an HTTP status of their own.\n\n\
         A command responds once its event is in the log. Reads by its caller, and reads of the entities that it \
-        changed, wait up to 2 s for the event; after that the response has `Vidlog-Stale: true`.\n\n\
+        changed, wait up to 2 s for the event; after that the response has `Vidlog-Stale: true`. So has every read of a \
+        view that is known to be halted or far behind.\n\n\
         Browsers can call from the origins that the server lists (CORS), with the token as a parameter or in \
         `Authorization`."
 ))]

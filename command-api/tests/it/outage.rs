@@ -125,3 +125,16 @@ async fn commands_without_ids_work_without_a_lease() {
     api.register("ada").await.fails(Code::Unavailable);
     assert_eq!(world.count("accounts").await, 0);
 }
+
+#[tokio::test]
+async fn entity_that_a_paused_view_lacks_may_exist() {
+    let (world, api) = setup().await;
+    api.like(BOB, 999, 1).await.fails(Code::NotFound);
+    let pause = "INSERT INTO projections (name, paused) VALUES ('video-cards', TRUE)";
+    sqlx::query(pause).execute(&world.mysql).await.unwrap();
+    let is_uncertain = async || api.like(BOB, 999, 1).await.code() == Code::Unavailable.number();
+    until("the pause is observed", is_uncertain).await;
+    // What the view has is still a fact, and other views are not concerned.
+    api.like(BOB, VIDEO, 1).await.ok();
+    api.follow(BOB, 999, 1).await.fails(Code::NotFound);
+}

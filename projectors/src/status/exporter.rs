@@ -3,6 +3,8 @@
 //! Every process exports all of them, from the stores, the log and the reports of all processes, not only those of its own
 //! partitions. So a projection that no process runs has a lag too, and the series of different processes agree, except for
 //! the time of their last export.
+//!
+//! Also publishes in MySQL up to when each projection has folded the log, from where query-api learns that a view is stale.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -15,7 +17,7 @@ use vidlog_projection_engine::{
 };
 use vidlog_service_kit::shutdown::Shutdown;
 
-use super::{ProjectionStatus, State, Status, gather::lags};
+use super::{ProjectionStatus, State, Status, folded_until, gather::lags};
 use crate::{
     metrics::{LAG_RECORDS, LAG_SECONDS, STATE},
     projections,
@@ -52,6 +54,7 @@ impl Exporter {
                     }
                     is_failing = !status.unknown.is_empty();
                     export(&status, &mut exported);
+                    folded_until::publish(&self.target.mysql, &status).await;
                 }
                 Err(error) => debug!(error = format!("{error:#}"), "lag metrics unavailable"),
             }

@@ -78,6 +78,32 @@ async fn status_distinguishes_unassigned_from_unavailable() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn times_of_all_projections_are_published() {
+    let system = TestSystem::new().await;
+    // The record is years old, and no process runs `likes-table`.
+    system.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
+    let mut process = start(&system, &["--only", "likes"]);
+    let minute = 60_000;
+    let age = async |projection: &str| published_age_ms(&system, projection).await;
+    until("likes is folded", async || age("likes").await.is_some_and(|age| age < minute)).await;
+    assert!(age("likes-table").await.unwrap() > 1000 * minute);
+    assert!(age("follows-table").await.unwrap() < minute, "there is nothing to fold");
+    for projection in projections::ALL {
+        assert!(age(projection.name()).await.is_some(), "{}", projection.name());
+    }
+    process.kill();
+    let before = age("likes").await.unwrap();
+    until("the time stays", async || age("likes").await.unwrap() > before + 1000).await;
+}
+
+/// The age of the time up to which a projection has folded the log.
+async fn published_age_ms(system: &TestSystem, projection: &str) -> Option<i64> {
+    let query = "SELECT CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 - folded_until_ms AS SIGNED) FROM projection_lags
+        WHERE projection = ?";
+    sqlx::query_scalar(query).bind(projection).fetch_optional(&system.target.mysql).await.ok().flatten()
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn second_process_with_same_instance_name_stops_the_first() {
     let system = TestSystem::new().await;
     let run = || {

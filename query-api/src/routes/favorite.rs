@@ -4,7 +4,7 @@ use axum::extract::State;
 use vidlog_contract::{ApiResponse, Call, limits};
 use vidlog_read_models::Scope;
 
-use super::{CARD_PROJECTIONS, FreshResult, VideoList, freshness_requirement, requested_user};
+use super::{FreshResult, VIDEO_PROJECTIONS, VideoList, freshness_requirement, requested_user};
 use crate::{
     paging::Page,
     reads::{self, list::List},
@@ -28,7 +28,7 @@ use crate::{
 pub(crate) async fn list(State(state): State<QueryState>, call: Call) -> FreshResult<VideoList> {
     let user = requested_user(&call)?;
     let page = Page::from_params(&call.params, limits::FAVORITE_LIST)?;
-    let requirement = freshness_requirement(&call, Some(Scope::User(user)), CARD_PROJECTIONS)?;
+    let requirement = freshness_requirement(&call, Some(Scope::User(user)), VIDEO_PROJECTIONS)?;
     let models = &state.models;
     let read = models
         .freshness

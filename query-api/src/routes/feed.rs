@@ -4,10 +4,24 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 use vidlog_contract::{ApiResponse, Call, limits, objects::Video, times};
-use vidlog_schemas::keys::TOP_COUNTS;
+use vidlog_schemas::{
+    keys::TOP_COUNTS,
+    projections::{self, Projection},
+};
 
-use super::{CARD_PROJECTIONS, FreshResult, TOP_PROJECTIONS, VideoList, freshness_requirement};
+use super::{FEED_PROJECTIONS, FreshResult, VideoList, freshness_requirement};
 use crate::{paging::Page, reads, state::QueryState};
+
+/// The projections behind the ranking of videos, and behind their cards.
+const TOP_PROJECTIONS: &[Projection] = &[
+    projections::TOP_VIDEOS,
+    projections::VIDEO_CARDS,
+    projections::COMMENT_COUNTS,
+    projections::USER_CARDS,
+    projections::FOLLOWS,
+    projections::WORKS,
+    projections::LIKES,
+];
 
 /// A page of the feed.
 #[derive(Serialize, ToSchema)]
@@ -33,7 +47,7 @@ pub(crate) struct Feed {
 )]
 pub(crate) async fn feed(State(state): State<QueryState>, call: Call) -> FreshResult<Feed> {
     let before = times::parse(call.params.optional("latest_time")?);
-    let requirement = freshness_requirement(&call, None, CARD_PROJECTIONS)?;
+    let requirement = freshness_requirement(&call, None, FEED_PROJECTIONS)?;
     let models = &state.models;
     let read = models
         .freshness

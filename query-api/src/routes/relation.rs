@@ -7,15 +7,13 @@ use vidlog_contract::{ApiResponse, Call, limits, objects::FriendUser};
 use vidlog_read_models::Scope;
 use vidlog_schemas::projections::{self, Projection};
 
-use super::{FreshResult, UserList, freshness_requirement, requested_user};
+use super::{FreshResult, USER_PROJECTIONS, UserList, freshness_requirement, requested_user};
 use crate::{
     paging::Page,
     reads::{self, list::List},
     state::QueryState,
 };
 
-const PROJECTIONS: &[Projection] =
-    &[projections::FOLLOWS, projections::USER_CARDS, projections::WORKS, projections::LIKES];
 const FRIEND_PROJECTIONS: &[Projection] = &[
     projections::FOLLOWS,
     projections::USER_CARDS,
@@ -100,7 +98,7 @@ pub(crate) async fn friends(State(state): State<QueryState>, call: Call) -> Fres
 
 async fn users(state: &QueryState, call: &Call, user: i64, list: List) -> FreshResult<UserList> {
     let page = Page::from_params(&call.params, limits::RELATION_LIST)?;
-    let requirement = freshness_requirement(call, Some(Scope::User(user)), PROJECTIONS)?;
+    let requirement = freshness_requirement(call, Some(Scope::User(user)), USER_PROJECTIONS)?;
     let models = &state.models;
     let read = models
         .freshness

@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use vidlog_contract::{ApiResponse, Call, objects::User};
 use vidlog_read_models::Scope;
 
-use super::{CARD_PROJECTIONS, FreshResult, freshness_requirement, requested_user};
+use super::{FreshResult, USER_PROJECTIONS, freshness_requirement, requested_user};
 use crate::{reads, state::QueryState};
 
 /// A user's card.
@@ -29,7 +29,7 @@ pub(crate) struct Card {
 )]
 pub(crate) async fn user(State(state): State<QueryState>, call: Call) -> FreshResult<Card> {
     let user = requested_user(&call)?;
-    let requirement = freshness_requirement(&call, Some(Scope::User(user)), CARD_PROJECTIONS)?;
+    let requirement = freshness_requirement(&call, Some(Scope::User(user)), USER_PROJECTIONS)?;
     let models = &state.models;
     let read = models
         .freshness

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod chat;
+mod cluster;
 mod comments;
 mod facts;
 mod feed;
@@ -17,6 +18,7 @@ mod outage;
 mod plans;
 mod relations;
 mod slow;
+mod staleness;
 mod support;
 mod top;
 mod users;

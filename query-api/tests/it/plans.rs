@@ -21,6 +21,7 @@ async fn reads_from_the_tables_use_indexes() {
     let mysql = mysql::open(world.stores.mysql_url.reveal(), 8).unwrap();
     let state = world.state_over(Redis::open(UNREACHABLE_REDIS).unwrap(), mysql);
     let models = state.models.clone();
+    models.freshness.observe_projections();
     let api = api_over(state);
     let middle = NOW + ROWS / 2;
     let video = FIRST_VIDEO + ROWS / 4;

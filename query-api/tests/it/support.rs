@@ -58,7 +58,15 @@ impl Deref for World {
 
 impl World {
     pub(crate) async fn new() -> Self {
-        let namespace = Namespace::create().await;
+        Self::in_namespace(Namespace::create().await).await
+    }
+
+    /// Read models whose views are in another Redis.
+    pub(crate) async fn on_redis(url: String) -> Self {
+        Self::in_namespace(Namespace::create_on_redis(url).await).await
+    }
+
+    async fn in_namespace(namespace: Namespace) -> Self {
         namespace.migrate().await;
         let world = Self { clock: Clock::fixed(NOW), namespace };
         for projection in projections::ALL {

@@ -1,9 +1,13 @@
 //! Rate limits of reads.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
 use vidlog_contract::Code;
 use vidlog_query_api::QueryState;
 use vidlog_rate_limits::{Quota, RateLimitConfig, RateLimiter};
-use vidlog_test_support::Answer;
+use vidlog_redis_shards::Redis;
+use vidlog_test_support::{Answer, Condition, Link, Proxy, until};
 
 use crate::support::{Api, World, api_over};
 
@@ -55,11 +59,33 @@ async fn default_quotas_do_not_limit_a_phone() {
 #[tokio::test]
 async fn process_counts_alone_without_redis() {
     let world = World::new().await;
-    let dead = vidlog_redis_shards::Redis::open(crate::support::UNREACHABLE_REDIS).unwrap();
+    let dead = Redis::open(crate::support::UNREACHABLE_REDIS).unwrap();
     let config = RateLimitConfig { limit_read_address: Quota::per(2, 3600), ..RateLimitConfig::off() };
     let api = limited(world.state_over(dead, world.mysql.clone()), config);
     for _ in 0..2 {
         api.get("/douyin/feed/").await.even_if_stale();
     }
     api.get("/douyin/feed/").await.fails(Code::TooManyRequests);
+}
+
+#[tokio::test]
+async fn hanging_redis_delays_only_the_first_calls() {
+    let world = World::new().await;
+    world.user(BOB).await;
+    let url = world.stores.redis_url.reveal();
+    let link = Link::open();
+    let target = url.trim_start_matches("redis://").trim_end_matches('/');
+    let proxy = Proxy::over("127.0.0.1:0", target, link.clone()).await.unwrap();
+    let redis = Redis::open(&format!("redis://{}/", proxy.address)).unwrap();
+    let api = api_over(world.state_over(redis, world.mysql.clone()));
+    api.get_as(BOB, "/douyin/user/").await.ok();
+    link.set(Condition::Stalled);
+    let start = Instant::now();
+    for _ in 0..40 {
+        // It is charged to the limits, and then fails without a read.
+        assert_eq!(api.get("/douyin/user/?user_id=x").await.code(), 10001);
+    }
+    assert!(start.elapsed() < Duration::from_secs(6), "40 timeouts take 10 s: {:?}", start.elapsed());
+    link.set(Condition::Open);
+    until("Redis is used again", async || !api.get_as(BOB, "/douyin/user/").await.is_stale()).await;
 }

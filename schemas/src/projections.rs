@@ -9,6 +9,9 @@ pub struct Projection {
     pub streams: &'static [&'static str],
     /// The view that it writes.
     pub view: View,
+    /// The version of what a fold into MySQL writes, of which a program writes one only. See
+    /// [`Projection::checkpoint_table`].
+    pub format: u32,
 }
 
 /// The store of a view, and its parts there.
@@ -22,8 +25,12 @@ pub enum View {
 
 impl Projection {
     /// Returns the checkpoint table of a view in MySQL. Each generation has its own.
+    ///
+    /// It has the format in its name. A migration that changes the format renames it, and so fences the projectors of
+    /// earlier versions: each of their transactions locks a row of the checkpoint table first, and fails.
     pub fn checkpoint_table(&self) -> String {
-        format!("checkpoints_{}", self.name.replace('-', "_"))
+        let table = format!("checkpoints_{}", self.name.replace('-', "_"));
+        if self.format == 1 { table } else { format!("{table}_{}", self.format) }
     }
 
     /// Returns the parked-keys table of a view in MySQL. Each generation has its own.
@@ -33,11 +40,17 @@ impl Projection {
 }
 
 macro_rules! projections {
-    ($($(#[$doc:meta])* $constant:ident = $name:literal of $($stream:literal),+ in $store:ident $($part:literal),+;)+) => {
+    (@format) => { 1 };
+    (@format $format:literal) => { $format };
+    ($($(#[$doc:meta])* $constant:ident = $name:literal $(format $format:literal)? of $($stream:literal),+ in $store:ident $($part:literal),+;)+) => {
         $(
             $(#[$doc])*
-            pub const $constant: Projection =
-                Projection { name: $name, streams: &[$($stream),+], view: View::$store(&[$($part),+]) };
+            pub const $constant: Projection = Projection {
+                name: $name,
+                streams: &[$($stream),+],
+                view: View::$store(&[$($part),+]),
+                format: projections!(@format $($format)?),
+            };
         )+
 
         /// Every projection.
@@ -65,15 +78,15 @@ projections! {
     /// Users.
     USERS_TABLE = "users-table" of "users" in MySql "users";
     /// Videos, and how many an author has.
-    VIDEOS_TABLE = "videos-table" of "videos" in MySql "videos", "user_work_counts";
+    VIDEOS_TABLE = "videos-table" format 2 of "videos" in MySql "videos", "user_work_counts";
     /// Comments, and how many a video has.
-    COMMENTS_TABLE = "comments-table" of "comments" in MySql "comments", "video_comment_counts";
+    COMMENTS_TABLE = "comments-table" format 2 of "comments" in MySql "comments", "video_comment_counts";
     /// Messages, and the newest of each conversation.
     MESSAGES_TABLE = "messages-table" of "messages" in MySql "messages", "conversations";
     /// Likes: the durable copy of the sets in Redis. And how many a video, an author and a user have.
-    LIKES_TABLE = "likes-table" of "likes" in MySql "likes", "video_like_counts", "user_like_counts";
+    LIKES_TABLE = "likes-table" format 2 of "likes" in MySql "likes", "video_like_counts", "user_like_counts";
     /// Follows: the durable copy of the sets in Redis. And how many a user has.
-    FOLLOWS_TABLE = "follows-table" of "follows" in MySql "follows", "user_follow_counts";
+    FOLLOWS_TABLE = "follows-table" format 2 of "follows" in MySql "follows", "user_follow_counts";
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The MySQL connection pool and its migrations.
 
-use std::{io, time::Duration};
+use std::{borrow::Cow, io, time::Duration};
 
 use sqlx::{
     MySqlConnection, MySqlPool,
@@ -85,8 +85,9 @@ const MIGRATE_TIMEOUT_S: i64 = 30;
 
 /// Runs the pending migrations. Several processes may call it at once.
 ///
-/// A migration must be repeatable: DDL cannot be rolled back, so one that a crash interrupted runs again.
-pub async fn migrate(pool: &MySqlPool, migrator: &Migrator) -> Result<(), MigrateError> {
+/// A migration must be repeatable: DDL cannot be rolled back, so one that a crash interrupted runs again. Ignores migrations
+/// of later versions, so that a process can start beside or after these.
+pub async fn migrate(pool: &MySqlPool, migrator: &'static Migrator) -> Result<(), MigrateError> {
     // The migrator's own lock uses a negative timeout to wait without limit; MariaDB does not wait at all with it.
     let mut connection = pool.acquire().await.map_err(explain)?;
     let locked: Option<i64> = sqlx::query_scalar("SELECT GET_LOCK(CONCAT('migrate-', SHA1(DATABASE())), ?)")
@@ -96,7 +97,12 @@ pub async fn migrate(pool: &MySqlPool, migrator: &Migrator) -> Result<(), Migrat
     if locked != Some(1) {
         return Err(sqlx::Error::PoolTimedOut.into());
     }
-    let migrated = run(&mut connection, migrator).await;
+    let migrator = Migrator {
+        migrations: Cow::Borrowed(&migrator.migrations),
+        ignore_missing: true,
+        ..Migrator::DEFAULT
+    };
+    let migrated = run(&mut connection, &migrator).await;
     sqlx::query("SELECT RELEASE_LOCK(CONCAT('migrate-', SHA1(DATABASE())))")
         .execute(&mut *connection)
         .await?;
@@ -133,8 +139,6 @@ async fn run(connection: &mut MySqlConnection, migrator: &Migrator) -> Result<()
 
 #[cfg(test)]
 mod tests {
-    use std::borrow::Cow;
-
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::{TcpListener, TcpStream},
@@ -186,8 +190,8 @@ mod tests {
         let pool =
             open(&format!("mysql://user:secret@{}/database", listener.local_addr().unwrap()), 1).unwrap();
         let server = tokio::spawn(ask_for_password(listener));
-        let migrator = Migrator { migrations: Cow::Borrowed(&[]), ..Migrator::DEFAULT };
-        let error = migrate(&pool, &migrator).await.unwrap_err().to_string();
+        static EMPTY: Migrator = Migrator::DEFAULT;
+        let error = migrate(&pool, &EMPTY).await.unwrap_err().to_string();
         assert!(error.contains("which needs TLS: enable TLS on the server"), "{error}");
         assert!(!error.contains("secret"));
         server.await.unwrap();

@@ -58,7 +58,7 @@ async fn views_stay_exact_when_instances_change_during_lag() {
 async fn view_starts_when_its_store_becomes_available() {
     let system = TestSystem::new().await;
     system.append(&random_history(300)).await;
-    sqlx::query("RENAME TABLE checkpoints_likes_table TO elsewhere")
+    sqlx::query("RENAME TABLE checkpoints_likes_table_2 TO elsewhere")
         .execute(&system.target.mysql)
         .await
         .unwrap();
@@ -70,7 +70,7 @@ async fn view_starts_when_its_store_becomes_available() {
             .is_some_and(|missing| missing.contains("failed to read the view's position"))
     };
     until("the error is reported", is_reported).await;
-    sqlx::query("RENAME TABLE elsewhere TO checkpoints_likes_table")
+    sqlx::query("RENAME TABLE elsewhere TO checkpoints_likes_table_2")
         .execute(&system.target.mysql)
         .await
         .unwrap();
@@ -124,7 +124,7 @@ async fn restored_mysql_view_is_refilled_automatically() {
         "DELETE FROM likes",
         "DELETE FROM video_like_counts",
         "DELETE FROM user_like_counts",
-        "UPDATE checkpoints_likes_table SET next_offset = 0",
+        "UPDATE checkpoints_likes_table_2 SET next_offset = 0",
     ] {
         sqlx::query(statement).execute(&mut *transaction).await.unwrap();
     }

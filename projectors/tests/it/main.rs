@@ -17,3 +17,4 @@ mod operate;
 mod plans;
 mod rebuild;
 mod support;
+mod upgrade;

@@ -40,7 +40,7 @@ fn projection(name: &str) -> Projection {
 }
 
 /// Begins a rebuild once the server has released the lock of the previous one.
-async fn begin(system: &TestSystem, name: &str) -> Rebuild {
+pub(crate) async fn begin(system: &TestSystem, name: &str) -> Rebuild {
     let free = async {
         loop {
             match Rebuild::begin(&system.log, &system.stores, projection(name)).await {

@@ -30,6 +30,7 @@ impl GenerationStore for MySqlGenerations {
         let (live, next) = (self.target.database()?, self.database_name("next")?);
         self.drop_database("old").await?;
         self.execute(format!("CREATE DATABASE IF NOT EXISTS `{next}`")).await?;
+        self.ensure_same_format(&next).await?;
         for table in self.tables() {
             self.execute(format!("CREATE TABLE IF NOT EXISTS `{next}`.{table} LIKE `{live}`.{table}"))
                 .await?;
@@ -80,6 +81,24 @@ impl GenerationStore for MySqlGenerations {
 }
 
 impl MySqlGenerations {
+    /// Fails if a rebuild of another version created the next tables: their rows are of another format.
+    async fn ensure_same_format(&self, next: &str) -> anyhow::Result<()> {
+        let table = "SELECT 1 FROM information_schema.tables WHERE table_schema = ?";
+        let select = format!("SELECT EXISTS ({table}) AND NOT EXISTS ({table} AND table_name = ?)");
+        let is_other: bool = sqlx::query_scalar(AssertSqlSafe(select))
+            .bind(next)
+            .bind(next)
+            .bind(self.projection.catalogued.checkpoint_table())
+            .fetch_one(&self.target.mysql)
+            .await?;
+        ensure!(
+            !is_other,
+            "a rebuild of another version began the next generation, whose rows may be of another format; run this with \
+             --drop, then again"
+        );
+        Ok(())
+    }
+
     /// Fails if the live tables were migrated since the next ones were created, so that old layouts cannot
     /// take over.
     async fn ensure_same_layout(&self) -> anyhow::Result<()> {
@@ -100,9 +119,11 @@ impl MySqlGenerations {
         Ok(())
     }
 
+    /// All tables of a generation. The checkpoints come first: they show the format of a generation that is not complete.
     fn tables(&self) -> impl Iterator<Item = String> + Send + use<> {
+        let catalogued = self.projection.catalogued;
         let own = self.tables.iter().map(|table| (*table).to_owned());
-        own.chain([self.projection.catalogued.checkpoint_table(), self.projection.catalogued.parked_table()])
+        [catalogued.checkpoint_table(), catalogued.parked_table()].into_iter().chain(own)
     }
 
     /// Returns the name of a database beside the live one.

@@ -1,6 +1,13 @@
 //! The network link from one process to one store, and what is wrong with it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::sync::watch;
 
@@ -38,6 +45,8 @@ impl fmt::Display for Condition {
 #[derive(Debug)]
 pub struct Link {
     state: watch::Sender<LinkState>,
+    /// Answers until one is lost; negative once it was.
+    answers_until_loss: AtomicI64,
 }
 
 /// The current state of a link.
@@ -52,7 +61,8 @@ pub(crate) struct LinkState {
 impl Link {
     /// A link that works.
     pub fn open() -> Arc<Self> {
-        Arc::new(Self { state: watch::Sender::new(LinkState { condition: Condition::Open, resets: 0 }) })
+        let state = LinkState { condition: Condition::Open, resets: 0 };
+        Arc::new(Self { state: watch::Sender::new(state), answers_until_loss: AtomicI64::new(i64::MAX) })
     }
 
     /// Changes the condition. [`Condition::Cut`] also resets all connections.
@@ -66,6 +76,21 @@ impl Link {
     /// Resets all connections.
     pub fn reset(&self) {
         self.state.send_modify(|state| state.resets += 1);
+    }
+
+    /// Loses one answer, after `count` others on any connection: its client gets a reset instead.
+    pub fn lose_answer_after(&self, count: u32) {
+        self.answers_until_loss.store(i64::from(count), Ordering::SeqCst);
+    }
+
+    /// Whether the answer of [`Link::lose_answer_after`] is lost.
+    pub fn has_lost_answer(&self) -> bool {
+        self.answers_until_loss.load(Ordering::SeqCst) < 0
+    }
+
+    /// Counts an answer; returns whether it is the one to lose.
+    pub(crate) fn loses_answer(&self) -> bool {
+        self.answers_until_loss.fetch_sub(1, Ordering::SeqCst) == 0
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<LinkState> {

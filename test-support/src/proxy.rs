@@ -58,7 +58,7 @@ impl Proxy {
                         if let Ok((client, peer)) = accepted
                             && let Some(link) = choose(peer, address)
                         {
-                            connections.spawn(relay(client, target.clone(), link.watch()));
+                            connections.spawn(relay(client, target.clone(), link));
                         }
                     }
                     Some(_) = connections.join_next() => {}
@@ -98,8 +98,8 @@ enum Direction {
     Answer,
 }
 
-async fn relay(mut client: TcpStream, target: String, link: watch::Receiver<LinkState>) {
-    let server = if link.borrow().condition == Condition::Cut {
+async fn relay(mut client: TcpStream, target: String, link: Arc<Link>) {
+    let server = if link.watch().borrow().condition == Condition::Cut {
         None
     } else {
         timeout(CONNECT_TIMEOUT, TcpStream::connect(target)).await.ok().and_then(Result::ok)
@@ -113,9 +113,9 @@ async fn relay(mut client: TcpStream, target: String, link: watch::Receiver<Link
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         tokio::select! {
-            end = until_reset(link.clone()) => end,
-            end = pass(from_client, to_server, Direction::Request, link.clone()) => end,
-            end = pass(from_server, to_client, Direction::Answer, link) => end,
+            end = until_reset(link.watch()) => end,
+            end = pass(from_client, to_server, Direction::Request, &link) => end,
+            end = pass(from_server, to_client, Direction::Answer, &link) => end,
         }
     };
     if end != End::Closed {
@@ -132,12 +132,8 @@ async fn until_reset(mut link: watch::Receiver<LinkState>) -> End {
     End::Reset
 }
 
-async fn pass(
-    mut from: ReadHalf<'_>,
-    mut to: WriteHalf<'_>,
-    direction: Direction,
-    mut link: watch::Receiver<LinkState>,
-) -> End {
+async fn pass(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, direction: Direction, link: &Link) -> End {
+    let mut state = link.watch();
     let mut chunk = vec![0; CHUNK];
     loop {
         let length = match from.read(&mut chunk).await {
@@ -145,10 +141,13 @@ async fn pass(
             Ok(length) => length,
             Err(_) => return End::Reset,
         };
-        let condition = match link.wait_for(|state| state.condition != Condition::Stalled).await {
+        let condition = match state.wait_for(|state| state.condition != Condition::Stalled).await {
             Ok(state) => state.condition,
             Err(_) => return End::Reset,
         };
+        if direction == Direction::Answer && link.loses_answer() {
+            return End::Reset;
+        }
         let (arriving, end) = match (condition, direction) {
             (Condition::AnswersLost, Direction::Answer) | (Condition::Cut, _) => return End::Reset,
             (Condition::Torn, Direction::Request) => (length / 2, Some(End::Torn)),
@@ -229,6 +228,21 @@ mod tests {
         link.set(Condition::Torn);
         assert!(ask(&mut connect().await, &[1; 10]).await.is_err());
         received.wait_for(|received| *received == before + 6).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_answer_is_lost_after_others() {
+        let (address, mut received) = server().await;
+        let link = Link::open();
+        let proxy = Proxy::over("127.0.0.1:0", address, link.clone()).await.unwrap();
+        let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+        link.lose_answer_after(1);
+        assert_eq!(ask(&mut stream, &[1]).await.unwrap(), [2]);
+        assert!(!link.has_lost_answer());
+        assert_eq!(ask(&mut stream, &[2]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert!(link.has_lost_answer());
+        received.wait_for(|received| *received == 2).await.unwrap();
+        assert_eq!(ask(&mut TcpStream::connect(proxy.address).await.unwrap(), &[3]).await.unwrap(), [4]);
     }
 
     #[tokio::test]

@@ -3,8 +3,8 @@
 /// A statement in the source.
 pub(super) struct Statement {
     pub(super) file: String,
-    /// The text, with `{…}` where values are formatted into it. A statement that is put together from several literals is
-    /// known by the first of them.
+    /// The text, with `{…}` where values are formatted into it. A statement that is put together from several literals at
+    /// run time is known by the first of them.
     pub(super) sql: String,
 }
 
@@ -51,28 +51,67 @@ pub(super) fn statements(file: &str, text: &str) -> Vec<Statement> {
     sql.filter(|sql| is_checked(sql)).map(|sql| Statement { file: file.to_owned(), sql }).collect()
 }
 
+/// The string literals of code. Those of a `concat!` are one, with `{}` for each macro between them.
 fn string_literals(code: &str) -> Vec<String> {
     let mut literals = Vec::new();
-    let mut characters = code.chars().peekable();
-    while let Some(character) = characters.next() {
-        match character {
+    let mut rest = code;
+    let mut concat: Option<Concat> = None;
+    while let Some(character) = rest.chars().next() {
+        if concat.is_none()
+            && let Some(inside) = rest.strip_prefix("concat!(")
+        {
+            concat = Some(Concat { text: String::new(), depth: 1 });
+            rest = inside;
+            continue;
+        }
+        rest = &rest[character.len_utf8()..];
+        match (character, &mut concat) {
             // A quote as a character literal.
-            '\'' if characters.peek() == Some(&'"') => _ = characters.next(),
-            '"' => {
-                let mut literal = String::new();
-                while let Some(character) = characters.next().filter(|character| *character != '"') {
-                    match character {
-                        // An escape; at the end of a line it continues the literal on the next.
-                        '\\' => literal.extend(characters.next().filter(|escaped| *escaped != '\n')),
-                        _ => literal.push(character),
-                    }
+            ('\'', _) if rest.starts_with('"') => rest = &rest[1..],
+            ('"', concat) => {
+                let literal;
+                (literal, rest) = string_literal(rest);
+                match concat {
+                    Some(concat) if concat.depth == 1 => concat.text.push_str(&literal),
+                    Some(_) => {}
+                    None => literals.push(literal),
                 }
-                literals.push(literal);
+            }
+            ('(', Some(concat)) => {
+                concat.text.push_str(if concat.depth == 1 { "{}" } else { "" });
+                concat.depth += 1;
+            }
+            (')', Some(inner)) => {
+                inner.depth -= 1;
+                if inner.depth == 0 {
+                    literals.extend(concat.take().map(|concat| concat.text));
+                }
             }
             _ => {}
         }
     }
     literals
+}
+
+/// A `concat!` that has not ended.
+struct Concat {
+    text: String,
+    /// The number of open parentheses.
+    depth: usize,
+}
+
+/// Returns the literal after its opening quote, and what follows it.
+fn string_literal(code: &str) -> (String, &str) {
+    let mut literal = String::new();
+    let mut characters = code.chars();
+    while let Some(character) = characters.next().filter(|character| *character != '"') {
+        match character {
+            // An escape; at the end of a line it continues the literal on the next.
+            '\\' => literal.extend(characters.next().filter(|escaped| *escaped != '\n')),
+            _ => literal.push(character),
+        }
+    }
+    (literal, characters.as_str())
 }
 
 #[cfg(test)]
@@ -89,5 +128,15 @@ mod tests {
         assert!(found[0].matches("SELECT x FROM checkpoints WHERE y = ? AND z"));
         assert!(!found[0].matches("EXPLAIN SELECT x FROM checkpoints WHERE y = ?"));
         assert!(!found[0].matches("SELECT x FROM checkpoints WHERE z = ?"));
+    }
+
+    #[test]
+    fn concatenated_literals_are_one_statement() {
+        let code = "const A: &str = concat!(\n\"UPDATE \", batch!(\"a\", \"b\"), \" SET c = (\", now!(), \") + ?\");\n\"DELETE FROM t\"";
+        let found = statements("f.rs", code);
+        let sql: Vec<_> = found.iter().map(|statement| statement.sql.as_str()).collect();
+        assert_eq!(sql, ["UPDATE {} SET c = ({}) + ?", "DELETE FROM t"]);
+        assert!(found[0].matches("UPDATE x SET c = (NOW()) + ?"));
+        assert!(!found[0].matches("UPDATE x SET d = (NOW()) + ?"));
     }
 }

@@ -42,19 +42,13 @@ pub fn run(
     async move {
         ffmpeg::check_tools().await?;
         spawn_blocking(temp_dir::remove_abandoned).await?;
-        let jobs = JobStore::new(context.mysql.clone(), Uuid::new_v4().to_string());
+        let jobs = JobStore::new(context.mysql.clone(), Uuid::new_v4().to_string(), context.limits.lease);
         let enqueued = Arc::new(Notify::new());
-        let intake = Intake::new(
-            source,
-            (jobs.clone(), Arc::clone(&enqueued)),
-            context.clock.clone(),
-            readiness.clone(),
-            shutdown.clone(),
-        )?;
+        let intake =
+            Intake::new(source, (jobs.clone(), Arc::clone(&enqueued)), readiness.clone(), shutdown.clone())?;
         let scheduler = Scheduler {
             concurrency: config.concurrency(),
             limits: context.limits,
-            clock: context.clock.clone(),
             processor: UploadProcessor::new(context),
             jobs,
             enqueued,

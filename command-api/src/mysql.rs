@@ -1,10 +1,19 @@
-//! Timeouts and error mapping for statements on the command side's own tables.
+//! Time, timeouts and error mapping for statements on the command side's own tables.
 
 use std::{io, time::Duration};
 
 use sqlx::mysql::MySqlDatabaseError;
 use vidlog_contract::ApiError;
 use vidlog_read_models::ReadError;
+
+/// MySQL's time in a statement, milliseconds since 1970: the start of the statement. The one clock of all processes that
+/// share a table.
+macro_rules! mysql_now_ms {
+    () => {
+        "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) DIV 1000"
+    };
+}
+pub(crate) use mysql_now_ms;
 
 /// Maximum time of a statement or transaction: it holds a pooled connection, and the command has 5 s to respond.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3);

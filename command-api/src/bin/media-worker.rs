@@ -13,7 +13,6 @@ use vidlog_read_models::{MediaUrls, ReadModels};
 use vidlog_redis_shards::Redis;
 use vidlog_schemas::Keys;
 use vidlog_service_kit::{
-    clock::Clock,
     config::{Kafka, Stores, Telemetry},
     mysql, objects,
     ops::{self, Readiness},
@@ -77,7 +76,6 @@ fn open(cli: &Cli, log: KafkaLog) -> anyhow::Result<MediaContext> {
         objects: objects::open(&cli.object_store)?,
         mysql,
         freshness: read_models.freshness,
-        clock: Clock::system(),
         limits: Limits::default(),
     })
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use object_store::ObjectStore;
 use sqlx::MySqlPool;
 use vidlog_read_models::Freshness;
-use vidlog_service_kit::{clock::Clock, config::Kafka};
+use vidlog_service_kit::config::Kafka;
 
 use crate::{publisher::EventLog, state::CommandState};
 
@@ -47,8 +47,6 @@ pub struct MediaContext {
     pub mysql: MySqlPool,
     /// Records the positions of outcomes for read-your-writes.
     pub freshness: Freshness,
-    /// The clock.
-    pub clock: Clock,
     /// Limits on uploads and retries.
     pub limits: Limits,
 }
@@ -61,7 +59,6 @@ impl MediaContext {
             objects: Arc::clone(&state.objects),
             mysql: state.mysql.clone(),
             freshness: state.read_models.freshness.clone(),
-            clock: state.clock.clone(),
             limits: Limits::default(),
         }
     }

@@ -18,7 +18,7 @@ use rdkafka::{
 use tokio::{sync::Notify, time::sleep};
 use tracing::{debug, error, info, warn};
 use vidlog_events::{Envelope, Event, Stream, Topics, VideoEvent, decode};
-use vidlog_service_kit::{clock::Clock, ops::Readiness, shutdown::Shutdown};
+use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 use super::{
     config::UploadSource,
@@ -41,7 +41,6 @@ pub(super) struct Intake {
     jobs: JobStore,
     /// Notified when uploads are enqueued.
     enqueued: Arc<Notify>,
-    clock: Clock,
     readiness: Readiness,
     shutdown: Shutdown,
 }
@@ -84,7 +83,6 @@ impl Intake {
     pub(super) fn new(
         source: UploadSource<'_>,
         (jobs, enqueued): (JobStore, Arc<Notify>),
-        clock: Clock,
         readiness: Readiness,
         shutdown: Shutdown,
     ) -> anyhow::Result<Self> {
@@ -93,7 +91,7 @@ impl Intake {
             .create_with_context(KafkaLogContext)
             .context("failed to create the consumer")?;
         let topic = Topics::new(source.namespace).name(Stream::Videos);
-        Ok(Self { consumer: Arc::new(consumer), topic, jobs, enqueued, clock, readiness, shutdown })
+        Ok(Self { consumer: Arc::new(consumer), topic, jobs, enqueued, readiness, shutdown })
     }
 
     /// Consumes until shutdown, then leaves the consumer group.
@@ -151,7 +149,7 @@ impl Intake {
 
     /// Enqueues uploads, however often MySQL fails: after an error the consumer would not return to them.
     async fn enqueue(&self, jobs: &[NewJob]) {
-        while let Err(failure) = with_timeout(self.jobs.enqueue(jobs, self.clock.now_ms())).await {
+        while let Err(failure) = with_timeout(self.jobs.enqueue(jobs)).await {
             warn!(error = failure.error, "failed to enqueue uploads; retrying");
             self.readiness.not_ready(PART, format!("uploads are not enqueued: {}", failure.error));
             sleep(RETRY_INTERVAL).await;

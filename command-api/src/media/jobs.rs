@@ -2,7 +2,11 @@
 //!
 //! A job is queued, running, or waiting for its next try. A running one has a lease, which its worker renews; once it
 //! ends, the job is due again, as after a wait. So a waiting job costs its row only, and tries outlive their worker.
-//! A try that has lost its lease is fenced: its renewal and its end match the worker and the number of the try.
+//! A try that has lost its lease is fenced: its renewal and its end match the worker and the number of the try, which no
+//! other try of the job has. All times are MySQL's: the clocks of workers differ.
+//!
+//! A statement whose answer is lost may have been executed. Each can be repeated: after it, and after any later one, it
+//! has no effect. A claim can't, so its caller releases the tries that may have begun.
 //!
 //! Authors take turns (start-time fair queuing): a job takes the turn after the last one of its author, or that of the
 //! job that started last if this is later. So a job waits for at most one job of each other author, however many they
@@ -18,24 +22,71 @@ use super::{
     outcomes::OutcomeError,
     retry::{Failure, History, Reason},
 };
-use crate::envelope_json::to_json;
+use crate::{envelope_json::to_json, mysql::mysql_now_ms};
 
 /// Maximum number of jobs that one statement enqueues or requeues.
 pub const BATCH_SIZE: usize = 100;
 /// Maximum length of a recorded error: that of its column.
 const MAX_ERROR_CHARS: usize = 255;
 
+const FINALIZED: &str = concat!(
+    "SELECT video_id FROM ",
+    batch!("video_id"),
+    " STRAIGHT_JOIN media_outcomes USING (video_id) WHERE appended"
+);
+/// One lookup for each author. `MAX(turn)` would read all jobs of one.
+const LAST_TURNS: &str = concat!(
+    "SELECT author_id, (SELECT turn FROM media_jobs WHERE media_jobs.author_id = batch.author_id
+        ORDER BY turn DESC LIMIT 1) FROM ",
+    batch!("author_id")
+);
+/// The server filters by the batch, instead of looking the jobs of the batch up: they are to be skipped.
+const QUEUED: &str =
+    "SELECT video_id, event, turn, tries, interruptions, crashes, timeouts, missing, spent_ms
+    FROM media_jobs WHERE due_ms IS NULL AND NOT JSON_CONTAINS(?, CAST(video_id AS CHAR))
+    ORDER BY turn, video_id LIMIT ? FOR UPDATE SKIP LOCKED";
+const BEGIN: &str = concat!(
+    "UPDATE ",
+    batch!("video_id"),
+    " STRAIGHT_JOIN media_jobs USING (video_id) SET due_ms = ",
+    mysql_now_ms!(),
+    " + ?, worker = ?, tries = tries + 1, interruptions = interruptions + 1"
+);
 const RENEW: &str = concat!(
     "UPDATE ",
-    vidlog_schemas::batch!("video_id", "tries"),
-    " STRAIGHT_JOIN media_jobs USING (video_id, tries) SET due_ms = ? WHERE worker = ?"
+    batch!("video_id", "tries"),
+    " STRAIGHT_JOIN media_jobs USING (video_id, tries) SET due_ms = ",
+    mysql_now_ms!(),
+    " + ? WHERE worker = ?"
 );
 const RELEASE: &str = concat!(
     "UPDATE ",
-    vidlog_schemas::batch!("video_id", "tries"),
+    batch!("video_id", "tries"),
     " STRAIGHT_JOIN media_jobs USING (video_id, tries)
-     SET due_ms = NULL, worker = NULL, media_jobs.tries = media_jobs.tries - 1, interruptions = interruptions - 1
-     WHERE worker = ?"
+     SET due_ms = NULL, worker = NULL, interruptions = interruptions - 1 WHERE worker = ?"
+);
+const RECORD_FAILURE: &str = concat!(
+    "UPDATE media_jobs SET due_ms = ",
+    mysql_now_ms!(),
+    " + ?, worker = NULL, interruptions = ?, crashes = ?, timeouts = ?, missing = ?, spent_ms = ?, reason = ?,
+     error = ? WHERE video_id = ? AND tries = ? AND worker = ?"
+);
+const DUE: &str = concat!(
+    "SELECT video_id, author_id, worker IS NOT NULL FROM media_jobs WHERE due_ms <= ",
+    mysql_now_ms!(),
+    " ORDER BY due_ms LIMIT ? FOR UPDATE SKIP LOCKED"
+);
+const INTERRUPT: &str =
+    concat!("UPDATE ", batch!("video_id"), " STRAIGHT_JOIN media_jobs USING (video_id) SET reason = ?");
+const REQUEUE: &str = concat!(
+    "UPDATE ",
+    batch!("video_id", "next_turn"),
+    " STRAIGHT_JOIN media_jobs USING (video_id) SET due_ms = NULL, worker = NULL, turn = next_turn"
+);
+const BACKLOG: &str = concat!(
+    "SELECT reason, COUNT(*) AS count, (",
+    mysql_now_ms!(),
+    " - MIN(enqueued_ms)) DIV 1000 AS oldest_s FROM media_jobs GROUP BY reason"
 );
 
 /// A video and the number of its try.
@@ -77,8 +128,8 @@ pub struct Backlog {
     pub reason: String,
     /// Their number.
     pub count: i64,
-    /// When the oldest was enqueued, milliseconds since 1970.
-    pub oldest_ms: i64,
+    /// Age of the oldest, seconds since it was enqueued.
+    pub oldest_s: i64,
 }
 
 #[derive(sqlx::FromRow)]
@@ -100,25 +151,23 @@ pub struct JobStore {
     pool: MySqlPool,
     /// Name of this worker in its leases; unique per run.
     worker: String,
+    lease: Duration,
 }
 
 impl JobStore {
-    /// The queue in the pool's database, for a worker.
-    pub const fn new(pool: MySqlPool, worker: String) -> Self {
-        Self { pool, worker }
+    /// The queue in the pool's database, for a worker whose leases last for `lease` unless it renews them.
+    pub const fn new(pool: MySqlPool, worker: String, lease: Duration) -> Self {
+        Self { pool, worker, lease }
     }
 
     /// Enqueues up to [`BATCH_SIZE`] uploads, without those that are enqueued or finalized.
-    pub async fn enqueue(&self, jobs: &[NewJob], now_ms: i64) -> Result<(), OutcomeError> {
+    pub async fn enqueue(&self, jobs: &[NewJob]) -> Result<(), OutcomeError> {
         if jobs.is_empty() {
             return Ok(());
         }
+        let ids: Vec<_> = jobs.iter().map(|job| job.video_id.get()).collect();
         let finalized: Vec<i64> =
-            with_ids("SELECT video_id FROM media_outcomes WHERE appended AND video_id IN ", &video_ids(jobs))
-                .build_query_scalar()
-                .persistent(false)
-                .fetch_all(&self.pool)
-                .await?;
+            sqlx::query_scalar(FINALIZED).bind(batch::ids(&ids)).fetch_all(&self.pool).await?;
         let jobs: Vec<_> = jobs.iter().filter(|job| !finalized.contains(&job.video_id.get())).collect();
         if jobs.is_empty() {
             return Ok(());
@@ -131,11 +180,11 @@ impl JobStore {
             rows.push((job, turn, to_json(&job.envelope)?));
         }
         QueryBuilder::<MySql>::new(
-            "INSERT IGNORE INTO media_jobs (video_id, author_id, event, enqueued_ms, turn) ",
+            "INSERT IGNORE INTO media_jobs (video_id, author_id, event, turn, enqueued_ms) ",
         )
         .push_values(rows, |mut row, (job, turn, event)| {
             row.push_bind(job.video_id.get()).push_bind(job.author_id.get()).push_bind(event);
-            row.push_bind(now_ms).push_bind(turn);
+            row.push_bind(turn).push(mysql_now_ms!());
         })
         .build()
         .persistent(false)
@@ -144,93 +193,89 @@ impl JobStore {
         Ok(())
     }
 
-    /// Claims up to `count` queued jobs, whose tries begin with it, until `lease_end_ms`.
+    /// Claims up to `count` queued jobs, whose tries begin with it.
     ///
     /// Skips the worker's `running` tries: one that has lost its lease may be queued again while it goes on.
     /// The try is counted before it starts: a job that kills its worker is not found uncounted by the next one.
+    ///
+    /// If the call fails or is cancelled, `unconfirmed` has the tries that may have begun: [`JobStore::release`] them
+    /// before the next call, or they count as interrupted.
     pub async fn claim(
         &self,
         count: usize,
         running: &[TryId],
-        now_ms: i64,
-        lease_end_ms: i64,
+        unconfirmed: &mut Vec<TryId>,
     ) -> Result<Vec<Job>, OutcomeError> {
+        let running: Vec<_> = running.iter().map(|(video_id, _)| *video_id).collect();
         let mut transaction = self.pool.begin().await?;
-        let mut select = QueryBuilder::<MySql>::new(
-            "SELECT video_id, event, turn, tries, interruptions, crashes, timeouts, missing, spent_ms \
-             FROM media_jobs WHERE due_ms IS NULL",
-        );
-        if !running.is_empty() {
-            let ids: Vec<_> = running.iter().map(|(video_id, _)| *video_id).collect();
-            push_ids(select.push(" AND video_id NOT IN "), &ids);
-        }
-        select.push(" ORDER BY turn, video_id LIMIT ").push_bind(u32::try_from(count).unwrap_or(u32::MAX));
-        select.push(" FOR UPDATE SKIP LOCKED");
-        let rows: Vec<JobRow> =
-            select.build_query_as().persistent(false).fetch_all(&mut *transaction).await?;
+        let rows: Vec<JobRow> = sqlx::query_as(QUEUED)
+            .bind(batch::ids(&running))
+            .bind(u32::try_from(count).unwrap_or(u32::MAX))
+            .fetch_all(&mut *transaction)
+            .await?;
         let Some(turn) = rows.iter().map(|row| row.turn).max() else {
             // The query locks the rows that it skips.
             transaction.rollback().await?;
             return Ok(Vec::new());
         };
-        let ids: Vec<_> = rows.iter().map(|row| row.video_id).collect();
-        let mut update = QueryBuilder::<MySql>::new("UPDATE media_jobs SET due_ms = ");
-        update.push_bind(lease_end_ms).push(", started_ms = ").push_bind(now_ms);
-        update.push(", worker = ").push_bind(&self.worker);
-        update.push(", tries = tries + 1, interruptions = interruptions + 1 WHERE video_id IN ");
-        push_ids(&mut update, &ids).build().persistent(false).execute(&mut *transaction).await?;
+        let jobs: Vec<_> = rows.into_iter().map(Job::from).collect();
+        *unconfirmed = jobs.iter().map(Job::try_id).collect();
+        sqlx::query(BEGIN)
+            .bind(batch::ids(jobs.iter().map(|job| &job.video_id)))
+            .bind(millis(self.lease))
+            .bind(&self.worker)
+            .execute(&mut *transaction)
+            .await?;
         sqlx::query("UPDATE media_queue SET turn = GREATEST(turn, ?) WHERE id = 1")
             .bind(turn)
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;
-        Ok(rows.into_iter().map(Job::from).collect())
+        unconfirmed.clear();
+        Ok(jobs)
     }
 
     /// Extends the leases of this worker's tries, except those that it has lost.
-    pub async fn renew(&self, tries: &[TryId], lease_end_ms: i64) -> Result<(), OutcomeError> {
+    pub async fn renew(&self, tries: &[TryId]) -> Result<(), OutcomeError> {
         sqlx::query(RENEW)
             .bind(batch_of(tries))
-            .bind(lease_end_ms)
+            .bind(millis(self.lease))
             .bind(&self.worker)
             .execute(&self.pool)
             .await?;
         Ok(())
     }
 
-    /// Queues the jobs of this worker's tries again, as if these had not begun, except those that it has lost.
+    /// Queues the jobs of this worker's tries again, except those that it has lost. The tries do not count as
+    /// interrupted.
     pub async fn release(&self, tries: &[TryId]) -> Result<(), OutcomeError> {
         sqlx::query(RELEASE).bind(batch_of(tries)).bind(&self.worker).execute(&self.pool).await?;
         Ok(())
     }
 
-    /// Records a failed try; the job waits until `due_ms`. No effect if the lease was lost.
+    /// Records a failed try; the job waits for `backoff`. No effect if the lease was lost.
     pub async fn record_failure(
         &self,
         job: &Job,
         failure: &Failure,
-        due_ms: i64,
+        backoff: Duration,
     ) -> Result<(), OutcomeError> {
         let history = job.history.after(failure);
         let error: String = failure.error.chars().take(MAX_ERROR_CHARS).collect();
-        sqlx::query(
-            "UPDATE media_jobs SET due_ms = ?, worker = NULL, interruptions = ?, crashes = ?, timeouts = ?, \
-             missing = ?, spent_ms = ?, reason = ?, error = ? WHERE video_id = ? AND tries = ? AND \
-             worker = ?",
-        )
-        .bind(due_ms)
-        .bind(history.interruptions)
-        .bind(history.crashes)
-        .bind(history.timeouts)
-        .bind(history.missing)
-        .bind(millis(history.spent))
-        .bind(failure.reason.name())
-        .bind(error)
-        .bind(job.video_id)
-        .bind(history.tries)
-        .bind(&self.worker)
-        .execute(&self.pool)
-        .await?;
+        sqlx::query(RECORD_FAILURE)
+            .bind(millis(backoff))
+            .bind(history.interruptions)
+            .bind(history.crashes)
+            .bind(history.timeouts)
+            .bind(history.missing)
+            .bind(millis(history.spent))
+            .bind(failure.reason.name())
+            .bind(error)
+            .bind(job.video_id)
+            .bind(history.tries)
+            .bind(&self.worker)
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 
@@ -246,47 +291,34 @@ impl JobStore {
     /// Queues up to [`BATCH_SIZE`] jobs whose wait or lease has ended; returns their number.
     ///
     /// An interrupted try is not charged to the budget: the number of interruptions has its own limit.
-    pub async fn requeue_due(&self, now_ms: i64) -> Result<usize, OutcomeError> {
+    pub async fn requeue_due(&self) -> Result<usize, OutcomeError> {
         let mut transaction = self.pool.begin().await?;
-        let due: Vec<(i64, i64)> = sqlx::query_as(
-            "SELECT video_id, author_id FROM media_jobs WHERE due_ms <= ? ORDER BY due_ms LIMIT ? \
-             FOR UPDATE SKIP LOCKED",
-        )
-        .bind(now_ms)
-        .bind(u32::try_from(BATCH_SIZE).unwrap_or(u32::MAX))
-        .fetch_all(&mut *transaction)
-        .await?;
+        let due: Vec<(i64, i64, bool)> = sqlx::query_as(DUE)
+            .bind(u32::try_from(BATCH_SIZE).unwrap_or(u32::MAX))
+            .fetch_all(&mut *transaction)
+            .await?;
         if due.is_empty() {
             // The query locks the rows that it reads. A dropped transaction would keep them locked for a while.
             transaction.rollback().await?;
             return Ok(0);
         }
-        let (ids, authors): (Vec<_>, Vec<_>) = due.into_iter().unzip();
-        let turns = next_turns(&mut transaction, &authors).await?;
-        // MySQL evaluates the assignments in this order.
-        let mut update =
-            QueryBuilder::<MySql>::new("UPDATE media_jobs SET reason = IF(worker IS NULL, reason, ");
-        update.push_bind(Reason::Interrupted.name());
-        update.push("), due_ms = NULL, worker = NULL, turn = CASE video_id ");
-        for (id, turn) in ids.iter().zip(turns) {
-            update.push("WHEN ").push_bind(id).push(" THEN ").push_bind(turn).push(" ");
-        }
-        push_ids(update.push("END WHERE video_id IN "), &ids)
-            .build()
-            .persistent(false)
+        let interrupted = due.iter().filter(|(.., is_leased)| *is_leased).map(|(id, ..)| id);
+        sqlx::query(INTERRUPT)
+            .bind(batch::ids(interrupted))
+            .bind(Reason::Interrupted.name())
             .execute(&mut *transaction)
             .await?;
+        let authors: Vec<_> = due.iter().map(|(_, author, _)| *author).collect();
+        let turns = next_turns(&mut transaction, &authors).await?;
+        let requeued: Vec<_> = due.iter().map(|(id, ..)| *id).zip(turns).collect();
+        sqlx::query(REQUEUE).bind(batch::pairs(&requeued)).execute(&mut *transaction).await?;
         transaction.commit().await?;
-        Ok(ids.len())
+        Ok(due.len())
     }
 
     /// The uploads without an outcome, by the reason of their last failure.
     pub async fn backlog(&self) -> Result<Vec<Backlog>, OutcomeError> {
-        Ok(sqlx::query_as(
-            "SELECT reason, COUNT(*) AS count, MIN(enqueued_ms) AS oldest_ms FROM media_jobs GROUP BY reason",
-        )
-        .fetch_all(&self.pool)
-        .await?)
+        Ok(sqlx::query_as(BACKLOG).fetch_all(&self.pool).await?)
     }
 }
 
@@ -311,14 +343,10 @@ impl From<JobRow> for Job {
 async fn next_turns(connection: &mut MySqlConnection, authors: &[i64]) -> Result<Vec<i64>, sqlx::Error> {
     let current: i64 =
         sqlx::query_scalar("SELECT turn FROM media_queue WHERE id = 1").fetch_one(&mut *connection).await?;
-    let last: Vec<(i64, i64)> =
-        with_ids("SELECT author_id, MAX(turn) FROM media_jobs WHERE author_id IN ", authors)
-            .push(" GROUP BY author_id")
-            .build_query_as()
-            .persistent(false)
-            .fetch_all(connection)
-            .await?;
-    let mut last: HashMap<_, _> = last.into_iter().collect();
+    let last: Vec<(i64, Option<i64>)> =
+        sqlx::query_as(LAST_TURNS).bind(batch::ids(authors)).fetch_all(connection).await?;
+    let last = last.into_iter().filter_map(|(author, turn)| Some((author, turn?)));
+    let mut last: HashMap<_, _> = last.collect();
     let next = |author: &i64| {
         let turn = last.get(author).map_or(current, |last| current.max(last + 1));
         last.insert(*author, turn);
@@ -330,25 +358,6 @@ async fn next_turns(connection: &mut MySqlConnection, authors: &[i64]) -> Result
 fn batch_of(tries: &[TryId]) -> String {
     let tries: Vec<_> = tries.iter().map(|(video_id, number)| (*video_id, i64::from(*number))).collect();
     batch::pairs(&tries)
-}
-
-fn video_ids(jobs: &[NewJob]) -> Vec<i64> {
-    jobs.iter().map(|job| job.video_id.get()).collect()
-}
-
-fn with_ids(sql: &'static str, ids: &[i64]) -> QueryBuilder<MySql> {
-    let mut query = QueryBuilder::new(sql);
-    push_ids(&mut query, ids);
-    query
-}
-
-fn push_ids<'a>(query: &'a mut QueryBuilder<MySql>, ids: &[i64]) -> &'a mut QueryBuilder<MySql> {
-    query.push("(");
-    let mut list = query.separated(", ");
-    for id in ids {
-        list.push_bind(*id);
-    }
-    query.push(")")
 }
 
 fn millis(duration: Duration) -> i64 {

@@ -7,14 +7,20 @@ use vidlog_events::{Envelope, Event, VideoEvent, VideoId, VideoPublished, VideoR
 
 use crate::{
     envelope_json::{EnvelopeJsonError, from_json, to_json},
+    mysql::mysql_now_ms,
     request_context::EventIdentity,
 };
 
 /// `ce_source` of outcomes.
 const SOURCE: &str = "/vidlog/media-worker";
-/// How far publish times may be ahead of the clock before the clock counts as set back. Above the difference between the
-/// clocks of workers; below it, a new video is hidden from a phone whose clock is right for that long.
+/// How far publish times may be ahead of the clock before the clock counts as set back. Above the difference between two
+/// MySQL servers, of which one replaces the other; below it, a new video is hidden from a phone whose clock is right for
+/// that long.
 const MAX_AHEAD_MS: i64 = 10_000;
+
+const NOW: &str = concat!("SELECT ", mysql_now_ms!());
+const LOCK_CLOCK: &str =
+    concat!("SELECT last_ms, ", mysql_now_ms!(), " FROM publish_clock WHERE id = 1 FOR UPDATE");
 
 /// An upload, from its event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,22 +139,18 @@ impl OutcomeStore {
         row.map(|(event, appended)| Ok(Outcome { envelope: from_json(&event)?, appended })).transpose()
     }
 
-    /// Stores the outcome of an upload and returns it; returns the existing outcome if there is one.
+    /// Stores the outcome of an upload and returns it; returns the existing outcome if there is one. So it can be repeated
+    /// after an error, which does not tell whether the outcome is stored.
     ///
-    /// A published video gets a unique publish time: about `now_ms`, or the time of MySQL's clock if that is earlier. It
-    /// is above all publish times before it, except those of a clock that was ahead ([ADR 0006]).
+    /// Its time is MySQL's: the clocks of workers differ. A published video gets a unique publish time: about now, and
+    /// above all publish times before it, except those of a clock that was ahead ([ADR 0006]).
     ///
     /// [ADR 0006]: ../../../../docs/adr/0006-a-publish-time-is-unique.md
-    pub async fn decide(
-        &self,
-        upload: &Upload,
-        verdict: Verdict,
-        now_ms: i64,
-    ) -> Result<Outcome, OutcomeError> {
+    pub async fn decide(&self, upload: &Upload, verdict: Verdict) -> Result<Outcome, OutcomeError> {
         let mut transaction = self.pool.begin().await?;
         let time_ms = match &verdict {
-            Verdict::Publish { .. } => next_publish_time(&mut transaction, now_ms).await?,
-            Verdict::Reject { .. } => now_ms,
+            Verdict::Publish { .. } => next_publish_time(&mut transaction).await?,
+            Verdict::Reject { .. } => sqlx::query_scalar(NOW).fetch_one(&mut *transaction).await?,
         };
         let envelope = upload.outcome_event(verdict, time_ms);
         let inserted =
@@ -177,13 +179,8 @@ impl OutcomeStore {
 }
 
 /// Allocates the next publish time. The transaction locks the clock's row, so allocations are serialized.
-async fn next_publish_time(transaction: &mut sqlx::MySqlConnection, now_ms: i64) -> Result<i64, sqlx::Error> {
-    let (last_ms, mysql_now_ms): (i64, i64) = sqlx::query_as(
-        "SELECT last_ms, CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED) FROM publish_clock WHERE id = 1 FOR UPDATE",
-    )
-    .fetch_one(&mut *transaction)
-    .await?;
-    let now_ms = now_ms.min(mysql_now_ms);
+async fn next_publish_time(transaction: &mut sqlx::MySqlConnection) -> Result<i64, sqlx::Error> {
+    let (last_ms, now_ms): (i64, i64) = sqlx::query_as(LOCK_CLOCK).fetch_one(&mut *transaction).await?;
     let from_ms = if last_ms < now_ms + MAX_AHEAD_MS { now_ms.max(last_ms + 1) } else { now_ms };
     let time_ms = first_free_time(&mut *transaction, from_ms).await?;
     sqlx::query("INSERT INTO publish_times (published_ms) VALUES (?)")

@@ -103,7 +103,7 @@ impl UploadProcessor {
                 };
                 verdict?
             };
-            with_timeout(self.outcomes.decide(&upload, verdict, self.context.clock.now_ms())).await?
+            with_timeout(self.outcomes.decide(&upload, verdict)).await?
         };
         self.append_outcome(video_id, &outcome).await?;
         Ok(Processed::Finalized)

@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
-use vidlog_service_kit::{clock::Clock, ops::Readiness, shutdown::Shutdown};
+use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 use super::{
     config::Limits,
@@ -43,8 +43,6 @@ pub(super) struct Scheduler {
     pub(super) enqueued: Arc<Notify>,
     /// Limits on uploads and retries.
     pub(super) limits: Limits,
-    /// The clock.
-    pub(super) clock: Clock,
     /// Reports uploads that wait.
     pub(super) readiness: Readiness,
 }
@@ -55,6 +53,8 @@ struct Running {
     tasks: JoinSet<i64>,
     /// The number of the try by video: at most one runs.
     tries: BTreeMap<i64, u32>,
+    /// Tries that a failed claim may have begun.
+    unconfirmed: Vec<TryId>,
 }
 
 impl Running {
@@ -97,7 +97,8 @@ impl Scheduler {
             self.start_jobs(&mut running, &stop).await;
         }
         // The tries end at once, but for those that append an outcome.
-        let stopped = running.tries();
+        let mut stopped = running.tries();
+        stopped.append(&mut running.unconfirmed);
         while running.tasks.join_next().await.is_some() {}
         if !stopped.is_empty()
             && let Err(failure) = with_timeout(self.jobs.release(&stopped)).await
@@ -113,22 +114,29 @@ impl Scheduler {
         if free == 0 {
             return;
         }
-        let tries = running.tries();
-        let claim = self.jobs.claim(free, &tries, self.clock.now_ms(), self.lease_end_ms());
-        let claimed = with_timeout(claim).await;
-        let jobs = claimed.unwrap_or_else(|failure| {
-            debug!(error = failure.error, "failed to claim uploads");
-            Vec::new()
-        });
+        let jobs = match self.claim(free, running).await {
+            Ok(jobs) => jobs,
+            Err(failure) => return debug!(error = failure.error, "failed to claim uploads"),
+        };
         for job in jobs {
             running.tries.insert(job.video_id, job.history.tries);
             running.tasks.spawn(Try::new(self, stop).run(job));
         }
     }
 
+    /// Claims uploads, once those of a failed claim are released: a try that did not run must not count as interrupted.
+    async fn claim(&self, count: usize, running: &mut Running) -> Result<Vec<Job>, Failure> {
+        if !running.unconfirmed.is_empty() {
+            with_timeout(self.jobs.release(&running.unconfirmed)).await?;
+            running.unconfirmed.clear();
+        }
+        let tries = running.tries();
+        with_timeout(self.jobs.claim(count, &tries, &mut running.unconfirmed)).await
+    }
+
     async fn requeue_due(&self) {
         loop {
-            match with_timeout(self.jobs.requeue_due(self.clock.now_ms())).await {
+            match with_timeout(self.jobs.requeue_due()).await {
                 Ok(BATCH_SIZE) => {}
                 Ok(_) => return,
                 Err(failure) => return debug!(error = failure.error, "failed to requeue uploads"),
@@ -142,14 +150,10 @@ impl Scheduler {
         if tries.is_empty() {
             return true;
         }
-        let renewed = with_timeout(self.jobs.renew(&tries, self.lease_end_ms())).await;
+        let renewed = with_timeout(self.jobs.renew(&tries)).await;
         renewed
             .inspect_err(|failure| warn!(error = failure.error, "failed to renew leases of uploads"))
             .is_ok()
-    }
-
-    fn lease_end_ms(&self) -> i64 {
-        self.clock.now_ms() + millis(self.limits.lease)
     }
 
     /// Reports the uploads without an outcome in metrics, and those that failed in `/readyz`.
@@ -159,14 +163,13 @@ impl Scheduler {
             // Claims fail for the same reason, and more often.
             Err(failure) => return warn!(error = failure.error, "failed to read the backlog of uploads"),
         };
-        let now_ms = self.clock.now_ms();
         for name in Reason::ALL.map(Reason::name).into_iter().chain([NOT_FAILED]) {
             let entry = backlog.iter().find(|entry| label(entry) == name);
-            let (count, age_s) = entry.map_or((0, 0), |entry| (entry.count, age_s(entry, now_ms)));
+            let (count, age_s) = entry.map_or((0, 0), |entry| (entry.count, entry.oldest_s));
             gauge!(MEDIA_WAITING, "reason" => name).set(to_f64(count));
             gauge!(MEDIA_OLDEST_SECONDS, "reason" => name).set(to_f64(age_s));
         }
-        self.readiness.set_warning(PART, warning(&backlog, now_ms));
+        self.readiness.set_warning(PART, warning(&backlog));
     }
 }
 
@@ -175,7 +178,6 @@ struct Try {
     processor: UploadProcessor,
     jobs: JobStore,
     limits: Limits,
-    clock: Clock,
     stop: CancellationToken,
 }
 
@@ -185,7 +187,6 @@ impl Try {
             processor: scheduler.processor.clone(),
             jobs: scheduler.jobs.clone(),
             limits: scheduler.limits,
-            clock: scheduler.clock.clone(),
             stop: stop.clone(),
         }
     }
@@ -217,8 +218,7 @@ impl Try {
             Ok(Processed::Stopped) => Ok(()),
             Err(failure) => {
                 let backoff = job.history.after(failure).backoff(&self.limits);
-                let due_ms = self.clock.now_ms() + millis(backoff);
-                with_timeout(self.jobs.record_failure(job, failure, due_ms)).await
+                with_timeout(self.jobs.record_failure(job, failure, backoff)).await
             }
         }
     }
@@ -237,10 +237,10 @@ fn ticks(period: Duration) -> tokio::time::Interval {
 }
 
 /// One line about the uploads that have failed and wait for another try; `None` if there are none.
-fn warning(backlog: &[Backlog], now_ms: i64) -> Option<String> {
+fn warning(backlog: &[Backlog]) -> Option<String> {
     let failed: Vec<_> = backlog.iter().filter(|entry| label(entry) != NOT_FAILED).collect();
     let count: i64 = failed.iter().map(|entry| entry.count).sum();
-    let oldest_s = failed.iter().map(|entry| age_s(entry, now_ms)).max()?;
+    let oldest_s = failed.iter().map(|entry| entry.oldest_s).max()?;
     let reasons: Vec<_> = failed.iter().map(|entry| format!("{} {}", entry.count, entry.reason)).collect();
     Some(format!("{count} uploads wait for another try, the oldest for {oldest_s} s: {}", reasons.join(", ")))
 }
@@ -249,14 +249,6 @@ fn label(entry: &Backlog) -> &str {
     if entry.reason.is_empty() { NOT_FAILED } else { &entry.reason }
 }
 
-const fn age_s(entry: &Backlog, now_ms: i64) -> i64 {
-    (now_ms - entry.oldest_ms) / 1000
-}
-
 fn to_f64(count: i64) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

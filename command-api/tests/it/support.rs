@@ -84,6 +84,11 @@ impl World {
         self.log.settings.clone()
     }
 
+    /// The URL of the object store.
+    pub(crate) fn object_store(&self) -> String {
+        format!("file://{}", self.objects.path().display())
+    }
+
     /// A command side with any settings, which may point to nothing.
     pub(crate) async fn start(&self, log: config::Kafka, stores: Stores, readiness: &Readiness) -> Api {
         let settings = Settings {
@@ -96,7 +101,7 @@ impl World {
             },
             api: ApiConfig {
                 public_base: None,
-                object_store: format!("file://{}", self.objects.path().display()),
+                object_store: self.object_store(),
                 jwt_keys: "a:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa".to_owned().into(),
                 cors_origins: Origins::default(),
                 connections: ConnectionLimits::default(),

@@ -13,6 +13,7 @@ mod media;
 mod names;
 mod outage;
 mod outbox;
+mod plans;
 mod support;
 mod topics;
 mod uploads;

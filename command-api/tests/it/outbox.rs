@@ -11,7 +11,7 @@ use vidlog_service_kit::{clock::Clock, ops::Readiness};
 use crate::support::{World, until};
 
 /// Commits an account without appending its event, as after a crash. The entry is too young for background relays.
-async fn register_without_append(world: &World, user: i64) -> Envelope {
+pub(crate) async fn register_without_append(world: &World, user: i64) -> Envelope {
     let name = format!("user {user}");
     let registered =
         UserRegistered { user_id: UserId::new(user).unwrap(), name: Personal::new(name.clone()) };

@@ -44,13 +44,18 @@ const FILL: &str = "
     INSERT INTO conversations SELECT 1, n, n, 1, 'text', 1700000000000 + n FROM numbers WHERE n > 1;
     INSERT INTO media_outcomes SELECT 1000000 + n, '{}', TRUE FROM numbers;
     INSERT INTO outbox SELECT n, '{}', 1700000000000 FROM numbers;
+    INSERT INTO registration_keys SELECT n, UNHEX(MD5(n)), 1700000000000 FROM numbers;
+    INSERT INTO publish_times SELECT 1700000000000 + 10 * n FROM numbers;
+    INSERT INTO media_jobs (video_id, author_id, event, enqueued_ms, turn, due_ms, worker, reason)
+        SELECT 2000000 + n, IF(n <= 50000, 1, n), '{}', 1700000000000, n, IF(n % 10 = 0, 1700000000000 + n, NULL),
+            IF(n % 100 = 0, 'a worker', NULL), IF(n % 10 = 0, 'missing', '') FROM numbers;
     INSERT INTO video_like_counts SELECT video_id, COUNT(*) FROM likes GROUP BY video_id;
     INSERT INTO user_like_counts SELECT author_id, COUNT(*), 0 FROM likes GROUP BY author_id;
     INSERT INTO user_follow_counts SELECT followee_id, 0, COUNT(*) FROM follows GROUP BY followee_id;
     INSERT INTO video_comment_counts SELECT 1000000 + n, IF(n = 1, 50000, 0) FROM numbers;
     INSERT INTO user_work_counts SELECT author_id, COUNT(*), COUNT(*) FROM videos GROUP BY author_id;
     ANALYZE TABLE users, accounts, videos, likes, follows, comments, messages, conversations, media_outcomes, outbox,
-        video_like_counts, user_like_counts, user_follow_counts, video_comment_counts, user_work_counts;
+        registration_keys, publish_times, media_jobs, video_like_counts, user_like_counts, user_follow_counts, video_comment_counts, user_work_counts;
     DROP TABLE numbers;
 ";
 

@@ -62,9 +62,13 @@ pub struct CommandConfig {
     /// Maximum size of an upload, in bytes.
     #[arg(long, env = "VIDLOG_MAX_UPLOAD_BYTES", default_value_t = limits::UPLOAD_BYTES)]
     pub max_upload_bytes: u64,
-    /// Maximum number of concurrent uploads. Each takes up to 15 MB of memory.
+    /// Maximum number of concurrent uploads. Each takes up to 15 MB of memory. Uploads whose file precedes the token get
+    /// at most a quarter of them, and each address a quarter of that.
     #[arg(long, env = "VIDLOG_MAX_UPLOADS", default_value_t = 64)]
     pub max_uploads: usize,
+    /// Maximum number of concurrent uploads of a user.
+    #[arg(long, env = "VIDLOG_MAX_UPLOADS_PER_USER", default_value_t = 4)]
+    pub max_uploads_per_user: usize,
 }
 
 impl CommandConfig {

@@ -30,6 +30,7 @@ mod start;
 pub mod state;
 mod storage;
 pub mod topics;
+pub mod upload_slots;
 pub mod username;
 
 pub use openapi::openapi;

@@ -6,6 +6,8 @@ pub(crate) const APPEND_SECONDS: &str = "vidlog_append_seconds";
 pub(crate) const COMMANDS: &str = "vidlog_commands_total";
 /// Histogram: seconds from a command's arrival to its response, by `command`.
 pub(crate) const COMMAND_SECONDS: &str = "vidlog_command_seconds";
+/// Counter: uploads that got no slot, lost it or were too slow, by `reason`.
+pub(crate) const REFUSED_UPLOADS: &str = "vidlog_refused_uploads_total";
 /// Counter: events whose positions could not be recorded for read-your-writes.
 pub(crate) const UNRECORDED_POSITIONS: &str = "vidlog_unrecorded_positions_total";
 /// Counter: events that the relay appended from the outbox.

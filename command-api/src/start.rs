@@ -6,7 +6,6 @@ use anyhow::Context;
 use axum::Router;
 use sqlx::MySqlPool;
 use tokio::{
-    sync::Semaphore,
     task::{JoinSet, spawn_blocking},
     time::{sleep, timeout},
 };
@@ -36,6 +35,7 @@ use crate::{
     router,
     state::CommandState,
     topics::{Layout, create_topics},
+    upload_slots::{SlotLimits, UploadSlots},
     username,
 };
 
@@ -147,7 +147,7 @@ async fn open(settings: &Settings, log: &KafkaLog) -> anyhow::Result<CommandStat
         mysql,
         objects: objects::open(&api.object_store)?,
         max_upload_bytes: command.max_upload_bytes,
-        upload_slots: Arc::new(Semaphore::new(command.max_uploads)),
+        upload_slots: UploadSlots::new(SlotLimits::of(command)),
     })
 }
 

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use axum::extract::FromRef;
 use object_store::ObjectStore;
 use sqlx::MySqlPool;
-use tokio::sync::Semaphore;
 use vidlog_contract::Tokens;
 use vidlog_rate_limits::RateLimiter;
 use vidlog_read_models::ReadModels;
 use vidlog_service_kit::clock::Clock;
 
-use crate::{ids::IdGenerator, passwords::Passwords, publisher::EventLog};
+use crate::{ids::IdGenerator, passwords::Passwords, publisher::EventLog, upload_slots::UploadSlots};
 
 /// The state shared by all handlers. Clones share its contents.
 #[derive(Clone)]
@@ -36,8 +35,8 @@ pub struct CommandState {
     pub objects: Arc<dyn ObjectStore>,
     /// Maximum size of an upload, in bytes.
     pub max_upload_bytes: u64,
-    /// One permit per concurrent upload; bounds their memory.
-    pub upload_slots: Arc<Semaphore>,
+    /// One slot per concurrent upload.
+    pub upload_slots: UploadSlots,
 }
 
 impl FromRef<CommandState> for Clock {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use axum::{
     Json,
-    http::StatusCode,
+    http::{StatusCode, header::RETRY_AFTER},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -111,12 +111,21 @@ pub struct ApiError {
     pub code: Code,
     /// The reason, for people.
     pub message: Cow<'static, str>,
+    /// Seconds after which the caller can try again, for the header `Retry-After`.
+    pub retry_after_s: Option<u32>,
 }
 
 impl ApiError {
     /// Returns an error with a code.
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), retry_after_s: None }
+    }
+
+    /// Adds the time after which the caller can try again.
+    #[must_use]
+    pub const fn retry_after_s(mut self, seconds: u32) -> Self {
+        self.retry_after_s = Some(seconds);
+        self
     }
 
     /// Returns the error of a missing, malformed or out-of-range parameter.
@@ -146,7 +155,11 @@ impl ApiError {
 
     /// Returns the error of a server fault, which is logged where it occurs.
     pub const fn internal() -> Self {
-        Self { code: Code::Internal, message: Cow::Borrowed("something went wrong on the server") }
+        Self {
+            code: Code::Internal,
+            message: Cow::Borrowed("something went wrong on the server"),
+            retry_after_s: None,
+        }
     }
 
     /// Returns the error of a body above its limit.
@@ -156,7 +169,11 @@ impl ApiError {
 
     /// Returns the error of an unknown path: 404 with the two status fields.
     pub const fn no_such_path() -> Self {
-        Self { code: Code::UnsupportedRequest, message: Cow::Borrowed("there is no such path") }
+        Self {
+            code: Code::UnsupportedRequest,
+            message: Cow::Borrowed("there is no such path"),
+            retry_after_s: None,
+        }
     }
 }
 
@@ -185,7 +202,11 @@ fn status_code() -> Object {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = Status { status_code: self.code.number(), status_msg: self.message };
-        (self.code.http_status(), Json(status)).into_response()
+        let mut response = (self.code.http_status(), Json(status)).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }
 
@@ -229,6 +250,8 @@ mod tests {
 
     #[tokio::test]
     async fn transport_and_capacity_errors_have_an_http_status() {
+        let busy = ApiError::new(Code::TooManyRequests, "try again").retry_after_s(7).into_response();
+        assert_eq!((busy.status().as_u16(), &busy.headers()["retry-after"]), (429, &"7".parse().unwrap()));
         assert_eq!(ApiError::too_large(1).into_response().status(), 413);
         assert_eq!(ApiError::unavailable("try again").into_response().status(), 503);
         assert_eq!(ApiError::internal().into_response().status(), 500);

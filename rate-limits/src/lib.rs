@@ -24,6 +24,6 @@ pub use self::{
     gcra::Decision,
     limit::{Class, Limit},
     limiter::{Bucket, RateLimiter},
-    middleware::{RouteLimits, limit},
+    middleware::{ClientNetwork, RouteLimits, limit},
     quota::{Quota, QuotaError},
 };

@@ -29,10 +29,22 @@ pub struct RouteLimits {
     class: Class,
 }
 
+/// The network of a call's client, an extension of its request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClientNetwork(Arc<str>);
+
+impl ClientNetwork {
+    /// Returns the network with a name.
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+}
+
 /// Middleware: lets the handler's extractor charge the limits, and adds the `RateLimit` headers to the response.
 pub async fn limit(State(route): State<RouteLimits>, mut request: Request, next: Next) -> Response {
     let call = Arc::new(route.call(&request));
     request.extensions_mut().insert(Admission::new(call.clone()));
+    request.extensions_mut().insert(call.network.clone());
     let mut response = next.run(request).await;
     headers::add(response.headers_mut(), &call.charged.lock());
     response
@@ -41,7 +53,7 @@ pub async fn limit(State(route): State<RouteLimits>, mut request: Request, next:
 /// The limits of one call.
 struct CallLimits {
     route: RouteLimits,
-    network: String,
+    network: ClientNetwork,
     /// The buckets that the call was charged to.
     charged: Mutex<Vec<(Bucket, Decision)>>,
 }
@@ -57,7 +69,11 @@ impl RouteLimits {
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
         let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip());
         let address = self.limiter.config().proxies().client_address(peer, request.headers());
-        CallLimits { route: self.clone(), network: network(address), charged: Mutex::default() }
+        CallLimits {
+            route: self.clone(),
+            network: ClientNetwork(network(address).into()),
+            charged: Mutex::default(),
+        }
     }
 }
 
@@ -65,7 +81,7 @@ impl CallLimits {
     /// The buckets that the call has not been charged to yet.
     fn uncharged(&self, caller: Option<i64>, params: &Params) -> Vec<Bucket> {
         let RouteLimits { limiter, class } = &self.route;
-        let mut buckets = limiter.bucket(class.of_address(), &self.network).into_iter().collect::<Vec<_>>();
+        let mut buckets = limiter.bucket(class.of_address(), &self.network.0).into_iter().collect::<Vec<_>>();
         if let (Some(limit), Some(caller)) = (class.of_user(), caller) {
             buckets.extend(limiter.bucket(limit, caller));
         }

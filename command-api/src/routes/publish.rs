@@ -18,8 +18,9 @@ use vidlog_contract::{
     openapi::IdempotencyKey,
 };
 use vidlog_events::{Envelope, Event, Personal, VideoEvent, VideoId};
+use vidlog_rate_limits::ClientNetwork;
 
-use self::form::{Form, Part};
+use self::form::{Form, Pace, Part};
 use crate::{
     append::append,
     commands::publish::{self, Publish},
@@ -32,6 +33,7 @@ use crate::{
     request_context::RequestContext,
     state::CommandState,
     storage::{self, ObjectWriter},
+    upload_slots::{SlotRefusal, UploadSlot},
 };
 
 /// The form of an upload; parts may come in any order.
@@ -44,7 +46,7 @@ pub(crate) struct UploadForm {
     /// 1 to 120 characters, no control characters.
     title: String,
     /// The caller's token, unless in the query or `Authorization: Bearer`. Put it first: an invalid token ends the
-    /// upload early.
+    /// upload early, and few uploads at once may precede their token.
     token: Option<String>,
 }
 
@@ -82,6 +84,9 @@ struct UploadHandler {
     headers: HeaderMap,
     params: Params,
     admission: Admission,
+    network: Option<ClientNetwork>,
+    /// Absent until the user is known or the file begins.
+    slot: Option<UploadSlot>,
 }
 
 /// An upload's file, received completely.
@@ -117,18 +122,16 @@ impl UploadHandler {
         let query = request.uri().query().unwrap_or_default();
         let headers = request.headers().clone();
         let (params, admission) = (Params::from_query(query), Admission::of(request.extensions()));
-        let handler = Self { state, context, headers, params, admission };
+        let network = request.extensions().get().cloned();
+        let handler = Self { state, context, headers, params, admission, network, slot: None };
         handler.caller()?;
         Ok(handler)
     }
 
     /// Receives the form and publishes the video. On failure it leaves no file behind.
     async fn receive(mut self, request: Request) -> Result<Reply, ApiError> {
-        self.admission.admit(self.caller()?, &self.params).await?;
-        let Ok(_permit) = self.state.upload_slots.clone().try_acquire_owned() else {
-            return Err(ApiError::unavailable("too many uploads right now; try again in a moment"));
-        };
-        let form = Form::open(request, self.state.max_upload_bytes).await?;
+        let pace = self.admit().await?;
+        let form = Form::open(request, self.state.max_upload_bytes, pace).await?;
         let mut file = None;
         let received = self.read(form, &mut file).await;
         let Some(file) = file else {
@@ -147,21 +150,60 @@ impl UploadHandler {
     }
 
     async fn read(&mut self, mut form: Form, file: &mut Option<ReceivedFile>) -> Result<(), ApiError> {
-        while let Some(part) = form.next().await? {
+        while let Some(mut part) = form.next().await? {
             match part.name()?.as_str() {
-                "data" if file.is_none() => *file = Some(self.receive_file(part).await?),
                 name @ ("token" | "title") => {
                     self.params.add(name, &part.read_small().await?);
-                    // An invalid token, or a user above the limits, ends the upload here.
-                    self.admission.admit(self.caller()?, &self.params).await?;
+                    part.set_pace(self.admit().await?);
                 }
-                _ => part.skip().await?,
+                name => {
+                    let is_file = name == "data" && file.is_none();
+                    part.set_pace(self.take_slot()?);
+                    if is_file {
+                        *file = Some(self.receive_file(part).await?);
+                    } else {
+                        part.skip().await?;
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    async fn receive_file(&self, mut part: Part<'_>) -> Result<ReceivedFile, ApiError> {
+    /// Refuses the upload of an invalid token, or of a user above the limits. Takes a slot of the user's share once the
+    /// user is known.
+    async fn admit(&mut self) -> Result<Pace, ApiError> {
+        let caller = self.caller()?;
+        self.admission.admit(caller, &self.params).await?;
+        if let Some(user) = caller {
+            let slots = &self.state.upload_slots;
+            let taken = match &mut self.slot {
+                Some(slot) => slot.assign(user),
+                empty => slots.take(user).map(|slot| *empty = Some(slot)),
+            };
+            taken.map_err(SlotRefusal::into_error)?;
+        }
+        Ok(self.pace())
+    }
+
+    /// Takes an anonymous slot, unless the upload has a slot.
+    fn take_slot(&mut self) -> Result<Pace, ApiError> {
+        if self.slot.is_none() {
+            let slot = self.state.upload_slots.take_anonymous(self.network.clone());
+            self.slot = Some(slot.map_err(SlotRefusal::into_error)?);
+        }
+        Ok(self.pace())
+    }
+
+    fn pace(&self) -> Pace {
+        match &self.slot {
+            None => Pace::Preamble,
+            Some(slot) if slot.is_anonymous() => Pace::Anonymous,
+            Some(_) => Pace::Known,
+        }
+    }
+
+    async fn receive_file(&mut self, mut part: Part<'_>) -> Result<ReceivedFile, ApiError> {
         let Some(first) = part.chunk().await? else {
             return Err(ApiError::invalid("the file part, data, is empty"));
         };
@@ -191,7 +233,7 @@ impl UploadHandler {
 
     /// Copies the file to the writer, if any; returns its size.
     async fn copy(
-        &self,
+        &mut self,
         first: bytes::Bytes,
         mut part: Part<'_>,
         mut writer: Option<&mut ObjectWriter>,
@@ -202,6 +244,9 @@ impl UploadHandler {
             count += bytes.len() as u64;
             if count > limit_bytes {
                 return Err(ApiError::too_large(limit_bytes));
+            }
+            if let Some(slot) = &mut self.slot {
+                slot.receive(bytes.len() as u64).map_err(SlotRefusal::into_error)?;
             }
             if let Some(writer) = &mut writer {
                 writer.write(&bytes).await.map_err(storage_error)?;

@@ -1,5 +1,10 @@
 //! Bodies that are refused before they are read, behind a reverse proxy.
 
+use vidlog_command_api::{
+    router,
+    state::CommandState,
+    upload_slots::{SlotLimits, UploadSlots},
+};
 use vidlog_test_support::nginx::{Buffering, Framing, Nginx, listen, request};
 
 use crate::support::World;
@@ -70,4 +75,44 @@ async fn refused_bodies_are_answered_through_a_proxy() {
             assert!(response.contains("\"status_code\":10002"), "{response}");
         }
     }
+}
+
+#[tokio::test]
+async fn refused_uploads_are_answered_through_a_proxy() {
+    let (_world, api) = World::with_api().await;
+    let limits = SlotLimits { total: 8, per_user: 0, anonymous: 8, per_address: 8, anonymous_bytes: 1000 };
+    let state = CommandState { upload_slots: UploadSlots::new(limits), ..api.state.clone() };
+    let servers = [listen(router(state.clone())).await, listen(router(state)).await];
+    let file = vec![b'x'; MEGABYTE];
+    let head = b"--b\r\nContent-Disposition: form-data; name=\"data\"\r\n\r\n";
+    let form = [&head[..], &file].concat();
+    let user = format!("{PUBLISH}?token={}", api.state.tokens.sign(7).unwrap());
+    for buffering in [Buffering::Off, Buffering::On] {
+        let nginx = Nginx::start(&servers, buffering).await;
+        for framing in [Framing::Length, Framing::Chunked] {
+            for (path, status) in [(PUBLISH, 503), (user.as_str(), 429)] {
+                for _ in 0..2 {
+                    let refused = request("POST", path, "multipart/form-data; boundary=b", framing, &form);
+                    let response = nginx.send(&refused).await;
+                    let is_refusal = response.starts_with(&format!("HTTP/1.1 {status} "))
+                        && response.to_lowercase().contains("retry-after: ");
+                    assert!(is_refusal, "{buffering:?}, {framing:?}: {response}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn stalled_upload_is_answered_through_a_proxy() {
+    let (_world, api) = World::with_api().await;
+    let servers = [listen(api.router()).await];
+    let nginx = Nginx::start(&servers, Buffering::Off).await;
+    let complete =
+        request("POST", PUBLISH, "multipart/form-data; boundary=b", Framing::Length, &vec![b'x'; MEGABYTE]);
+    let head_end = complete.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+    let begun =
+        [&complete[..head_end], b"--b\r\nContent-Disposition: form-data; name=\"title\"\r\n\r\nx"].concat();
+    let response = nginx.send(&begun).await;
+    assert!(response.contains("\"status_code\":10001") && response.contains("too slow"), "{response}");
 }

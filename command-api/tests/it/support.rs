@@ -98,6 +98,7 @@ impl World {
                 command_mysql_connections: 8,
                 max_upload_bytes: 1024 * 1024,
                 max_uploads: 4,
+                max_uploads_per_user: 2,
             },
             api: ApiConfig {
                 public_base: None,

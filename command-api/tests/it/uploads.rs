@@ -11,10 +11,16 @@ use std::{
 };
 
 use axum::{
-    body::{Body, Bytes},
+    body::{Body, Bytes, to_bytes},
     http::{Request, StatusCode, header::CONTENT_TYPE},
+    response::Response,
 };
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{
+    StreamExt, TryStreamExt,
+    channel::mpsc::{self, UnboundedSender},
+    future::BoxFuture,
+    stream,
+};
 use object_store::{
     ObjectStore, ObjectStoreExt,
     local::LocalFileSystem,
@@ -22,13 +28,20 @@ use object_store::{
     path::Path,
     throttle::{ThrottleConfig, ThrottledStore},
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{task::JoinHandle, time::timeout};
 use tower::ServiceExt;
-use vidlog_command_api::{router, state::CommandState};
+use vidlog_command_api::{
+    accounts::username_key,
+    publisher::{AppendError, Appended, EventLog},
+    router,
+    state::CommandState,
+    upload_slots::{SlotLimits, UploadSlots},
+};
 use vidlog_contract::Code;
-use vidlog_events::{Event, Stream, VideoEvent, VideoUploaded};
+use vidlog_events::{Envelope, Event, Stream, VideoEvent, VideoUploaded};
+use vidlog_rate_limits::{RateLimitConfig, RateLimiter};
 
-use crate::support::{Answer, Api, World};
+use crate::support::{Answer, Api, World, until};
 
 const PATH: &str = "/douyin/publish/action/";
 const MEGABYTE: usize = 1024 * 1024;
@@ -281,12 +294,199 @@ async fn slow_object_store_slows_the_client_down() {
     assert!((10..=16).contains(&megabytes), "{megabytes} MB were consumed");
 }
 
+/// An upload whose client sends no more.
+struct Stalled {
+    sender: UnboundedSender<io::Result<Bytes>>,
+    response: JoinHandle<Response>,
+}
+
+impl Stalled {
+    /// Sends a form up to the file's first byte.
+    fn start(state: &CommandState, form: &Form) -> Self {
+        let (sender, body) = mpsc::unbounded();
+        let begun =
+            [&form.body, &b"--b\r\nContent-Disposition: form-data; name=\"data\"\r\n\r\nx"[..]].concat();
+        sender.unbounded_send(Ok(Bytes::from(begun))).unwrap();
+        let call = router(state.clone()).oneshot(form.request(Body::from_stream(body)));
+        Self { sender, response: tokio::spawn(async { call.await.unwrap() }) }
+    }
+
+    /// Sends more of the form.
+    fn send(&self, bytes: impl Into<Bytes>) {
+        self.sender.unbounded_send(Ok(bytes.into())).unwrap();
+    }
+
+    /// Breaks the connection.
+    fn disconnect(&self) {
+        self.sender.unbounded_send(Err(io::ErrorKind::ConnectionReset.into())).unwrap();
+    }
+
+    async fn response(self) -> Response {
+        timeout(Duration::from_secs(30), self.response).await.expect("a response").unwrap()
+    }
+}
+
+fn with_slots(api: &Api, limits: SlotLimits) -> CommandState {
+    CommandState { upload_slots: UploadSlots::new(limits), ..api.state.clone() }
+}
+
+const SLOTS: SlotLimits =
+    SlotLimits { total: 64, per_user: 4, anonymous: 16, per_address: 16, anonymous_bytes: u64::MAX };
+
+fn user_form(api: &Api, user: i64) -> Form {
+    Form::default().part("token", token(api, user)).part("title", "t")
+}
+
+/// Sends a whole form.
+async fn upload(state: &CommandState, form: Form) -> Response {
+    let body = [form.body.as_slice(), b"--b--\r\n"].concat();
+    router(state.clone()).oneshot(form.request(Body::from(body))).await.unwrap()
+}
+
+async fn status_code(response: Response) -> i64 {
+    let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    serde_json::from_slice::<serde_json::Value>(&body).unwrap()["status_code"].as_i64().unwrap()
+}
+
+#[track_caller]
+fn assert_retryable(response: &Response, status: StatusCode) {
+    assert_eq!(response.status(), status);
+    let seconds = response.headers().get("retry-after").expect("a Retry-After").to_str().unwrap();
+    assert!(seconds.parse::<u64>().unwrap() > 0);
+}
+
+/// Waits until a number of slots is taken.
+async fn until_in_use(state: &CommandState, count: usize) {
+    until("the slots are taken", async || state.upload_slots.in_use() == count).await;
+}
+
 #[tokio::test]
-async fn concurrent_uploads_are_bounded() {
+async fn uploads_of_a_user_are_bounded() {
+    let (world, api) = World::with_api().await;
+    let state = with_slots(&api, SLOTS);
+    let stalled: Vec<_> = (0..4).map(|_| Stalled::start(&state, &user_form(&api, 7))).collect();
+    until_in_use(&state, 4).await;
+    let refused = upload(&state, user_form(&api, 7)).await;
+    assert_retryable(&refused, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(status_code(refused).await, i64::from(Code::TooManyRequests.number()));
+    // The token in the query refuses the upload before its body is read.
+    let endless = Body::from_stream(stream::pending::<io::Result<Bytes>>());
+    let request = Form::default().query(format!("token={}", token(&api, 7))).request(endless);
+    let refused = timeout(Duration::from_secs(30), router(state.clone()).oneshot(request)).await.unwrap();
+    assert_retryable(&refused.unwrap(), StatusCode::TOO_MANY_REQUESTS);
+    // So does a file that precedes the token, and it leaves nothing behind.
+    let late = Form::default().part("data", "content").part("token", token(&api, 7)).part("title", "t");
+    assert_retryable(&upload(&state, late).await, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(stored(&api).await, [""; 0]);
+    let other = user_form(&api, 8).part("data", "content");
+    assert_eq!(upload(&state, other).await.status(), StatusCode::OK);
+    stalled[0].disconnect();
+    let form = user_form(&api, 7).part("data", "content");
+    until("the slot is free", async || upload(&state, form.clone()).await.status() == StatusCode::OK).await;
+    assert_eq!(uploads(&world).await.len(), 2);
+}
+
+#[tokio::test]
+async fn anonymous_uploads_leave_slots_to_known_users() {
+    let (world, api) = World::with_api().await;
+    let state = with_slots(&api, SLOTS);
+    let _stalled: Vec<_> = (0..64).map(|_| Stalled::start(&state, &Form::default())).collect();
+    let file_first =
+        || Form::default().part("data", "content").part("token", token(&api, 7)).part("title", "t");
+    until_in_use(&state, 16).await;
+    assert_retryable(&upload(&state, file_first()).await, StatusCode::SERVICE_UNAVAILABLE);
+    let token_first = user_form(&api, 7).part("data", "content");
+    assert_eq!(status_code(upload(&state, token_first).await).await, 0);
+    assert_eq!(uploads(&world).await.len(), 1);
+}
+
+#[tokio::test]
+async fn address_cannot_take_all_anonymous_slots() {
     let (_world, api) = World::with_api().await;
-    let state = CommandState { upload_slots: Arc::new(Semaphore::new(0)), ..api.state.clone() };
-    let response = router(state).oneshot(valid_form(&api).request(Body::empty())).await.unwrap();
-    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let limits = RateLimiter::with_account_key(
+        RateLimitConfig { trusted_hops: 1, ..RateLimitConfig::off() },
+        &api.state.read_models,
+        username_key,
+    );
+    let state = CommandState { limits, ..with_slots(&api, SlotLimits { per_address: 4, ..SLOTS }) };
+    let from = |address: &str, form: Form| form.header("x-forwarded-for", address);
+    let _stalled: Vec<_> =
+        (0..16).map(|_| Stalled::start(&state, &from("192.0.2.1", Form::default()))).collect();
+    let file_first =
+        || Form::default().part("data", "content").part("token", token(&api, 7)).part("title", "t");
+    until_in_use(&state, 4).await;
+    let refused = upload(&state, from("192.0.2.1", file_first())).await;
+    assert_retryable(&refused, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(status_code(upload(&state, from("192.0.2.2", file_first())).await).await, 0);
+}
+
+#[tokio::test]
+async fn anonymous_files_together_have_a_maximum_size() {
+    let (_world, api) = World::with_api().await;
+    let state = with_slots(&api, SlotLimits { anonymous_bytes: 1000, ..SLOTS });
+    let form = |size: usize| {
+        Form::default().part("data", vec![b'x'; size]).part("token", token(&api, 7)).part("title", "t")
+    };
+    assert_retryable(&upload(&state, form(1001)).await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(stored(&api).await, [""; 0]);
+    let title_first = user_form(&api, 7).part("data", vec![b'x'; 1001]);
+    assert_eq!(status_code(upload(&state, title_first).await).await, 0);
+    for _ in 0..2 {
+        assert_eq!(status_code(upload(&state, form(1000)).await).await, 0);
+    }
+}
+
+#[tokio::test]
+async fn upload_whose_token_arrives_later_takes_a_slot_of_its_user() {
+    let (_world, api) = World::with_api().await;
+    let state = with_slots(&api, SlotLimits { per_user: 1, anonymous: 1, ..SLOTS });
+    let late = Stalled::start(&state, &Form::default());
+    let file_first = Form::default().part("data", "content").part("token", token(&api, 8)).part("title", "t");
+    until_in_use(&state, 1).await;
+    assert_retryable(&upload(&state, file_first.clone()).await, StatusCode::SERVICE_UNAVAILABLE);
+    // The token, and another part whose end does not arrive.
+    let mut token_form = Form { body: b"\r\n".to_vec(), ..Form::default() }.part("token", token(&api, 7));
+    token_form.body.extend_from_slice(b"--b\r\nContent-Disposition: form-data; name=\"title\"\r\n\r\n");
+    late.send(token_form.body);
+    until("the anonymous slot is free", async || {
+        upload(&state, file_first.clone()).await.status() == StatusCode::OK
+    })
+    .await;
+    let second = upload(&state, user_form(&api, 7).part("data", "content")).await;
+    assert_retryable(&second, StatusCode::TOO_MANY_REQUESTS);
+    late.send("a title\r\n--b--\r\n");
+    late.sender.close_channel();
+    assert_eq!(status_code(late.response().await).await, 0);
+    let third = upload(&state, user_form(&api, 7).part("data", "content")).await;
+    assert_eq!(third.status(), StatusCode::OK);
+}
+
+/// A log whose appends panic.
+struct PanickingLog;
+
+impl EventLog for PanickingLog {
+    fn append<'a>(&'a self, _: &'a Envelope) -> BoxFuture<'a, Result<Appended, AppendError>> {
+        panic!("a bug")
+    }
+}
+
+#[tokio::test]
+async fn panic_releases_the_slot() {
+    let (_world, api) = World::with_api().await;
+    let slots = UploadSlots::new(SlotLimits { total: 1, ..SLOTS });
+    let broken =
+        CommandState { log: Arc::new(PanickingLog), upload_slots: slots.clone(), ..api.state.clone() };
+    let form = user_form(&api, 7).part("data", "content");
+    assert_eq!(upload(&broken, form.clone()).await.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    let state = CommandState { upload_slots: slots, ..api.state.clone() };
+    assert_eq!(status_code(upload(&state, form).await).await, 0);
+}
+
+#[tokio::test]
+async fn all_uploads_together_are_bounded() {
+    let (_world, api) = World::with_api().await;
+    let state = with_slots(&api, SlotLimits { total: 0, ..SLOTS });
+    assert_retryable(&upload(&state, valid_form(&api)).await, StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[tokio::test]

@@ -2,10 +2,10 @@
 
 use std::{
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -21,15 +21,28 @@ use axum::{
 };
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
+use metrics::counter;
 use tokio::time::{Instant, timeout_at};
 use vidlog_contract::{ApiError, content_disposition::part_name, limits::FORM_BYTES};
 
+use crate::metrics::REFUSED_UPLOADS;
+
+/// Maximum time until the token or the file begins. Until then an upload has no slot.
+const PREAMBLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum time between two chunks from the client.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Maximum time of an upload: 200 MB at 1 Mbit/s.
 const TOTAL_TIMEOUT: Duration = Duration::from_mins(30);
 /// Bytes that the parser may buffer while it looks for a part's header or end. A header has a few hundred bytes.
-const MAX_UNPARSED: usize = 1024 * 1024;
+const MAX_UNPARSED: u64 = 256 * 1024;
+/// Time over which the rate of an upload is averaged: a phone in a tunnel or between two cells sends nothing for seconds.
+const RATE_WINDOW: Duration = Duration::from_secs(30);
+/// Minimum rate of a known user's upload in bytes per second. EDGE, the slowest network that a phone uploads over, has
+/// twice that.
+const KNOWN_RATE: u64 = 8 * 1024;
+/// Minimum rate of an anonymous upload in bytes per second: a slow 3G uplink. Anonymous slots are few, so that occupying
+/// one must cost more.
+const ANONYMOUS_RATE: u64 = 32 * 1024;
 
 /// A form in reception.
 pub(super) struct Form {
@@ -40,26 +53,54 @@ pub(super) struct Form {
 /// A part of a form in reception.
 pub(super) struct Part<'a> {
     field: Field<'a>,
-    limits: Limits,
+    limits: &'a mut Limits,
+}
+
+/// How fast a form has to arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// Neither the user nor the file has arrived.
+    Preamble,
+    /// The file precedes the token.
+    Anonymous,
+    /// The user is known.
+    Known,
 }
 
 /// Limits on the reception of a form.
-#[derive(Clone)]
 struct Limits {
     max_bytes: u64,
-    deadline: Instant,
-    /// Bytes received since the parser last returned a result.
-    unparsed: Arc<AtomicUsize>,
+    opened: Instant,
+    pace: Pace,
+    received: Arc<Received>,
+    /// Bytes received before the present rate window.
+    before_window: u64,
+    /// Time of the present rate window. The time in which the server does not read is not the client's.
+    waited: Duration,
+}
+
+/// Bytes of a form.
+#[derive(Default)]
+struct Received {
+    total: AtomicU64,
+    /// Bytes received when the parser last returned a result.
+    parsed: AtomicU64,
 }
 
 impl Form {
     /// Starts to receive a form with a file of at most `max_bytes`, and small other parts.
-    pub(super) async fn open(request: Request, max_bytes: u64) -> Result<Self, ApiError> {
-        let unparsed = Arc::new(AtomicUsize::new(0));
-        let limits =
-            Limits { max_bytes, deadline: Instant::now() + TOTAL_TIMEOUT, unparsed: Arc::clone(&unparsed) };
+    pub(super) async fn open(request: Request, max_bytes: u64, pace: Pace) -> Result<Self, ApiError> {
+        let received = Arc::<Received>::default();
+        let limits = Limits {
+            max_bytes,
+            opened: Instant::now(),
+            pace,
+            received: Arc::clone(&received),
+            before_window: 0,
+            waited: Duration::ZERO,
+        };
         let mut request = request.map(|body| {
-            Body::from_stream(BoundedBody { body: body.into_data_stream(), unparsed, must_yield: false })
+            Body::from_stream(BoundedBody { body: body.into_data_stream(), received, must_yield: false })
         });
         let max_body = usize::try_from(max_bytes).unwrap_or(usize::MAX).saturating_add(FORM_BYTES);
         DefaultBodyLimit::max(max_body).apply(&mut request);
@@ -71,9 +112,8 @@ impl Form {
 
     /// The next part. The previous part must have been read to its end.
     pub(super) async fn next(&mut self) -> Result<Option<Part<'_>>, ApiError> {
-        let limits = self.limits.clone();
-        let field = limits.apply(self.multipart.next_field()).await?;
-        Ok(field.map(|field| Part { field, limits }))
+        let field = self.limits.apply(self.multipart.next_field()).await?;
+        Ok(field.map(|field| Part { field, limits: &mut self.limits }))
     }
 }
 
@@ -88,6 +128,14 @@ impl Part<'_> {
         Ok(name.unwrap_or_default())
     }
 
+    /// Changes how fast the rest of the form has to arrive.
+    pub(super) fn set_pace(&mut self, pace: Pace) {
+        if self.limits.pace != pace {
+            self.limits.pace = pace;
+            self.limits.start_window();
+        }
+    }
+
     /// The next, non-empty chunk; `None` at the end of the part.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, ApiError> {
         loop {
@@ -99,7 +147,7 @@ impl Part<'_> {
     }
 
     /// Reads a small part completely.
-    pub(super) async fn read_small(mut self) -> Result<Bytes, ApiError> {
+    pub(super) async fn read_small(&mut self) -> Result<Bytes, ApiError> {
         let mut content = BytesMut::new();
         while let Some(bytes) = self.chunk().await? {
             if content.len() + bytes.len() > FORM_BYTES {
@@ -117,18 +165,91 @@ impl Part<'_> {
     }
 }
 
+impl Pace {
+    /// Minimum rate in bytes per second.
+    const fn rate(self) -> u64 {
+        match self {
+            Self::Preamble => 0,
+            Self::Anonymous => ANONYMOUS_RATE,
+            Self::Known => KNOWN_RATE,
+        }
+    }
+
+    const fn total_timeout(self) -> Duration {
+        match self {
+            Self::Preamble => PREAMBLE_TIMEOUT,
+            Self::Anonymous | Self::Known => TOTAL_TIMEOUT,
+        }
+    }
+
+    /// Returns the error of a form that arrives too slowly, and counts it.
+    fn too_slow(self) -> ApiError {
+        counter!(REFUSED_UPLOADS, "reason" => "slow").increment(1);
+        ApiError::invalid(match self {
+            Self::Preamble => {
+                "the upload was too slow: neither its token nor its file arrived in 10 s; try again"
+            }
+            Self::Anonymous => {
+                "the upload was too slow: a file before its token needs 32 KB/s; try again, with the token first"
+            }
+            Self::Known => "the upload was too slow: it needs 8 KB/s; try again on a faster network",
+        })
+    }
+}
+
 impl Limits {
     /// Awaits a read from the form within the limits.
-    async fn apply<T>(&self, read: impl Future<Output = Result<T, MultipartError>>) -> Result<T, ApiError> {
-        let until = self.deadline.min(Instant::now() + IDLE_TIMEOUT);
-        let result = timeout_at(until, read)
-            .await
-            .map_err(|_| ApiError::invalid("the upload was too slow; try again"))?;
-        self.unparsed.store(0, Ordering::Relaxed);
+    async fn apply<T>(
+        &mut self,
+        read: impl Future<Output = Result<T, MultipartError>>,
+    ) -> Result<T, ApiError> {
+        let deadline = (self.opened + self.pace.total_timeout()).min(Instant::now() + IDLE_TIMEOUT);
+        let mut read = pin!(read);
+        let result = loop {
+            let begun = Instant::now();
+            let window_end = begun + RATE_WINDOW.saturating_sub(self.waited);
+            let result = timeout_at(deadline.min(window_end), &mut read).await;
+            self.waited += begun.elapsed();
+            self.check_rate()?;
+            match result {
+                Ok(result) => break result,
+                Err(_) if Instant::now() >= deadline => return Err(self.pace.too_slow()),
+                Err(_) => {}
+            }
+        };
+        self.received.parsed.store(self.received.total(), Ordering::Relaxed);
         result.map_err(|error| match error.status() {
             StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large(self.max_bytes),
             _ => ApiError::invalid("the upload is incomplete or not valid multipart/form-data"),
         })
+    }
+
+    /// Checks the rate at the end of a window, and starts the next one.
+    fn check_rate(&mut self) -> Result<(), ApiError> {
+        if self.waited < RATE_WINDOW {
+            return Ok(());
+        }
+        let bytes = self.received.total() - self.before_window;
+        if bytes < self.pace.rate() * RATE_WINDOW.as_secs() {
+            return Err(self.pace.too_slow());
+        }
+        self.start_window();
+        Ok(())
+    }
+
+    fn start_window(&mut self) {
+        self.waited = Duration::ZERO;
+        self.before_window = self.received.total();
+    }
+}
+
+impl Received {
+    fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    fn unparsed(&self) -> u64 {
+        self.total().saturating_sub(self.parsed.load(Ordering::Relaxed))
     }
 }
 
@@ -136,7 +257,7 @@ impl Limits {
 /// chunks before it parses, and buffers them until it finds a header or an end: yielding makes it parse each chunk.
 struct BoundedBody {
     body: BodyDataStream,
-    unparsed: Arc<AtomicUsize>,
+    received: Arc<Received>,
     must_yield: bool,
 }
 
@@ -148,12 +269,12 @@ impl Stream for BoundedBody {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        if self.unparsed.load(Ordering::Relaxed) > MAX_UNPARSED {
+        if self.received.unparsed() > MAX_UNPARSED {
             return Poll::Ready(Some(Err(io::Error::other("the form has a part without an end"))));
         }
         let polled = self.body.poll_next_unpin(context);
         if let Poll::Ready(Some(Ok(bytes))) = &polled {
-            self.unparsed.fetch_add(bytes.len(), Ordering::Relaxed);
+            self.received.total.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             self.must_yield = true;
         }
         polled.map_err(io::Error::other)
@@ -162,6 +283,8 @@ impl Stream for BoundedBody {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use axum::http::header::CONTENT_TYPE;
     use proptest::{collection::vec, prelude::*, sample::Index};
     use vidlog_contract::Code;
@@ -280,7 +403,7 @@ mod tests {
     #[tokio::test]
     async fn body_is_consumed_as_it_is_read() {
         let (request, consumed) = request(chunks(HEAD, 1000));
-        let mut form = Form::open(request, u64::MAX).await.unwrap();
+        let mut form = Form::open(request, u64::MAX, Pace::Known).await.unwrap();
         let mut part = form.next().await.unwrap().unwrap();
         for read in 0..1000 {
             part.chunk().await.unwrap();
@@ -292,7 +415,7 @@ mod tests {
     async fn endless_header_is_cut_off() {
         for head in ["--b\r\nContent-Disposition: form-data; name=\"", "no boundary"] {
             let (request, consumed) = request(chunks(head, 1000));
-            let mut form = Form::open(request, u64::MAX).await.unwrap();
+            let mut form = Form::open(request, u64::MAX, Pace::Known).await.unwrap();
             let error = form.next().await.err().unwrap();
             assert_eq!(error.code, Code::InvalidParameter);
             assert!(consumed.load(Ordering::Relaxed) < 30);
@@ -304,9 +427,9 @@ mod tests {
         let mut chunks = chunks(HEAD, 1000);
         chunks.push(Bytes::from(format!("\r\n{}small\r\n--b--\r\n", HEAD.replace("\"data\"", "\"title\""))));
         let (request, _) = request(chunks);
-        let mut form = Form::open(request, u64::MAX).await.unwrap();
+        let mut form = Form::open(request, u64::MAX, Pace::Known).await.unwrap();
         form.next().await.unwrap().unwrap().skip().await.unwrap();
-        let part = form.next().await.unwrap().unwrap();
+        let mut part = form.next().await.unwrap().unwrap();
         assert_eq!(part.name().unwrap(), "title");
         assert_eq!(part.read_small().await.unwrap(), "small");
         assert!(form.next().await.unwrap().is_none());
@@ -315,7 +438,7 @@ mod tests {
     #[tokio::test]
     async fn body_beyond_the_limit_is_too_large() {
         let (request, _) = request(chunks(HEAD, 1000));
-        let mut form = Form::open(request, 1024).await.unwrap();
+        let mut form = Form::open(request, 1024, Pace::Known).await.unwrap();
         let part = form.next().await.unwrap().unwrap();
         assert_eq!(part.skip().await.unwrap_err().code, Code::PayloadTooLarge);
     }
@@ -327,15 +450,80 @@ mod tests {
             .header(CONTENT_TYPE, "multipart/form-data; boundary=b")
             .body(Body::from_stream(head.chain(futures::stream::pending())))
             .unwrap();
-        let mut form = Form::open(request, u64::MAX).await.unwrap();
+        let mut form = Form::open(request, u64::MAX, Pace::Known).await.unwrap();
         let mut part = form.next().await.unwrap().unwrap();
         assert_eq!(part.chunk().await.unwrap_err().code, Code::InvalidParameter);
+    }
+
+    /// Receives the file of a form whose chunks of 1 KB arrive at an interval. Returns after how many seconds the form
+    /// fails, and its error.
+    async fn receive_slowly(pace: Pace, interval: Duration) -> (u64, ApiError) {
+        let chunks = futures::stream::repeat(Bytes::from(vec![b'x'; 1024])).then(move |chunk| async move {
+            tokio::time::sleep(interval).await;
+            Ok::<_, io::Error>(chunk)
+        });
+        let head = futures::stream::iter([Ok(Bytes::from(HEAD))]);
+        let request = Request::post("/")
+            .header(CONTENT_TYPE, "multipart/form-data; boundary=b")
+            .body(Body::from_stream(head.chain(chunks)))
+            .unwrap();
+        let started = Instant::now();
+        let mut form = Form::open(request, u64::MAX, Pace::Preamble).await.unwrap();
+        let mut part = form.next().await.unwrap().unwrap();
+        part.set_pace(pace);
+        let error = part.skip().await.unwrap_err();
+        assert_eq!(error.code, Code::InvalidParameter);
+        (started.elapsed().as_secs(), error)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn form_below_the_minimum_rate_ends_with_the_window() {
+        let per_second = |rate: u32| Duration::from_secs(1) / rate;
+        assert_eq!(receive_slowly(Pace::Known, per_second(7)).await.0, 30);
+        assert_eq!(receive_slowly(Pace::Known, per_second(9)).await.0, 30 * 60);
+        assert_eq!(receive_slowly(Pace::Anonymous, per_second(31)).await.0, 30);
+        assert_eq!(receive_slowly(Pace::Anonymous, per_second(33)).await.0, 30 * 60);
+        assert_eq!(receive_slowly(Pace::Preamble, per_second(100)).await.0, 10);
+        assert!(receive_slowly(Pace::Anonymous, per_second(9)).await.1.message.contains("token before"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trickling_small_parts_share_a_rate_window() {
+        let part = Bytes::from("--b\r\nContent-Disposition: form-data; name=\"title\"\r\n\r\nx\r\n");
+        let parts = futures::stream::repeat(part).then(|part| async move {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            Ok::<_, io::Error>(part)
+        });
+        let request = Request::post("/")
+            .header(CONTENT_TYPE, "multipart/form-data; boundary=b")
+            .body(Body::from_stream(parts))
+            .unwrap();
+        let started = Instant::now();
+        let mut form = Form::open(request, u64::MAX, Pace::Known).await.unwrap();
+        let error = loop {
+            let next = async { form.next().await?.unwrap().skip().await };
+            if let Err(error) = next.await {
+                break error;
+            }
+        };
+        assert_eq!((error.code, started.elapsed().as_secs()), (Code::InvalidParameter, 30));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_the_server_does_not_read_does_not_count() {
+        let (request, _) = request(chunks(HEAD, 100));
+        let mut form = Form::open(request, u64::MAX, Pace::Known).await.unwrap();
+        let mut part = form.next().await.unwrap().unwrap();
+        for _ in 0..100 {
+            tokio::time::advance(Duration::from_secs(15)).await;
+            part.chunk().await.unwrap();
+        }
     }
 
     #[tokio::test]
     async fn other_content_type_is_refused() {
         let request = Request::post("/").body(Body::from("token=a")).unwrap();
-        let error = Form::open(request, 1024).await.err().unwrap();
+        let error = Form::open(request, 1024, Pace::Known).await.err().unwrap();
         assert_eq!(error.code, Code::InvalidParameter);
     }
 }

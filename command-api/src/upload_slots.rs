@@ -1,0 +1,362 @@
+//! Slots of concurrent uploads, shared out so that no sender takes all of them.
+//!
+//! An upload whose user is known takes a slot of that user's share. The token may be the last part of a form, so a file
+//! that precedes it takes an anonymous slot. There are few of those, an address gets a part of them, and their files
+//! together have a maximum size.
+
+use std::{collections::HashMap, hash::Hash, sync::Arc};
+
+use metrics::counter;
+use parking_lot::Mutex;
+use thiserror::Error;
+use vidlog_contract::{ApiError, Code};
+use vidlog_rate_limits::ClientNetwork;
+
+use crate::{config::CommandConfig, metrics::REFUSED_UPLOADS};
+
+/// `Retry-After` of a refused upload. How long the others take is unknown; a phone's short video takes some seconds.
+const RETRY_AFTER_S: u32 = 5;
+
+/// Maximum numbers of slots.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotLimits {
+    /// All slots.
+    pub total: usize,
+    /// Slots of a user.
+    pub per_user: usize,
+    /// Anonymous slots.
+    pub anonymous: usize,
+    /// Anonymous slots of an address.
+    pub per_address: usize,
+    /// Size of all anonymous files together, in bytes.
+    pub anonymous_bytes: u64,
+}
+
+/// The slots. Clones share them.
+#[derive(Clone, Debug)]
+pub struct UploadSlots(Arc<Slots>);
+
+#[derive(Debug)]
+struct Slots {
+    limits: SlotLimits,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    total: usize,
+    users: HashMap<i64, usize>,
+    anonymous: usize,
+    addresses: HashMap<ClientNetwork, usize>,
+    anonymous_bytes: u64,
+}
+
+/// A slot of an upload, released on drop.
+#[derive(Debug)]
+pub struct UploadSlot {
+    slots: UploadSlots,
+    owner: Owner,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Owner {
+    User(i64),
+    Anonymous { network: Option<ClientNetwork>, bytes: u64 },
+}
+
+/// Why an upload gets no slot, or loses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum SlotRefusal {
+    /// The user has too many uploads.
+    #[error("you have too many uploads at once; try again when one has ended")]
+    User,
+    /// The address has too many anonymous uploads.
+    #[error("too many uploads from this address; try again in a moment, with the token before the file")]
+    Address,
+    /// There are too many anonymous uploads.
+    #[error("too many uploads right now; try again in a moment, with the token before the file")]
+    Anonymous,
+    /// The anonymous files are too large together.
+    #[error("too much is being uploaded right now; try again in a moment, with the token before the file")]
+    AnonymousBytes,
+    /// There are too many uploads.
+    #[error("too many uploads right now; try again in a moment")]
+    Total,
+}
+
+impl SlotLimits {
+    /// Returns the limits of the settings. A quarter of all slots is anonymous, and an address gets a quarter of those.
+    pub fn of(config: &CommandConfig) -> Self {
+        let anonymous = config.max_uploads.div_ceil(4);
+        let per_address = anonymous.div_ceil(4);
+        Self {
+            total: config.max_uploads,
+            per_user: config.max_uploads_per_user,
+            anonymous,
+            per_address,
+            anonymous_bytes: config.max_upload_bytes.saturating_mul(per_address as u64),
+        }
+    }
+}
+
+impl UploadSlots {
+    /// Creates free slots.
+    pub fn new(limits: SlotLimits) -> Self {
+        Self(Arc::new(Slots { limits, taken: Mutex::default() }))
+    }
+
+    /// Takes a slot of a user's share.
+    pub fn take(&self, user: i64) -> Result<UploadSlot, SlotRefusal> {
+        self.take_for(Owner::User(user))
+    }
+
+    /// Takes an anonymous slot. Without a network, no limit of an address applies.
+    pub fn take_anonymous(&self, network: Option<ClientNetwork>) -> Result<UploadSlot, SlotRefusal> {
+        self.take_for(Owner::Anonymous { network, bytes: 0 })
+    }
+
+    /// Returns the number of taken slots.
+    pub fn in_use(&self) -> usize {
+        self.0.taken.lock().total
+    }
+
+    fn take_for(&self, owner: Owner) -> Result<UploadSlot, SlotRefusal> {
+        let mut taken = self.0.taken.lock();
+        if taken.total >= self.0.limits.total {
+            return Err(SlotRefusal::Total);
+        }
+        taken.add(&owner, &self.0.limits)?;
+        taken.total += 1;
+        Ok(UploadSlot { slots: self.clone(), owner })
+    }
+}
+
+impl UploadSlot {
+    /// Returns whether the upload's user is unknown.
+    pub fn is_anonymous(&self) -> bool {
+        matches!(self.owner, Owner::Anonymous { .. })
+    }
+
+    /// Moves the slot to the share of a user. If that is exhausted, the slot remains as it was.
+    pub fn assign(&mut self, user: i64) -> Result<(), SlotRefusal> {
+        let owner = Owner::User(user);
+        if self.owner == owner {
+            return Ok(());
+        }
+        let slots = Arc::clone(&self.slots.0);
+        let mut taken = slots.taken.lock();
+        taken.add(&owner, &slots.limits)?;
+        taken.remove(&std::mem::replace(&mut self.owner, owner));
+        Ok(())
+    }
+
+    /// Counts bytes of the file.
+    pub fn receive(&mut self, count: u64) -> Result<(), SlotRefusal> {
+        let Owner::Anonymous { bytes, .. } = &mut self.owner else { return Ok(()) };
+        let mut taken = self.slots.0.taken.lock();
+        let sum = taken.anonymous_bytes.saturating_add(count);
+        if sum > self.slots.0.limits.anonymous_bytes {
+            return Err(SlotRefusal::AnonymousBytes);
+        }
+        taken.anonymous_bytes = sum;
+        *bytes += count;
+        Ok(())
+    }
+}
+
+impl Drop for UploadSlot {
+    fn drop(&mut self) {
+        let mut taken = self.slots.0.taken.lock();
+        taken.remove(&self.owner);
+        taken.total -= 1;
+    }
+}
+
+impl Taken {
+    fn add(&mut self, owner: &Owner, limits: &SlotLimits) -> Result<(), SlotRefusal> {
+        match owner {
+            Owner::User(user) => increment(&mut self.users, user, limits.per_user).ok_or(SlotRefusal::User),
+            Owner::Anonymous { network, .. } => {
+                if self.anonymous >= limits.anonymous {
+                    return Err(SlotRefusal::Anonymous);
+                }
+                if let Some(network) = network {
+                    increment(&mut self.addresses, network, limits.per_address)
+                        .ok_or(SlotRefusal::Address)?;
+                }
+                self.anonymous += 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn remove(&mut self, owner: &Owner) {
+        match owner {
+            Owner::User(user) => decrement(&mut self.users, user),
+            Owner::Anonymous { network, bytes } => {
+                if let Some(network) = network {
+                    decrement(&mut self.addresses, network);
+                }
+                self.anonymous -= 1;
+                self.anonymous_bytes -= bytes;
+            }
+        }
+    }
+}
+
+impl SlotRefusal {
+    /// Label in the metrics.
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Address => "address",
+            Self::Anonymous => "anonymous",
+            Self::AnonymousBytes => "anonymous_bytes",
+            Self::Total => "total",
+        }
+    }
+
+    /// Returns the error of the refused upload, and counts it.
+    pub(crate) fn into_error(self) -> ApiError {
+        counter!(REFUSED_UPLOADS, "reason" => self.reason()).increment(1);
+        let code = match self {
+            Self::User | Self::Address => Code::TooManyRequests,
+            Self::Anonymous | Self::AnonymousBytes | Self::Total => Code::Unavailable,
+        };
+        ApiError::new(code, self.to_string()).retry_after_s(RETRY_AFTER_S)
+    }
+}
+
+/// Counts one more for a key; `None` at the limit.
+fn increment<K: Clone + Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K, limit: usize) -> Option<()> {
+    let count = counts.get(key).copied().unwrap_or_default();
+    (count < limit).then(|| {
+        counts.insert(key.clone(), count + 1);
+    })
+}
+
+/// Counts one less for a key, and forgets one without slots.
+fn decrement<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: SlotLimits =
+        SlotLimits { total: 8, per_user: 2, anonymous: 4, per_address: 2, anonymous_bytes: 100 };
+
+    fn network(number: u8) -> Option<ClientNetwork> {
+        Some(ClientNetwork::new(&number.to_string()))
+    }
+
+    #[test]
+    fn user_has_a_share() {
+        let slots = UploadSlots::new(LIMITS);
+        let (first, _second) = (slots.take(1).unwrap(), slots.take(1).unwrap());
+        assert_eq!(slots.take(1).unwrap_err(), SlotRefusal::User);
+        let _other = slots.take(2).unwrap();
+        drop(first);
+        let _third = slots.take(1).unwrap();
+    }
+
+    #[test]
+    fn address_has_a_part_of_the_anonymous_slots() {
+        let slots = UploadSlots::new(LIMITS);
+        let _one = [slots.take_anonymous(network(1)).unwrap(), slots.take_anonymous(network(1)).unwrap()];
+        assert_eq!(slots.take_anonymous(network(1)).unwrap_err(), SlotRefusal::Address);
+        let _others = [slots.take_anonymous(network(2)).unwrap(), slots.take_anonymous(None).unwrap()];
+        assert_eq!(slots.take_anonymous(network(3)).unwrap_err(), SlotRefusal::Anonymous);
+        let _users: Vec<_> = (0..4).map(|user| slots.take(user).unwrap()).collect();
+        assert_eq!(slots.take(9).unwrap_err(), SlotRefusal::Total);
+    }
+
+    #[test]
+    fn assigned_slot_is_no_longer_anonymous() {
+        let slots = UploadSlots::new(LIMITS);
+        let mut slot = slots.take_anonymous(network(1)).unwrap();
+        slot.receive(100).unwrap();
+        assert_eq!(slots.take_anonymous(network(1)).unwrap().receive(1), Err(SlotRefusal::AnonymousBytes));
+        slot.assign(1).unwrap();
+        slots.take_anonymous(network(1)).unwrap().receive(100).unwrap();
+        let _second = slots.take(1).unwrap();
+        let mut third = slots.take_anonymous(None).unwrap();
+        assert_eq!(third.assign(1), Err(SlotRefusal::User));
+        assert!(third.is_anonymous() && !slot.is_anonymous());
+    }
+
+    #[test]
+    fn default_settings_leave_most_slots_to_known_users() {
+        let config = CommandConfig {
+            partitions: 12,
+            replication: 1,
+            command_mysql_connections: 1,
+            max_upload_bytes: 200,
+            max_uploads: 64,
+            max_uploads_per_user: 4,
+        };
+        let limits = SlotLimits::of(&config);
+        assert_eq!((limits.anonymous, limits.per_address, limits.anonymous_bytes), (16, 4, 800));
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Take(i64),
+        TakeAnonymous(u8),
+        Assign(usize, i64),
+        Receive(usize, u64),
+        Release(usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            (0..4i64).prop_map(Step::Take),
+            (0..4u8).prop_map(Step::TakeAnonymous),
+            (0..8usize, 0..4i64).prop_map(|(slot, user)| Step::Assign(slot, user)),
+            (0..8usize, 0..60u64).prop_map(|(slot, count)| Step::Receive(slot, count)),
+            (0..8usize).prop_map(Step::Release),
+        ];
+        prop::collection::vec(step, 0..60)
+    }
+
+    proptest! {
+        /// No limit is ever exceeded, and nothing is left once all slots are released.
+        #[test]
+        fn slots_stay_within_their_limits(steps in steps()) {
+            let slots = UploadSlots::new(LIMITS);
+            let mut held: Vec<UploadSlot> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Take(user) => held.extend(slots.take(user)),
+                    Step::TakeAnonymous(address) => held.extend(slots.take_anonymous(network(address))),
+                    Step::Assign(slot, user) => {
+                        _ = held.get_mut(slot).map(|slot| slot.assign(user));
+                    }
+                    Step::Receive(slot, count) => {
+                        _ = held.get_mut(slot).map(|slot| slot.receive(count));
+                    }
+                    Step::Release(slot) => held.truncate(slot),
+                }
+                let taken = slots.0.taken.lock();
+                prop_assert_eq!(taken.total, held.len());
+                prop_assert!(taken.total <= LIMITS.total && taken.anonymous <= LIMITS.anonymous);
+                prop_assert!(taken.users.values().all(|count| *count <= LIMITS.per_user));
+                prop_assert!(taken.addresses.values().all(|count| *count <= LIMITS.per_address));
+                prop_assert!(taken.anonymous_bytes <= LIMITS.anonymous_bytes);
+                prop_assert_eq!(taken.anonymous + taken.users.values().sum::<usize>(), taken.total);
+            }
+            held.clear();
+            let taken = slots.0.taken.lock();
+            prop_assert_eq!((taken.total, taken.anonymous, taken.anonymous_bytes), (0, 0, 0));
+            prop_assert!(taken.users.is_empty() && taken.addresses.is_empty());
+        }
+    }
+}

@@ -27,44 +27,8 @@ CREATE TABLE IF NOT EXISTS user_work_counts (
     upload_count BIGINT NOT NULL DEFAULT 0
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
--- Fences the projectors of earlier versions, which change rows without their counts: each of their transactions locks its
--- checkpoint first. Renaming waits for those that have locked one, and lets no other begin. A table is missing here if this
--- ran before.
-SET @statement = IF(
-    EXISTS (SELECT 1 FROM information_schema.tables
-        WHERE table_schema = DATABASE() AND table_name = 'checkpoints_likes_table'),
-    'RENAME TABLE checkpoints_likes_table TO checkpoints_likes_table_2',
-    'DO 0'
-);
-PREPARE fence FROM @statement;
-EXECUTE fence;
-SET @statement = IF(
-    EXISTS (SELECT 1 FROM information_schema.tables
-        WHERE table_schema = DATABASE() AND table_name = 'checkpoints_follows_table'),
-    'RENAME TABLE checkpoints_follows_table TO checkpoints_follows_table_2',
-    'DO 0'
-);
-PREPARE fence FROM @statement;
-EXECUTE fence;
-SET @statement = IF(
-    EXISTS (SELECT 1 FROM information_schema.tables
-        WHERE table_schema = DATABASE() AND table_name = 'checkpoints_comments_table'),
-    'RENAME TABLE checkpoints_comments_table TO checkpoints_comments_table_2',
-    'DO 0'
-);
-PREPARE fence FROM @statement;
-EXECUTE fence;
-SET @statement = IF(
-    EXISTS (SELECT 1 FROM information_schema.tables
-        WHERE table_schema = DATABASE() AND table_name = 'checkpoints_videos_table'),
-    'RENAME TABLE checkpoints_videos_table TO checkpoints_videos_table_2',
-    'DO 0'
-);
-PREPARE fence FROM @statement;
-EXECUTE fence;
-DEALLOCATE PREPARE fence;
-
--- Counts the rows of before, from nothing, so that this can be run again.
+-- Counts the rows of before, from nothing, so that this can be run again. A projector of an older version must not run
+-- meanwhile or later: it changes rows without their counts.
 DELETE FROM video_like_counts;
 DELETE FROM user_like_counts;
 DELETE FROM user_follow_counts;

@@ -25,6 +25,8 @@ const PARTITION: Partition = Partition { stream: Stream::Likes, number: 0 };
 /// The last migration before the one with counts.
 const BEFORE_COUNTS: i64 = 10;
 const COUNTS: i64 = 11;
+/// The migration that fences projectors without counts.
+const FENCE: i64 = 14;
 
 /// The likes of the version without counts.
 const EARLIER: Projection = Projection {
@@ -67,7 +69,7 @@ async fn count(pool: &MySqlPool, select: &'static str) -> i64 {
 #[tokio::test]
 async fn earlier_projector_is_fenced_by_the_migration() {
     let Namespace { stores, keys, redis, mysql } = Namespace::create().await;
-    MIGRATOR.run_to(BEFORE_COUNTS, &mysql).await.unwrap();
+    MIGRATOR.run_to(FENCE - 1, &mysql).await.unwrap();
     let target = Stores { keys, redis, mysql: mysql.clone() };
     let earlier = target.view(EARLIER);
     fold(&earlier, 0).await.unwrap();
@@ -123,7 +125,15 @@ async fn interrupted_migration_of_counts_runs_again() {
     ] {
         sqlx::query(statement).execute(&mysql).await.unwrap();
     }
-    let statements = statements_of(COUNTS);
+    for version in [COUNTS, FENCE] {
+        MIGRATOR.run_to(version - 1, &mysql).await.unwrap();
+        interrupt_everywhere(&mysql, version).await;
+    }
+}
+
+/// Interrupts a migration after each of its statements, and runs it again.
+async fn interrupt_everywhere(mysql: &MySqlPool, version: i64) {
+    let statements = statements_of(version);
     for interrupted_after in 0..=statements.len() {
         let mut connection = mysql.acquire().await.unwrap().detach();
         for statement in &statements[..interrupted_after] {
@@ -131,25 +141,32 @@ async fn interrupted_migration_of_counts_runs_again() {
         }
         sqlx::query(
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-             VALUES (?, 'counts', FALSE, '', 0)",
+             VALUES (?, 'interrupted', FALSE, '', 0)",
         )
-        .bind(COUNTS)
-        .execute(&mysql)
+        .bind(version)
+        .execute(mysql)
         .await
         .unwrap();
-        mysql::migrate(&mysql, &MIGRATOR).await.unwrap();
+        mysql::migrate(mysql, &MIGRATOR).await.unwrap();
 
         let video = "SELECT like_count * 10 + comment_count FROM video_stats WHERE video_id = 1";
-        assert_eq!(count(&mysql, video).await, 21, "interrupted after {interrupted_after} statements");
+        assert_eq!(
+            count(mysql, video).await,
+            21,
+            "interrupted after {interrupted_after} statements of {version}"
+        );
         let counts = ["total_favorited", "favorite_count", "follower_count", "work_count", "upload_count"];
         for (counted, expected) in zip(counts, [2, 1, 1, 1, 2]) {
             let select = format!("SELECT {counted} FROM user_stats WHERE user_id = 1");
-            let stored: i64 = sqlx::query_scalar(AssertSqlSafe(select)).fetch_one(&mysql).await.unwrap();
-            assert_eq!(stored, expected, "{counted}, interrupted after {interrupted_after} statements");
+            let stored: i64 = sqlx::query_scalar(AssertSqlSafe(select)).fetch_one(mysql).await.unwrap();
+            assert_eq!(
+                stored, expected,
+                "{counted}, interrupted after {interrupted_after} statements of {version}"
+            );
         }
         let checkpoint = "SELECT next_offset FROM checkpoints_likes_table_2";
-        assert_eq!(count(&mysql, checkpoint).await, 7);
-        undo_counts(&mysql).await;
+        assert_eq!(count(mysql, checkpoint).await, 7);
+        undo(mysql, version).await;
     }
 }
 
@@ -161,18 +178,27 @@ fn statements_of(version: i64) -> Vec<String> {
     code.join("\n").split(';').map(|sql| sql.trim().to_owned()).filter(|sql| !sql.is_empty()).collect()
 }
 
-/// Undoes the migration with counts.
-async fn undo_counts(mysql: &MySqlPool) {
+/// Undoes the migrations from that with counts, or from the fence.
+async fn undo(mysql: &MySqlPool, version: i64) {
     for name in ["likes", "follows", "comments", "videos"] {
         let rename = format!("RENAME TABLE checkpoints_{name}_table_2 TO checkpoints_{name}_table");
         sqlx::query(AssertSqlSafe(rename)).execute(mysql).await.unwrap();
+    }
+    sqlx::query("DELETE FROM _sqlx_migrations WHERE version >= ?")
+        .bind(version)
+        .execute(mysql)
+        .await
+        .unwrap();
+    if version == FENCE {
+        // A row that an earlier projector wrote without its count.
+        sqlx::query("UPDATE video_like_counts SET like_count = 0").execute(mysql).await.unwrap();
+        return;
     }
     for statement in [
         "DROP VIEW video_stats, user_stats",
         "DROP TABLE video_like_counts, user_like_counts, user_follow_counts, video_comment_counts, user_work_counts",
         "ALTER TABLE follows DROP KEY by_follower",
         "ALTER TABLE videos DROP KEY works",
-        "DELETE FROM _sqlx_migrations WHERE version >= 11",
     ] {
         sqlx::query(statement).execute(mysql).await.unwrap();
     }

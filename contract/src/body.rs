@@ -238,7 +238,10 @@ mod tests {
             body[place] = byte;
             // A number that is too large for a double is valid JSON, but serde_json has no value for it.
             prop_assume!(!body.iter().any(|byte| matches!(byte, b'e' | b'E')));
-            let expected = serde_json::from_slice(&body).is_ok_and(|json| is_flat_object(&json));
+            let json = serde_json::from_slice::<Value>(&body);
+            // Valid JSON, but serde_json has no value for it.
+            prop_assume!(!json.as_ref().is_err_and(|error| error.to_string().contains("out of range")));
+            let expected = json.is_ok_and(|json| is_flat_object(&json));
             let text = String::from_utf8_lossy(&body).into_owned();
             prop_assert_eq!(parse_now("application/json", body).is_ok(), expected, "{}", text);
         }

@@ -86,9 +86,54 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
     use vidlog_contract::Code;
 
     use super::*;
+
+    fn sort_keys() -> impl Strategy<Value = SortKey> {
+        let number = || prop_oneof![0..3_i64, 0..=i64::MAX];
+        (number(), number()).prop_map(|(score, id)| SortKey { score, id })
+    }
+
+    proptest! {
+        #[test]
+        fn every_cursor_round_trips(sort_key in sort_keys()) {
+            let cursor = sort_key.to_cursor();
+            let page = page(&format!("cursor={cursor}")).unwrap();
+            prop_assert_eq!(page.after, Some(sort_key));
+        }
+
+        #[test]
+        fn only_cursors_are_accepted(text in "[0-9a-fA-F]{32}|[0-7][0-9a-f]{15}[0-7][0-9a-f]{15}|[0-9a-f+-]{30,33}|\\PC{0,34}") {
+            if let Some(sort_key) = SortKey::from_cursor(&text) {
+                prop_assert_eq!(sort_key.to_cursor(), text.to_lowercase());
+                prop_assert!(sort_key.score >= 0 && sort_key.id >= 0);
+            }
+        }
+
+        /// Follows the cursors of a list as a client does.
+        #[test]
+        fn pages_return_every_item_once(items in vec(sort_keys(), 0..12), limit in 1..5_usize) {
+            let mut items = items;
+            items.sort_by_key(|item| item.order());
+            items.dedup();
+            let (mut read, mut cursor) = (Vec::new(), String::new());
+            loop {
+                let page = page(&format!("limit={limit}&cursor={cursor}")).unwrap();
+                let is_after = |item: &SortKey| page.after.is_none_or(|after| item.is_after(after));
+                let mut found: Vec<_> = items.iter().copied().filter(is_after).take(page.fetch_limit()).collect();
+                let next = page.truncate(&mut found, |item| *item);
+                prop_assert!(found.len() <= limit && (next.is_none() || found.len() == limit));
+                read.extend(found);
+                match next {
+                    Some(next) => cursor = next,
+                    None => break,
+                }
+            }
+            prop_assert_eq!(read, items);
+        }
+    }
 
     fn page(query: &str) -> Result<Page, ApiError> {
         Page::from_params(&Params::from_query(query), 500)

@@ -145,6 +145,27 @@ mod tests {
             prop_assert_eq!(untrusted.client_address(PEER, &headers), PEER);
         }
 
+        /// Also an entry that a proxy damaged names an address or none.
+        #[test]
+        fn any_headers_name_an_address(
+            name in names(),
+            hops in 0..4_usize,
+            address in addresses(),
+            lines in prop::collection::vec(prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..40),
+                "([0-9a-f:.]{0,15}|[fF]or ?=|[\"\\[\\],;= ]){0,8}".prop_map(String::into_bytes),
+            ], 0..3),
+        ) {
+            let mut headers = HeaderMap::new();
+            for line in lines.iter().filter_map(|line| HeaderValue::from_bytes(line).ok()) {
+                headers.append(header(name), line);
+            }
+            let proxies = Proxies { trusted_hops: hops, header: name };
+            let found = proxies.client_address(address, &headers);
+            prop_assert!(hops > 0 || found == address);
+            prop_assert!(network(found).trim_end_matches("/64").parse::<IpAddr>().is_ok());
+        }
+
         #[test]
         fn addresses_of_a_network_share_its_limit(segments in any::<[u16; 8]>(), host in any::<[u16; 4]>()) {
             let mut other = segments;

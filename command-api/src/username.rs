@@ -183,12 +183,14 @@ mod tests {
         }
     }
 
-    /// A simple model of one character: NFKC of a letter has no case, and its case variants are equal.
     #[test]
     fn case_variants_of_every_character_are_equal() {
         for char in '\0'..=char::MAX {
             let upper: String = char.to_uppercase().collect();
             let lower: String = char.to_lowercase().collect();
+            if upper == lower {
+                continue;
+            }
             let expected = appearance(&char.to_string());
             assert_eq!((appearance(&upper), appearance(&lower)), (expected.clone(), expected), "{char:?}");
         }

@@ -133,7 +133,7 @@ fn exists(quote: &str) -> bool {
     is_foreign
         || match first {
             "make" => quote.split(' ').nth(1).is_some_and(is_make_target),
-            "projectors" if quote.contains(' ') => words.all(is_command_word),
+            "projectors" | "command-api" if quote.contains(' ') => words.all(is_command_word),
             _ if quote.contains("cargo test") => is_test(quote),
             _ if first.starts_with("VIDLOG_") => is_variable(first.split('=').next().unwrap_or_default()),
             _ if quote.contains(" --") || first.starts_with("--") => {

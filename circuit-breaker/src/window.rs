@@ -1,7 +1,5 @@
 //! The outcomes of the calls of the last seconds.
 
-use std::time::Duration;
-
 use tokio::time::Instant;
 
 /// Length of the window in seconds. Failures that are further apart are unrelated.
@@ -48,12 +46,14 @@ impl Window {
     }
 
     fn current(&self) -> u64 {
-        Duration::as_secs(&self.start.elapsed())
+        self.start.elapsed().as_secs()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]

@@ -389,7 +389,7 @@ fn targets(projections: &[Projection], positions: &[Position]) -> Targets {
 fn tables(used: &[Projection]) -> Vec<Projection> {
     let is_used = |stream: &&str| used.iter().any(|projection| projection.streams.contains(stream));
     let all = projections::ALL.iter().filter(|projection| matches!(projection.view, View::MySql(_)));
-    all.filter(|projection| projection.streams.iter().any(|stream| is_used(&stream))).copied().collect()
+    all.filter(|projection| projection.streams.iter().any(is_used)).copied().collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, io, time::Duration};
 
 use sqlx::{
-    MySqlConnection, MySqlPool,
+    AssertSqlSafe, MySqlConnection, MySqlPool,
     migrate::{MigrateError, Migrator},
     mysql::MySqlPoolOptions,
 };
@@ -23,12 +23,13 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 ///   different rows deadlock.
 /// - `STRICT_ALL_TABLES`: the server rejects values that do not fit, whatever its default is, and does not truncate
 ///   them.
-/// - `innodb_lock_wait_timeout`: a statement that waits for a row lock occupies a connection of the pool. It fails
-///   after 5 s, and the caller may retry; the default is 50 s.
 /// - `wait_timeout`: the server closes a session that is idle for a minute and releases its locks, because its process
 ///   may be suspended or its machine lost. The default is eight hours.
 const SESSION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
-    SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES'), innodb_lock_wait_timeout = 5, wait_timeout = 60";
+    SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES'), wait_timeout = 60";
+/// Limit on the wait for a row lock, during which a statement occupies a connection of the pool. Then it fails, and the
+/// caller may retry; the default of the server is 50 s.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
 
 /// Settings of a session that only reads, in the syntax of either server: MariaDB skips what is marked for MySQL 8, and
 /// MySQL what is marked for MariaDB.
@@ -40,31 +41,34 @@ const READ_SESSION: &str = "SET SESSION sql_mode = @@sql_mode
 
 /// Opens a pool that connects on first use, so that a process can start before its store.
 pub fn open(url: &str, max_connections: u32) -> Result<MySqlPool, sqlx::Error> {
-    pool(max_connections).connect_lazy(url)
+    pool(max_connections, LOCK_WAIT).connect_lazy(url)
 }
 
 /// Opens a pool like [`open`], for queries of requests: the server aborts a slow one.
 pub fn open_for_reads(url: &str, max_connections: u32) -> Result<MySqlPool, sqlx::Error> {
-    let options = pool(max_connections).after_connect(|connection, _| {
-        Box::pin(async move {
-            sqlx::raw_sql(SESSION).execute(&mut *connection).await?;
-            sqlx::raw_sql(READ_SESSION).execute(connection).await?;
-            Ok(())
-        })
-    });
-    options.connect_lazy(url)
+    with_session(max_connections, format!("{}; {READ_SESSION}", session(LOCK_WAIT))).connect_lazy(url)
 }
 
-/// Returns the options of a pool: limits, timeouts and session settings.
-pub fn pool(max_connections: u32) -> MySqlPoolOptions {
+/// Returns the options of a pool: limits, timeouts and session settings, with a limit on the wait for a row lock, in whole
+/// seconds.
+pub fn pool(max_connections: u32, lock_wait: Duration) -> MySqlPoolOptions {
+    with_session(max_connections, session(lock_wait))
+}
+
+fn session(lock_wait: Duration) -> String {
+    format!("{SESSION}; SET SESSION innodb_lock_wait_timeout = {}", lock_wait.as_secs())
+}
+
+fn with_session(max_connections: u32, session: String) -> MySqlPoolOptions {
     MySqlPoolOptions::new()
         .max_connections(max_connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .acquire_slow_threshold(ACQUIRE_TIMEOUT)
         .idle_timeout(IDLE_TIMEOUT)
-        .after_connect(|connection, _| {
+        .after_connect(move |connection, _| {
+            let session = AssertSqlSafe(session.clone());
             Box::pin(async move {
-                sqlx::raw_sql(SESSION).execute(connection).await?;
+                sqlx::raw_sql(session).execute(connection).await?;
                 Ok(())
             })
         })
@@ -146,6 +150,8 @@ mod tests {
 
     use super::*;
 
+    static EMPTY: Migrator = Migrator::DEFAULT;
+
     /// The greeting of a MySQL 8 server without TLS.
     fn greeting() -> Vec<u8> {
         let mut packet = vec![10];
@@ -190,7 +196,6 @@ mod tests {
         let pool =
             open(&format!("mysql://user:secret@{}/database", listener.local_addr().unwrap()), 1).unwrap();
         let server = tokio::spawn(ask_for_password(listener));
-        static EMPTY: Migrator = Migrator::DEFAULT;
         let error = migrate(&pool, &EMPTY).await.unwrap_err().to_string();
         assert!(error.contains("which needs TLS: enable TLS on the server"), "{error}");
         assert!(!error.contains("secret"));

@@ -396,7 +396,8 @@ async fn commit(transaction: Transaction<'_, MySql>) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Classifies the error of a fold: the data is rejected, or the store is unavailable.
+/// Classifies the error of a fold: the data is rejected, or the store is unavailable. A duplicate key is no fault of the record:
+/// a fold reads which rows exist before it inserts, so another writer added the row meanwhile, and the retry finds it.
 fn fold_error(error: sqlx::Error) -> StoreError {
     let refused = error.as_database_error().and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>());
     match refused.map(|refused| (refused.number(), refused.message())) {
@@ -404,10 +405,8 @@ fn fold_error(error: sqlx::Error) -> StoreError {
         Some((number @ (1048 | 1264 | 1406 | 1690 | 3819 | 4025), message)) => {
             StoreError::Unfoldable(format!("MySQL error {number}: {message}"))
         }
-        // Duplicate key, truncated value, wrong type, invalid text. The message quotes the value, which may be personal.
-        Some((number @ (1062 | 1265 | 1292 | 1366), _)) => {
-            StoreError::Unfoldable(format!("MySQL error {number}"))
-        }
+        // Truncated value, wrong type, invalid text. The message quotes the value, which may be personal.
+        Some((number @ (1265 | 1292 | 1366), _)) => StoreError::Unfoldable(format!("MySQL error {number}")),
         _ => error.into(),
     }
 }

@@ -20,6 +20,10 @@ use crate::view::{Fold, Projection};
 /// Interval between attempts to reach an unavailable store at start.
 const START_RETRY: Duration = Duration::from_secs(1);
 
+/// Limit on the wait for a row lock. A batch that waits has locked other rows, such as the counts of users, for which other
+/// partitions wait. So it gives up soon, and its partition retries later.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+
 /// The memory section of a Redis server's `INFO`; empty if the user may not read it.
 const MEMORY_INFO: &str = "local info = redis.pcall('INFO', 'memory')
      return type(info) == 'string' and info or ''";
@@ -30,7 +34,8 @@ impl Stores {
         Ok(Self {
             keys: Keys::new(&settings.namespace, settings.shards),
             redis: Redis::open(settings.redis_url.reveal()).context("failed to parse the Redis address")?,
-            mysql: mysql::open(settings.mysql_url.reveal(), mysql_connections)
+            mysql: mysql::pool(mysql_connections, LOCK_WAIT)
+                .connect_lazy(settings.mysql_url.reveal())
                 .context("failed to parse the MySQL address")?,
         })
     }
@@ -39,7 +44,7 @@ impl Stores {
     #[must_use]
     pub fn with_database(&self, database: &str, mysql_connections: u32) -> Self {
         let options = self.mysql.connect_options().as_ref().clone().database(database);
-        Self { mysql: mysql::pool(mysql_connections).connect_lazy_with(options), ..self.clone() }
+        Self { mysql: mysql::pool(mysql_connections, LOCK_WAIT).connect_lazy_with(options), ..self.clone() }
     }
 
     /// The name of the MySQL database.

@@ -30,6 +30,7 @@ pub(super) fn mysql_reason(error: &sqlx::Error) -> String {
     let meaning = match number {
         1044 | 1045 | 1142 | 1143 | 1227 | 1370 => "privilege missing",
         1049 | 1146 => "table or database missing",
+        1062 => "duplicate key",
         1054 | 1136 => "table has another layout",
         3 | 1021 | 1030 | 1114 => "table or disk full",
         1205 => "lock wait timeout",

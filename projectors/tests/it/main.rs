@@ -7,6 +7,7 @@ mod audit;
 mod blocked;
 mod cluster;
 mod completeness;
+mod contention;
 mod dead_letters;
 mod diverting;
 mod faults;

@@ -19,6 +19,7 @@ use metrics::counter;
 use rdkafka::{
     Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
+    error::KafkaError,
 };
 use tokio::{runtime::Handle, task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -236,8 +237,18 @@ impl Assignment {
         self.commit_start(partition, from);
     }
 
+    /// Reports that the group and the client disagree about the partitions, until the next assignment.
+    pub(super) fn report_failed_rebalance(&self, error: &KafkaError) {
+        self.readiness.not_ready(self.name, format!("failed to apply a rebalance: {error}"));
+    }
+
+    /// The partitions whose position the consumer group does not have yet.
+    pub(super) fn uncommitted_partitions(&self) -> Vec<Partition> {
+        self.uncommitted().iter().copied().collect()
+    }
+
     /// Commits the position of a partition that was assigned, so that lag tools see one before its first batch.
-    fn commit_start(&self, partition: Partition, next: i64) {
+    pub(super) fn commit_start(&self, partition: Partition, next: i64) {
         if self.uncommitted().remove(&partition)
             && let Some(offset_committer) = self.offset_committer.get()
         {

@@ -3,7 +3,7 @@
 use rdkafka::{
     ClientConfig, ClientContext, Offset, TopicPartitionList,
     config::RDKafkaLogLevel,
-    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     types::RDKafkaRespErr,
 };
@@ -52,12 +52,11 @@ impl ConsumerContext for Context {
         let done = match Rebalance::of(event) {
             Rebalance::Assign => {
                 self.assignment.assign(&named);
-                // Every partition is paused; the poller seeks to the store's position, and resumes it. No offset that may
-                // be gone: the client would stop fetching the partition.
-                partitions
-                    .set_all_offsets(Offset::Beginning)
-                    .and_then(|()| consumer.incremental_assign(partitions))
-                    .and_then(|()| consumer.pause(partitions))
+                let assigned = assign(consumer, partitions);
+                if assigned.is_err() {
+                    self.assignment.revoke(&named);
+                }
+                assigned
             }
             Rebalance::Revoke => {
                 self.assignment.revoke(&named);
@@ -67,11 +66,12 @@ impl ConsumerContext for Context {
                 // The members of the group may disagree about any partition, not only about those of the event.
                 error!(%code, "rebalance failed, releasing all partitions");
                 self.assignment.revoke_all();
-                consumer.assignment().and_then(|all| release(consumer, &all))
+                release_all(consumer)
             }
         };
         if let Err(error) = done {
             error!(%error, "failed to apply a rebalance");
+            self.assignment.report_failed_rebalance(&error);
         }
     }
 }
@@ -97,9 +97,44 @@ impl Rebalance {
     }
 }
 
-fn release(consumer: &BaseConsumer<Context>, partitions: &TopicPartitionList) -> KafkaResult<()> {
+/// Assigns partitions, paused: the poller seeks to the store's position, and resumes them.
+pub(super) fn assign(
+    consumer: &BaseConsumer<Context>,
+    partitions: &mut TopicPartitionList,
+) -> KafkaResult<()> {
+    // No offset that may be gone: the client would stop fetching the partition.
+    partitions.set_all_offsets(Offset::Beginning).and_then(|()| consumer.incremental_assign(partitions))?;
+    if let Err(error) = consumer.pause(partitions) {
+        // Then records arrive without a task, until the next seek.
+        debug!(%error, "failed to pause assigned partitions");
+    }
+    Ok(())
+}
+
+/// Releases partitions. Leaves out those that the client does not have: it would release none, and wait forever for the
+/// end of the rebalance.
+pub(super) fn release(consumer: &BaseConsumer<Context>, partitions: &TopicPartitionList) -> KafkaResult<()> {
+    let assigned = consumer.assignment()?;
+    let mut owned = TopicPartitionList::new();
+    for element in partitions.elements() {
+        if assigned.find_partition(element.topic(), element.partition()).is_some() {
+            owned.add_partition(element.topic(), element.partition());
+        }
+    }
     // The client keeps a pause: the partition would be paused when it is assigned again.
-    consumer.resume(partitions).and_then(|()| consumer.incremental_unassign(partitions))
+    if let Err(error) = consumer.resume(&owned) {
+        debug!(%error, "failed to resume released partitions");
+    }
+    consumer.incremental_unassign(&owned)
+}
+
+/// Releases all partitions. The client waits for the call even if there are none. Before it has joined the group, it has no
+/// rebalance protocol yet, and releases all at once.
+fn release_all(consumer: &BaseConsumer<Context>) -> KafkaResult<()> {
+    match consumer.rebalance_protocol() {
+        RebalanceProtocol::Cooperative => release(consumer, &consumer.assignment()?),
+        RebalanceProtocol::None | RebalanceProtocol::Eager => consumer.unassign(),
+    }
 }
 
 /// Creates a consumer in the group of a projection, not subscribed yet.
@@ -150,7 +185,90 @@ fn named(topics: &Topics, partitions: &TopicPartitionList) -> Vec<Partition> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::Arc,
+        time::{Duration, Instant},
+    };
+
+    use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext};
+    use tokio::{runtime::Runtime, sync::watch};
+    use vidlog_events::Stream;
+    use vidlog_schemas::projections::LIKES_TABLE;
+    use vidlog_service_kit::{config, ops::Readiness};
+
     use super::*;
+    use crate::{
+        dead_letters::DeadLetterQueue,
+        desired_state::DesiredStates,
+        log::{Log, identity::FirstRecords},
+        runner::status::PartitionStatusRegistry,
+        store::Stores,
+        view::{Fold, Projection},
+    };
+
+    const PARTITIONS: i32 = 3;
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    /// A consumer of a simulated cluster, and what it needs to live.
+    struct Member {
+        consumer: BaseConsumer<Context>,
+        topic: String,
+        _cluster: MockCluster<'static, DefaultProducerContext>,
+        _runtime: Runtime,
+    }
+
+    impl Member {
+        fn new() -> Self {
+            let (cluster, runtime) = (MockCluster::new(1).unwrap(), Runtime::new().unwrap());
+            let kafka =
+                config::Kafka { kafka_brokers: cluster.bootstrap_servers(), session_timeout_ms: 10_000 };
+            let log = Log::new(&kafka, "test");
+            let topic = log.topics.name(Stream::Likes);
+            cluster.create_topic(&topic, PARTITIONS, 1).unwrap();
+            let readiness = Readiness::new();
+            let settings = Settings {
+                instance: None,
+                session_timeout_ms: kafka.session_timeout_ms,
+                namespace: "test".to_owned(),
+                first_records: FirstRecords::new(log.clone()),
+                dead_letters: DeadLetterQueue::new(log.clone()),
+                log,
+                desired_states: watch::channel(DesiredStates::new()).1,
+                statuses: Arc::new(PartitionStatusRegistry::new(readiness.clone())),
+            };
+            let stores = config::Stores {
+                namespace: "test".to_owned(),
+                mysql_url: "mysql://nobody@127.0.0.1:1/nothing".to_owned().into(),
+                redis_url: "redis://127.0.0.1:1/".to_owned().into(),
+                shards: 1,
+            };
+            let stores = runtime.block_on(async { Stores::open(&stores, 1).unwrap() });
+            let fold = Fold::MySql(|_, _| Box::pin(async { Ok(()) }));
+            let store = stores.view(Projection { catalogued: LIKES_TABLE, fold });
+            let (requests, _) = std::sync::mpsc::channel();
+            let assignment = Assignment::new(store, &settings, readiness, requests, runtime.handle().clone());
+            let consumer = connect(&settings, LIKES_TABLE.name, assignment).unwrap();
+            Self { consumer, topic, _cluster: cluster, _runtime: runtime }
+        }
+
+        fn assigned(&self) -> i32 {
+            i32::try_from(self.consumer.assignment().unwrap().count()).unwrap()
+        }
+
+        /// Joins the group, and waits for its partitions.
+        fn join(&self) {
+            self.consumer.subscribe(&[&self.topic]).unwrap();
+            let deadline = Instant::now() + DEADLINE;
+            while self.assigned() < PARTITIONS {
+                assert!(Instant::now() < deadline, "no assignment in time");
+                _ = self.consumer.poll(Duration::from_millis(20));
+            }
+        }
+
+        fn rebalance(&self, event: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+            self.consumer.context().rebalance(&self.consumer, event, partitions);
+        }
+    }
 
     #[test]
     fn failed_rebalance_is_no_revocation() {
@@ -159,5 +277,28 @@ mod tests {
         assert_eq!(of(RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS), Rebalance::Revoke);
         let failed = of(RDKafkaRespErr::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION);
         assert_eq!(failed, Rebalance::Failed(RDKafkaErrorCode::IllegalGeneration));
+    }
+
+    #[test]
+    fn failed_rebalance_releases_all_partitions() {
+        let member = Member::new();
+        let mut none = TopicPartitionList::new();
+        member.rebalance(RDKafkaRespErr::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION, &mut none);
+        member.join();
+        member.rebalance(RDKafkaRespErr::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION, &mut none);
+        assert_eq!(member.assigned(), 0);
+    }
+
+    #[test]
+    fn revocation_of_a_partition_that_the_client_lacks_releases_the_others() {
+        let member = Member::new();
+        member.join();
+        let mut first = TopicPartitionList::new();
+        first.add_partition(&member.topic, 0);
+        member.consumer.incremental_unassign(&first).unwrap();
+        let mut all = TopicPartitionList::new();
+        all.add_partition_range(&member.topic, 0, PARTITIONS - 1);
+        member.rebalance(RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS, &mut all);
+        assert_eq!(member.assigned(), 0);
     }
 }

@@ -20,7 +20,7 @@ use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 use super::{
     assignment::{Assignment, Routed},
-    client::{Context, connect},
+    client::{Context, assign, connect, release},
     partition::Request,
     queue::Queued,
     settings::Settings,
@@ -53,6 +53,9 @@ struct Start {
     /// The first and the next offset of the log.
     watermarks: (i64, i64),
 }
+
+/// A partition that can start, with its start offset; or why it cannot.
+type CheckedStart = Result<(Start, i64), String>;
 
 /// The thread's state.
 pub(super) struct Poller {
@@ -109,6 +112,7 @@ impl Poller {
             }
             if Instant::now() >= verify_at {
                 self.restart(&self.assignment().lost());
+                self.commit_starts();
                 verify_at = Instant::now() + VERIFY_EVERY;
             }
         }
@@ -219,14 +223,11 @@ impl Poller {
                 return due.into_iter().for_each(|partition| self.assignment().defer_start(partition, &why));
             }
         };
-        let starts = self.fetch_watermarks_of(due.into_iter().zip(positions));
-        let mismatched = self.mismatched_logs(&starts);
         let mut ready = Vec::new();
-        for start in starts {
-            let is_same = mismatched.get(&start.partition).map_or(Ok(()), |why| Err(why.clone()));
-            match is_same.and_then(|()| self.start_offset(&start)) {
-                Ok(from) => ready.push((start, from)),
-                Err(why) => self.defer_start(start.partition, &why),
+        for (partition, start) in self.check_starts(due.into_iter().zip(positions)) {
+            match start {
+                Ok(start) => ready.push(start),
+                Err(why) => self.defer_start(partition, &why),
             }
         }
         let failed = self.seek(&ready);
@@ -254,20 +255,64 @@ impl Poller {
         self.assignment().defer_start(partition, why);
     }
 
-    /// Reads the watermarks of due partitions. Those without an answer are deferred. Those beyond the time budget stay due, and
-    /// come first in the next pass.
-    fn fetch_watermarks_of(&self, due: impl Iterator<Item = (Partition, Position)>) -> Vec<Start> {
-        let started_at = Instant::now();
-        let mut starts = Vec::new();
-        for (partition, position) in due {
-            let topic = self.settings.log.topics.name(partition.stream);
-            match self.consumer.fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT) {
-                Ok(watermarks) => starts.push(Start { partition, position, watermarks }),
-                Err(error) => {
-                    let why = format!("failed to fetch the watermarks: {error}");
-                    self.defer_start(partition, &why);
+    /// Commits the starting positions of a projection that does not run, which has no tasks that commit them. Leaves out
+    /// partitions that could not start there.
+    fn commit_starts(&self) {
+        let uncommitted = self.assignment().uncommitted_partitions();
+        if self.applied.run_state == RunState::Run || uncommitted.is_empty() {
+            return;
+        }
+        let Ok(positions) = self.assignment().starts(&uncommitted) else {
+            return;
+        };
+        for (partition, start) in self.check_starts(uncommitted.into_iter().zip(positions)) {
+            match start {
+                Ok((_, from)) => self.assignment().commit_start(partition, from),
+                Err(why) => {
+                    let partition = partition.id();
+                    debug!(projection = self.projection.name(), partition, why, "no position to commit");
                 }
             }
+        }
+    }
+
+    /// Returns the offsets at which partitions start, or why one cannot. Leaves out partitions beyond the time budget.
+    fn check_starts(
+        &self,
+        partitions: impl Iterator<Item = (Partition, Position)>,
+    ) -> Vec<(Partition, CheckedStart)> {
+        let mut checked = Vec::new();
+        let mut starts = Vec::new();
+        for (partition, start) in self.fetch_watermarks_of(partitions) {
+            match start {
+                Ok(start) => starts.push(start),
+                Err(why) => checked.push((partition, Err(why))),
+            }
+        }
+        let mismatched = self.mismatched_logs(&starts);
+        for start in starts {
+            let is_same = mismatched.get(&start.partition).map_or(Ok(()), |why| Err(why.clone()));
+            let from = is_same.and_then(|()| self.start_offset(&start));
+            checked.push((start.partition, from.map(|from| (start, from))));
+        }
+        checked
+    }
+
+    /// Reads the watermarks of partitions. Those beyond the time budget are left out; when they are due, they come first in
+    /// the next pass.
+    fn fetch_watermarks_of(
+        &self,
+        partitions: impl Iterator<Item = (Partition, Position)>,
+    ) -> Vec<(Partition, Result<Start, String>)> {
+        let started_at = Instant::now();
+        let mut starts = Vec::new();
+        for (partition, position) in partitions {
+            let topic = self.settings.log.topics.name(partition.stream);
+            let fetched = self.consumer.fetch_watermarks(&topic, partition.number, BROKER_TIMEOUT);
+            let start = fetched
+                .map(|watermarks| Start { partition, position, watermarks })
+                .map_err(|error| format!("failed to fetch the watermarks: {error}"));
+            starts.push((partition, start));
             if started_at.elapsed() >= QUERY_BUDGET {
                 break;
             }
@@ -361,13 +406,9 @@ impl Poller {
     /// Assigns a partition again, paused. The client neither fetches nor seeks one whose next offset was deleted from the log.
     fn assign_again(&self, partition: Partition) {
         let mut list = self.list(partition);
-        let assigned = list
-            .set_all_offsets(Offset::Beginning)
-            .and_then(|()| self.consumer.incremental_unassign(&list))
-            .and_then(|()| self.consumer.incremental_assign(&list))
-            .and_then(|()| self.consumer.pause(&list));
+        let assigned = release(&self.consumer, &list).and_then(|()| assign(&self.consumer, &mut list));
         if let Err(error) = assigned {
-            // It may be assigned to another instance. If not, the next seek fails as well.
+            // The next seek fails as well, and this is repeated.
             debug!(projection = self.projection.name(), %error, "failed to assign a partition again");
         }
     }

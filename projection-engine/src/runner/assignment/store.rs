@@ -44,13 +44,7 @@ impl Assignment {
     pub(in crate::runner) fn lost(&self) -> Vec<Partition> {
         let partitions: Vec<_> = self.partitions().keys().copied().collect();
         match self.compare(&partitions) {
-            Ok(compared) => {
-                // Partitions of a paused projection have no task that commits.
-                for (partition, position) in partitions.iter().zip(&compared.stored) {
-                    self.commit_start(*partition, position.lowest());
-                }
-                compared.lost
-            }
+            Ok(compared) => compared.lost,
             Err(Unknown::ShardCount(_)) => partitions,
             Err(Unknown::Store(_) | Unknown::NotMarked) => Vec::new(),
         }

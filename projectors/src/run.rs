@@ -69,6 +69,8 @@ async fn run_all(plan: Plan<'_>, readiness: Readiness, shutdown: Shutdown) -> an
 
     let kafka = log::Log::new(log, &stores.namespace);
     let statuses = Arc::new(PartitionStatusRegistry::new(readiness.clone()));
+    let watched = (statuses.clone(), shutdown.clone());
+    tokio::spawn(async move { watched.0.watch(watched.1).await });
     let reporter = Reporter {
         instance: instance.map_or_else(default_instance, str::to_owned),
         target: target.clone(),

@@ -13,7 +13,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     queue::{BATCH_RECORDS, Receiver},
-    status::StatusHandle,
+    status::{Operation, StatusHandle},
 };
 use crate::{
     dead_letters::{ApplyError, BatchApplier, DeadLetterQueue},
@@ -113,7 +113,7 @@ impl Worker {
                     }
                     next = passed;
                     (self.offset_committer)(next);
-                    self.status.record_success();
+                    self.status.record_batch();
                 }
                 Ok(None) => return self.finish(&mut applier, next).await,
                 Err(_idle) => {
@@ -124,6 +124,7 @@ impl Worker {
                     }
                     (unaligned, aligned_at) = (0, Instant::now());
                     self.refresh_parked_keys(&mut applier).await;
+                    self.status.record_idle();
                     continue;
                 }
             }
@@ -142,6 +143,7 @@ impl Worker {
     /// Opens the applier, which reads the parked keys.
     async fn open(&self) -> Result<BatchApplier, Ended> {
         let mut pause = RETRY.0;
+        self.status.begin(Operation::Open);
         loop {
             let (store, dead_letters) = (self.store.clone(), self.dead_letters.clone());
             let opened = tokio::select! {
@@ -152,7 +154,7 @@ impl Worker {
             };
             match opened {
                 Ok(applier) => {
-                    self.status.record_success();
+                    self.status.record_response();
                     return Ok(applier);
                 }
                 Err(error) => self.recover(error, &mut pause).await?,
@@ -179,6 +181,7 @@ impl Worker {
         }
         let start = Instant::now();
         let mut pause = RETRY.0;
+        self.status.begin(Operation::Batch);
         loop {
             match bounded(applier.apply(deliveries)).await {
                 Ok(()) => break,
@@ -194,12 +197,15 @@ impl Worker {
     /// Stores the identity of the log, which may have had no first record when the task started. If it fails, the next start
     /// of the task stores it.
     async fn store_log_identity(&self, first: &Delivery) -> Result<(), Ended> {
-        let first = (self.partition, identity(&first.message));
+        let (offset, first) = (first.offset(), (self.partition, identity(&first.message)));
         let stored = bounded(async { Ok(self.store.log_identities(slice::from_ref(&first)).await?) }).await;
         match stored {
             Ok(stored) if stored.contains(&first.1) => Ok(()),
             // The restart detects and reports it.
-            Ok(_) => Err(Ended::Lost),
+            Ok(_) => {
+                self.status.record_restart("the log is not the one that the view was folded from", offset);
+                Err(Ended::Lost)
+            }
             Err(error) => {
                 let partition = self.partition.id();
                 warn!(projection = self.name, partition, %error, "failed to store the identity of the log");
@@ -210,6 +216,7 @@ impl Worker {
 
     async fn align(&self, applier: &mut BatchApplier, next: i64) -> Result<(), Ended> {
         let mut pause = RETRY.0;
+        self.status.begin(Operation::Align);
         loop {
             match bounded(async { Ok(applier.align(next).await?) }).await {
                 Ok(()) => break,
@@ -217,15 +224,17 @@ impl Worker {
             }
         }
         self.confirm(applier);
-        self.status.record_success();
+        self.status.record_response();
         Ok(())
     }
 
     /// Reloads outdated parked keys. Best effort: it only updates a gauge; the next alignment or idle tick retries.
     async fn refresh_parked_keys(&self, applier: &mut BatchApplier) {
+        self.status.begin(Operation::Refresh);
         if let Err(error) = bounded(async { Ok(applier.refresh_parked_keys().await?) }).await {
             debug!(projection = self.name, partition = self.partition.id(), %error, "failed to refresh parked keys");
         }
+        self.status.record_response();
     }
 
     /// Handles a failed write: waits before the next attempt, or returns why the task ends.
@@ -243,6 +252,7 @@ impl Worker {
                 if let Err(error) = bounded(async { Ok(self.store.mark_incomplete().await?) }).await {
                     return self.wait(&error, pause).await;
                 }
+                self.status.record_restart("the store lost writes", stored + 1);
                 // The loss is reported now, so the restart reports a further loss only.
                 self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).cap_at(stored);
                 warn!(
@@ -252,6 +262,7 @@ impl Worker {
                 Err(Ended::Lost)
             }
             ApplyError::Store(StoreError::Moved { stored }) => {
+                self.status.record_restart("another writer moves the store", stored);
                 warn!(
                     projection = self.name,
                     partition, stored, "concurrent writer detected, restarting partition"

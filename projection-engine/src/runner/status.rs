@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Notify;
-use vidlog_service_kit::ops::Readiness;
+use tokio::{sync::Notify, time::timeout};
+use vidlog_service_kit::{ops::Readiness, shutdown::Shutdown};
 
 use crate::{desired_state::RunState, log::Partition};
 
@@ -15,8 +15,10 @@ use crate::{desired_state::RunState, log::Partition};
 const RATE_WINDOW: Duration = Duration::from_secs(10);
 
 /// Time without progress after which a partition is blocked: longer than a restart of a store or a failover takes most
-/// often.
+/// often. The reasons of operations quote it.
 const BLOCKED_AFTER: Duration = Duration::from_secs(5);
+/// Interval between two checks for operations that take too long.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The statuses of a process. Also reports partitions without progress to its readiness.
 pub struct PartitionStatusRegistry {
@@ -28,7 +30,15 @@ pub struct PartitionStatusRegistry {
 #[derive(Default)]
 struct Statuses {
     run_states: BTreeMap<&'static str, RunState>,
-    partitions: BTreeMap<(&'static str, Partition), Entry>,
+    partitions: BTreeMap<Key, Entry>,
+}
+
+/// A projection and a partition.
+type Key = (&'static str, Partition);
+
+/// The name of a partition in the readiness.
+fn component((projection, partition): Key) -> String {
+    format!("{projection}/{}", partition.id())
 }
 
 struct Entry {
@@ -38,13 +48,42 @@ struct Entry {
     earlier: VecDeque<(Instant, i64)>,
     error: Option<(String, Instant)>,
     failure: Option<OngoingFailure>,
+    /// What the task does now, and since when.
+    operation: Option<(Operation, Instant)>,
+    /// Why the partition is not ready, as reported.
+    unready: Option<String>,
+}
+
+/// An operation of a task, which a store or the dead-letter topic can make wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Operation {
+    /// Reads the parked keys and the dead letters, before the first batch.
+    Open,
+    /// Writes a batch.
+    Batch,
+    /// Aligns the parts of the view.
+    Align,
+    /// Reloads the parked keys.
+    Refresh,
+}
+
+impl Operation {
+    /// Why the partition is blocked if the operation takes too long.
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::Open => "reading the parked keys and the dead letters takes more than 5 s",
+            Self::Batch => "writing a batch takes more than 5 s",
+            Self::Align => "aligning the view takes more than 5 s",
+            Self::Refresh => "reading the parked keys takes more than 5 s",
+        }
+    }
 }
 
 /// A failure that is retried.
 struct OngoingFailure {
     since: Instant,
     reason: String,
-    /// The offset that a later batch has to pass before the failure is over; `None` if any success ends it.
+    /// The offset at which the failure is over; `None` if any success ends it. See [`StatusHandle::record_restart`].
     at: Option<i64>,
 }
 
@@ -87,19 +126,27 @@ impl PartitionStatusRegistry {
         self.changed.notified().await;
     }
 
+    /// Reports partitions whose task waits for too long, and so cannot report it. Runs until shutdown.
+    pub async fn watch(&self, shutdown: Shutdown) {
+        while timeout(CHECK_INTERVAL, shutdown.wait()).await.is_err() {
+            for (key, entry) in &mut self.lock().partitions {
+                self.report(*key, entry);
+            }
+        }
+    }
+
     /// Current status of every partition. Rates cover the time since earlier calls.
     pub fn snapshot(&self) -> Vec<PartitionStatus> {
         let now = Instant::now();
         let Statuses { run_states, partitions } = &mut *self.lock();
-        let status =
-            |(&(projection, partition), entry): (&(&'static str, Partition), &mut Entry)| PartitionStatus {
-                projection,
-                partition,
-                phase: entry.phase_at(now),
-                run_state: run_states.get(projection).cloned().unwrap_or(RunState::Run),
-                records_per_second: entry.rate(now),
-                error: entry.error.as_ref().map(|(error, at)| (error.clone(), now.duration_since(*at))),
-            };
+        let status = |(&(projection, partition), entry): (&Key, &mut Entry)| PartitionStatus {
+            projection,
+            partition,
+            phase: entry.phase_at(now),
+            run_state: run_states.get(projection).cloned().unwrap_or(RunState::Run),
+            records_per_second: entry.rate(now),
+            error: entry.error.as_ref().map(|(error, at)| (error.clone(), now.duration_since(*at))),
+        };
         partitions.iter_mut().map(status).collect()
     }
 
@@ -112,6 +159,20 @@ impl PartitionStatusRegistry {
     /// The handle of a partition.
     pub(super) fn handle(self: &Arc<Self>, projection: &'static str, partition: Partition) -> StatusHandle {
         StatusHandle { statuses: self.clone(), projection, partition }
+    }
+
+    /// Reports to the readiness whether a partition is ready.
+    fn report(&self, key: Key, entry: &mut Entry) {
+        let unready = entry.unready_at(Instant::now());
+        if unready == entry.unready {
+            return;
+        }
+        match &unready {
+            Some(reason) => self.readiness.not_ready(&component(key), reason),
+            None => self.readiness.ready(&component(key)),
+        }
+        entry.unready = unready;
+        self.changed.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, Statuses> {
@@ -130,7 +191,10 @@ pub(super) struct StatusHandle {
 impl StatusHandle {
     /// The partition has no task, for this reason.
     pub(super) fn set_waiting(&self, why: &str) {
-        self.change(|entry| entry.phase = Phase::Waiting(why.to_owned()));
+        self.change(|entry| {
+            entry.phase = Phase::Waiting(why.to_owned());
+            entry.operation = None;
+        });
     }
 
     /// The partition has a task, which starts at an offset.
@@ -139,14 +203,15 @@ impl StatusHandle {
             entry.phase = Phase::Running;
             entry.next = next;
             entry.earlier = VecDeque::from([(Instant::now(), next)]);
+            entry.end_retries();
         });
-        self.record_success();
     }
 
     /// Removes the partition.
     pub(super) fn remove(&self) {
-        self.statuses.lock().partitions.remove(&(self.projection, self.partition));
-        self.statuses.readiness.ready(&self.component());
+        let mut statuses = self.statuses.lock();
+        statuses.partitions.remove(&self.key());
+        self.statuses.readiness.ready(&component(self.key()));
     }
 
     /// Records up to an offset were folded.
@@ -156,75 +221,58 @@ impl StatusHandle {
 
     /// The task cannot start, for this reason. The partition is not ready at once.
     pub(super) fn defer_start(&self, why: &str) {
-        self.set_waiting(why);
-        self.record_error(why);
-        self.update(|entry| entry.record_failure(why, None));
-        self.statuses.readiness.not_ready(&self.component(), why);
+        self.change(|entry| {
+            entry.phase = Phase::Waiting(why.to_owned());
+            entry.error = Some((why.to_owned(), Instant::now()));
+            entry.operation = None;
+            entry.record_failure(why, None);
+        });
     }
 
-    /// A batch failed and is retried. If no batch succeeds for [`BLOCKED_AFTER`], the partition is not ready.
+    /// An operation begins. If it takes [`BLOCKED_AFTER`] with its retries, the partition is blocked.
+    pub(super) fn begin(&self, operation: Operation) {
+        self.update(|entry| entry.operation = Some((operation, Instant::now())));
+    }
+
+    /// The operation failed and is retried.
     pub(super) fn record_failure(&self, reason: &str) {
         self.update(|entry| entry.record_failure(reason, None));
-        self.report_blocked();
     }
 
-    /// The task panicked, and starts again at the store's position. The failure is over once a batch has passed the
-    /// offset of the panic.
+    /// The task panicked, and starts again at the store's position.
     pub(super) fn record_panic(&self) {
         const REASON: &str = "partition task panicked";
-        self.record_error(REASON);
-        self.update(|entry| entry.record_failure(REASON, Some(entry.next)));
-        self.report_blocked();
+        self.update(|entry| {
+            entry.error = Some((REASON.to_owned(), Instant::now()));
+            let is_batch = matches!(entry.operation, Some((Operation::Batch, _)));
+            entry.record_failure(REASON, Some(entry.next + i64::from(is_batch)));
+        });
     }
 
-    /// A batch was written, or the task started.
-    pub(super) fn record_success(&self) {
-        let mut is_over = true;
-        self.update(|entry| {
-            let at = entry.failure.as_ref().and_then(|failure| failure.at);
-            is_over = at.is_none_or(|at| entry.next > at);
-            if is_over {
-                entry.failure = None;
-            }
-        });
-        if is_over {
-            self.report_ready();
-        }
+    /// The task ends, and starts again at the store's position. That is no success: the failure is over once a batch has
+    /// passed an offset, or the task has reached it and is idle.
+    pub(super) fn record_restart(&self, reason: &str, at: i64) {
+        self.update(|entry| entry.record_failure(reason, Some(at)));
+    }
+
+    /// The operation succeeded, which ends its retries.
+    pub(super) fn record_response(&self) {
+        self.update(Entry::end_retries);
+    }
+
+    /// A batch was written.
+    pub(super) fn record_batch(&self) {
+        self.update(|entry| entry.end_failure(entry.next - 1));
+    }
+
+    /// The task did all that it does without records.
+    pub(super) fn record_idle(&self) {
+        self.update(|entry| entry.end_failure(entry.next));
     }
 
     /// The operator or a hold stopped the projection, which is no fault.
     pub(super) fn clear_failure(&self) {
         self.update(|entry| entry.failure = None);
-        self.report_ready();
-    }
-
-    fn report_blocked(&self) {
-        let mut blocked = None;
-        self.update(|entry| {
-            if let Phase::Blocked(reason) = entry.phase_at(Instant::now()) {
-                blocked = Some(reason);
-            }
-        });
-        if let Some(reason) = blocked {
-            let component = self.component();
-            if self.statuses.readiness.reason(&component).as_ref() != Some(&reason) {
-                self.statuses.readiness.not_ready(&component, reason);
-                self.statuses.changed.notify_one();
-            }
-        }
-    }
-
-    fn report_ready(&self) {
-        let component = self.component();
-        if self.statuses.readiness.reason(&component).is_some() {
-            self.statuses.readiness.ready(&component);
-            self.statuses.changed.notify_one();
-        }
-    }
-
-    /// The name of the partition in the readiness.
-    fn component(&self) -> String {
-        format!("{}/{}", self.projection, self.partition.id())
     }
 
     /// Records an error.
@@ -232,46 +280,81 @@ impl StatusHandle {
         self.update(|entry| entry.error = Some((error.into(), Instant::now())));
     }
 
+    fn key(&self) -> Key {
+        (self.projection, self.partition)
+    }
+
     fn update(&self, update: impl FnOnce(&mut Entry)) {
-        if let Some(entry) = self.statuses.lock().partitions.get_mut(&(self.projection, self.partition)) {
+        if let Some(entry) = self.statuses.lock().partitions.get_mut(&self.key()) {
             update(entry);
+            self.statuses.report(self.key(), entry);
         }
     }
 
     fn change(&self, change: impl FnOnce(&mut Entry)) {
         let mut guard = self.statuses.lock();
-        let entry = guard.partitions.entry((self.projection, self.partition)).or_insert_with(|| Entry {
-            phase: Phase::Waiting(String::new()),
-            next: 0,
-            earlier: VecDeque::new(),
-            error: None,
-            failure: None,
-        });
+        let entry = guard.partitions.entry(self.key()).or_insert_with(Entry::new);
         let before = entry.phase.clone();
         change(entry);
         if entry.phase != before {
             self.statuses.changed.notify_one();
         }
+        self.statuses.report(self.key(), entry);
     }
 }
 
 impl Entry {
+    const fn new() -> Self {
+        Self {
+            phase: Phase::Waiting(String::new()),
+            next: 0,
+            earlier: VecDeque::new(),
+            error: None,
+            failure: None,
+            operation: None,
+            unready: None,
+        }
+    }
+
     fn phase_at(&self, now: Instant) -> Phase {
-        match &self.failure {
-            Some(failure) if now.duration_since(failure.since) >= BLOCKED_AFTER => {
-                Phase::Blocked(failure.reason.clone())
-            }
+        let is_long = |since: Instant| now.duration_since(since) >= BLOCKED_AFTER;
+        match (&self.failure, self.operation) {
+            (Some(failure), _) if is_long(failure.since) => Phase::Blocked(failure.reason.clone()),
+            (_, Some((operation, since))) if is_long(since) => Phase::Blocked(operation.reason().to_owned()),
             _ => self.phase.clone(),
         }
     }
 
+    /// Why the partition is not ready: it is blocked, or its start is deferred.
+    fn unready_at(&self, now: Instant) -> Option<String> {
+        match (self.phase_at(now), &self.failure) {
+            (Phase::Blocked(reason), _) => Some(reason),
+            (Phase::Waiting(why), Some(failure)) if failure.reason == why => Some(why),
+            (Phase::Waiting(_) | Phase::Running, _) => None,
+        }
+    }
+
+    /// Records a failure. It has lasted since the first one that no success followed, or since its operation began.
     fn record_failure(&mut self, reason: &str, at: Option<i64>) {
         let before = self.failure.take();
+        let begun = self.operation.map_or_else(Instant::now, |(_, since)| since);
         self.failure = Some(OngoingFailure {
-            since: before.as_ref().map_or_else(Instant::now, |before| before.since),
+            since: before.as_ref().map_or(begun, |before| before.since),
             reason: reason.to_owned(),
             at: before.and_then(|before| before.at).max(at),
         });
+    }
+
+    /// Ends the operation, and a failure that any success ends.
+    fn end_retries(&mut self) {
+        self.operation = None;
+        self.failure = self.failure.take().filter(|failure| failure.at.is_some());
+    }
+
+    /// Ends the operation, and a failure that is over at an offset.
+    fn end_failure(&mut self, reached: i64) {
+        self.end_retries();
+        self.failure = self.failure.take().filter(|failure| failure.at > Some(reached));
     }
 
     /// Records per second over [`RATE_WINDOW`], or since the task started.
@@ -305,8 +388,7 @@ mod tests {
             phase: Phase::Running,
             next: 1000,
             earlier: VecDeque::from([(begun, 1000)]),
-            error: None,
-            failure: None,
+            ..Entry::new()
         };
         let mut rate = |next, seconds| {
             entry.next = next;
@@ -330,47 +412,108 @@ mod tests {
         (readiness, registry, status)
     }
 
-    /// Makes the current failure older.
+    /// Makes the current failure and operation older, and checks them.
     fn age(registry: &PartitionStatusRegistry, age: Duration) {
         let mut statuses = registry.lock();
-        let entry = statuses.partitions.get_mut(&("likes", PARTITION)).unwrap();
-        entry.failure.as_mut().unwrap().since -= age;
+        for (key, entry) in &mut statuses.partitions {
+            if let Some(failure) = &mut entry.failure {
+                failure.since -= age;
+            }
+            if let Some((_, since)) = &mut entry.operation {
+                *since -= age;
+            }
+            registry.report(*key, entry);
+        }
     }
 
     fn phase(registry: &PartitionStatusRegistry) -> Phase {
         registry.snapshot().remove(0).phase
     }
 
+    fn blocked(reason: &str) -> Phase {
+        Phase::Blocked(reason.to_owned())
+    }
+
     #[test]
     fn partition_is_blocked_while_a_batch_fails_for_long() {
         let (readiness, registry, status) = running();
+        status.begin(Operation::Batch);
         status.record_failure("Redis error OOM");
         assert_eq!((phase(&registry), readiness.unready()), (Phase::Running, None));
         age(&registry, BLOCKED_AFTER);
-        status.record_failure("Redis error OOM");
-        assert_eq!(phase(&registry), Phase::Blocked("Redis error OOM".to_owned()));
+        assert_eq!(phase(&registry), blocked("Redis error OOM"));
         assert_eq!(readiness.unready().unwrap(), "likes/likes:3: Redis error OOM");
-        status.record_success();
+        status.record_batch();
         assert_eq!((phase(&registry), readiness.unready()), (Phase::Running, None));
+        status.begin(Operation::Batch);
         status.record_failure("Redis error OOM");
         assert_eq!(phase(&registry), Phase::Running, "the time without progress starts again");
     }
 
     #[test]
-    fn panicking_task_is_blocked_over_its_restarts() {
+    fn partition_is_blocked_while_an_operation_hangs() {
+        let (readiness, registry, status) = running();
+        status.begin(Operation::Batch);
+        age(&registry, BLOCKED_AFTER);
+        assert_eq!(phase(&registry), blocked("writing a batch takes more than 5 s"));
+        assert!(readiness.unready().is_some());
+        status.record_failure("no response within 10 s");
+        assert_eq!(phase(&registry), blocked("no response within 10 s"));
+        status.record_batch();
+        assert_eq!((phase(&registry), readiness.unready()), (Phase::Running, None));
+    }
+
+    #[test]
+    fn panicking_batch_is_blocked_over_its_restarts() {
         let (readiness, registry, status) = running();
         status.set_next(20);
+        status.begin(Operation::Batch);
         status.record_panic();
         age(&registry, BLOCKED_AFTER);
         // Some parts of the view are behind the batch that panics, so earlier batches are folded again.
         status.set_running(10);
+        status.record_response();
         status.set_next(20);
-        status.record_success();
-        status.record_panic();
-        assert_eq!(phase(&registry), Phase::Blocked("partition task panicked".to_owned()));
+        status.record_batch();
+        status.record_idle();
+        assert_eq!(phase(&registry), blocked("partition task panicked"));
         assert!(readiness.unready().is_some());
         status.set_next(21);
-        status.record_success();
+        status.record_batch();
+        status.record_idle();
+        assert_eq!((phase(&registry), readiness.unready()), (Phase::Running, None));
+    }
+
+    #[test]
+    fn panic_outside_a_batch_ends_without_a_record() {
+        let (readiness, registry, status) = running();
+        status.set_next(20);
+        status.begin(Operation::Align);
+        status.record_panic();
+        age(&registry, BLOCKED_AFTER);
+        status.set_running(10);
+        status.set_next(20);
+        status.record_batch();
+        assert_eq!(phase(&registry), blocked("partition task panicked"), "not aligned again yet");
+        status.record_response();
+        status.record_idle();
+        assert_eq!((phase(&registry), readiness.unready()), (Phase::Running, None));
+    }
+
+    #[test]
+    fn task_that_restarts_without_progress_is_blocked() {
+        let (readiness, registry, status) = running();
+        for _ in 0..3 {
+            status.begin(Operation::Batch);
+            status.record_restart("another writer moved the store to 12", 12);
+            age(&registry, BLOCKED_AFTER / 2);
+            status.set_waiting("restarting at the store's position");
+            status.set_running(12);
+            status.record_response();
+        }
+        assert_eq!(phase(&registry), blocked("another writer moved the store to 12"));
+        assert!(readiness.unready().is_some());
+        status.record_idle();
         assert_eq!((phase(&registry), readiness.unready()), (Phase::Running, None));
     }
 

@@ -1,17 +1,22 @@
 //! Batches that always fail: the partition is blocked until the cause is removed, and other projections continue.
 
+use std::time::{Duration, Instant};
+
 use redis::cmd;
 use serde_json::Value;
+use sqlx::AssertSqlSafe;
 use vidlog_events::Stream;
 use vidlog_projectors::{desired_state, projections, view::Projection};
 use vidlog_test_support::RedisServer;
 
 use crate::{
     operate::{partitions_of, projectors},
-    support::{Running, TestSystem, envelope, get_metrics, liked, until},
+    support::{Running, TestSystem, envelope, get, get_metrics, liked, partition_of, until},
 };
 
 const T: i64 = 1_700_000_000_000;
+/// Longer than the 5 s after which a partition is blocked, and shorter than the timeout of a write, 10 s.
+const REPORTED: Duration = Duration::from_secs(9);
 
 fn projection(name: &str) -> Projection {
     projections::find(name).unwrap()
@@ -91,6 +96,87 @@ async fn missing_table_blocks_the_partition() {
     running.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn full_table_blocks_the_partition() {
+    let system = TestSystem::new().await;
+    let running = Running::of(&system, vec![projection("likes"), projection("likes-table")]);
+    like(&system, 1).await;
+    until("the record is folded", async || rows(&system).await == Some(1)).await;
+    until("the projections are ready", async || running.readiness.unready().is_none()).await;
+
+    // The error of a server whose disk is full.
+    let full = "CREATE TRIGGER full BEFORE INSERT ON likes FOR EACH ROW
+                SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1114, MESSAGE_TEXT = 'The table is full'";
+    sqlx::raw_sql(full).execute(&system.target.mysql).await.unwrap();
+    like(&system, 2).await;
+    until_blocked(&system, &running, "likes-table", "MySQL error 1114: table or disk full").await;
+    sqlx::raw_sql("DROP TRIGGER full").execute(&system.target.mysql).await.unwrap();
+    until("the record is folded", async || rows(&system).await == Some(2)).await;
+    until_ready(&system, &running, "likes-table").await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_privilege_blocks_the_partition() {
+    let system = TestSystem::new().await;
+    let execute = async |statement: String| {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&system.target.mysql).await.unwrap();
+    };
+    let (_projectors, ops) = system.start_with_ops(&["--only", "likes-table"]).await;
+    let readyz = async || get(&ops, "/readyz").await.unwrap_or_default();
+    like(&system, 1).await;
+    until("the record is folded", async || rows(&system).await == Some(1)).await;
+    until("the projection is ready", async || readyz().await.starts_with("HTTP/1.0 200")).await;
+
+    // The server checks the privileges of the trigger's definer, who has none, for each row.
+    let user = &system.stores.namespace[..30];
+    execute(format!("CREATE USER '{user}'@'%'")).await;
+    execute(format!(
+        "CREATE DEFINER = '{user}'@'%' TRIGGER unprivileged BEFORE INSERT ON likes
+         FOR EACH ROW SET NEW.liked_ms = NEW.liked_ms"
+    ))
+    .await;
+    like(&system, 2).await;
+    let refused = Instant::now();
+    until("the partition is blocked", async || {
+        let answer = readyz().await;
+        let line = format!("likes-table/likes:{}: MySQL error 1142: privilege missing", partition_of("1"));
+        answer.starts_with("HTTP/1.0 503") && answer.lines().any(|found| found == line)
+    })
+    .await;
+    assert!(refused.elapsed() < REPORTED, "{:?}", refused.elapsed());
+    until("the status shows the reason", async || {
+        let blocked = blocked(&system, "likes-table");
+        blocked.len() == 1 && blocked[0].1 == "MySQL error 1142: privilege missing"
+    })
+    .await;
+    execute("DROP TRIGGER unprivileged".to_owned()).await;
+    until("the record is folded", async || rows(&system).await == Some(2)).await;
+    until("the projection is ready", async || readyz().await.starts_with("HTTP/1.0 200")).await;
+    execute(format!("DROP USER '{user}'@'%'")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hanging_store_blocks_the_partition() {
+    let system = TestSystem::new().await;
+    let running = Running::of(&system, vec![projection("likes"), projection("likes-table")]);
+    like(&system, 1).await;
+    until("the record is folded", async || rows(&system).await == Some(1)).await;
+    until("the projections are ready", async || running.readiness.unready().is_none()).await;
+
+    // Statements on the table wait without a limit, as on a server that is suspended.
+    let mut lock = system.target.mysql.acquire().await.unwrap();
+    sqlx::raw_sql("LOCK TABLES likes WRITE").execute(&mut *lock).await.unwrap();
+    like(&system, 2).await;
+    let hangs = Instant::now();
+    until_blocked(&system, &running, "likes-table", "writing a batch takes more than 5 s").await;
+    assert!(hangs.elapsed() < REPORTED, "{:?}", hangs.elapsed());
+    sqlx::raw_sql("UNLOCK TABLES").execute(&mut *lock).await.unwrap();
+    until("the record is folded", async || rows(&system).await == Some(2)).await;
+    until_ready(&system, &running, "likes-table").await;
+    running.stop().await;
+}
+
 /// The number of likes in MySQL.
 async fn rows(system: &TestSystem) -> Option<i64> {
     sqlx::query_scalar("SELECT COUNT(*) FROM likes").fetch_one(&system.target.mysql).await.ok()
@@ -135,5 +221,22 @@ async fn group_has_an_offset_before_the_first_batch() {
         })
         .await;
     }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn group_has_no_offset_of_a_deferred_partition() {
+    let system = TestSystem::new().await;
+    let likes = projection("likes-table");
+    // Ahead of the log, as if that were of another cluster.
+    let ahead = "INSERT INTO checkpoints_likes_table_2 (stream, partition_no, next_offset)
+                 VALUES ('likes', 0, 0), ('likes', 1, 100), ('likes', 2, 100)";
+    sqlx::query(ahead).execute(&system.target.mysql).await.unwrap();
+    desired_state::pause(&system.target.mysql, &likes).await.unwrap();
+    let running = Running::of(&system, vec![likes]);
+    let group = format!("{}.likes-table", system.stores.namespace);
+    let committed = || system.committed_offsets(&group, Stream::Likes);
+    until("the starting position is committed", async || committed()[0] == Some(0)).await;
+    assert_eq!(committed(), [Some(0), None, None]);
     running.stop().await;
 }

@@ -100,11 +100,16 @@ impl TestSystem {
 
 /// Gets the metrics of a process.
 pub(crate) async fn get_metrics(ops: &str) -> Option<String> {
-    let mut metrics = String::new();
+    get(ops, "/metrics").await
+}
+
+/// Gets a path of an ops port: the head and the body of the answer.
+pub(crate) async fn get(ops: &str, path: &str) -> Option<String> {
+    let mut answer = String::new();
     let mut connection = TcpStream::connect(ops).await.ok()?;
-    connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.ok()?;
-    connection.read_to_string(&mut metrics).await.ok()?;
-    Some(metrics)
+    connection.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.ok()?;
+    connection.read_to_string(&mut answer).await.ok()?;
+    Some(answer)
 }
 
 /// Projections in this process.

@@ -47,7 +47,7 @@ impl Recorder {
     }
 
     /// Stops, and checks the plan of every recorded SELECT, UPDATE and DELETE; panics with those that read too much, and
-    /// with the statements of some source folders that were not executed.
+    /// with the statements of some source folders and files that were not executed.
     pub async fn check(mut self, pool: &MySqlPool, sources: &[&str], exemptions: &[Exemption]) {
         sqlx::raw_sql("SET GLOBAL general_log = OFF").execute(&mut self.server).await.unwrap();
         let executed = self.recorded("'Query', 'Execute'").await;
@@ -87,18 +87,13 @@ impl Recorder {
 
 fn statements(root: &Path) -> Vec<source::Statement> {
     let mut found = Vec::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                found.extend(source::statements(
-                    &path.display().to_string(),
-                    &fs::read_to_string(&path).unwrap(),
-                ));
-            }
+    let mut paths = vec![root.to_owned()];
+    while let Some(path) = paths.pop() {
+        if path.is_dir() {
+            paths.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            found.extend(source::statements(&path.display().to_string(), &text));
         }
     }
     found

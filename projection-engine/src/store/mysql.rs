@@ -49,17 +49,6 @@ impl ViewStore for MySqlStore {
             };
             rows.iter().find(is_match).map(|(_, _, next)| *next)
         };
-        let missing: Vec<_> = partitions.iter().filter(|partition| stored(partition).is_none()).collect();
-        if !missing.is_empty() {
-            // A transaction can lock existing rows only.
-            QueryBuilder::new(format!("INSERT IGNORE INTO {table} (stream, partition_no, next_offset) "))
-                .push_values(missing, |mut values, partition| {
-                    values.push_bind(partition.stream.name()).push_bind(partition.number).push_bind(0_i64);
-                })
-                .build()
-                .execute(&self.stores.mysql)
-                .await?;
-        }
         let position = |partition| Position { parts: vec![stored(partition).unwrap_or(0)] };
         Ok(partitions.iter().map(position).collect())
     }
@@ -258,11 +247,36 @@ impl MySqlStore {
         expected: &Position,
     ) -> Result<(Transaction<'static, MySql>, i64), StoreError> {
         let mut transaction = self.stores.mysql.begin().await?;
-        let stored = self.lock(&mut transaction, checkpoint).await?.unwrap_or(0);
+        let mut stored = self.lock(&mut transaction, checkpoint).await?;
+        if stored.is_none() && expected.lowest() == 0 {
+            // A transaction can lock existing rows only.
+            self.create(&mut transaction, checkpoint).await?;
+            stored = self.lock(&mut transaction, checkpoint).await?;
+        }
+        let stored = stored.unwrap_or(0);
         if stored < expected.lowest() {
             return Err(StoreError::Behind { stored });
         }
         Ok((transaction, stored))
+    }
+
+    /// Creates the checkpoint of a partition at 0, unless another writer did.
+    async fn create(
+        &self,
+        connection: &mut MySqlConnection,
+        checkpoint: &Checkpoint,
+    ) -> Result<(), StoreError> {
+        let table = self.checkpoint_table();
+        let insert = format!(
+            "INSERT IGNORE INTO {table} (stream, partition_no, record_key, next_offset) VALUES (?, ?, ?, 0)"
+        );
+        sqlx::query(AssertSqlSafe(insert))
+            .bind(checkpoint.partition.stream.name())
+            .bind(checkpoint.partition.number)
+            .bind(checkpoint.column())
+            .execute(connection)
+            .await?;
+        Ok(())
     }
 
     /// Locks a checkpoint, and returns its position.

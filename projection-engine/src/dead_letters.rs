@@ -6,14 +6,14 @@
 //! records in order.
 
 mod batch_applier;
-pub mod letter;
+pub mod dead_letter;
 mod limits;
 mod queue;
 mod retry;
 
 pub use self::{
     batch_applier::{ApplyError, BatchApplier},
-    letter::{DeadLetter, Discards},
+    dead_letter::{DeadLetter, Discards},
     queue::DeadLetterQueue,
     retry::{NotParked, Outcome, Retry},
 };

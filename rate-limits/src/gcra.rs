@@ -100,7 +100,7 @@ mod tests {
             let (unchanged, refused) = charge(rate, full, now);
             prop_assert!(!refused.is_admitted);
             prop_assert_eq!((unchanged, refused.remaining(rate)), (full, 0));
-            // The refused caller is told a time at which it is admitted.
+            // A refused caller that retries after the given time is admitted.
             let later = now + refused.retry_after_s(rate) * 1_000_000;
             prop_assert!(charge(rate, full, later).1.is_admitted);
         }

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::{
-    letter::DeadLetterHistory,
+    dead_letter::DeadLetterHistory,
     limits::{Limits, PARKED_KEYS},
     queue::DeadLetterQueue,
 };
@@ -72,7 +72,7 @@ pub struct BatchApplier {
 /// The effects of a slice of records.
 struct BatchPlan<'a> {
     records: Vec<Record>,
-    letters: Vec<(&'a OwnedMessage, Failure)>,
+    dead_letters: Vec<(&'a OwnedMessage, Failure)>,
     changes: Changes,
     next: i64,
     limits: Limits,
@@ -163,16 +163,16 @@ impl BatchApplier {
 
     async fn apply_slice(&mut self, slice: &[Delivery]) -> Result<(), ApplyError> {
         let name = self.store.projection().name();
-        let BatchPlan { records, letters, changes, next, limits, stop } = self.plan(slice);
+        let BatchPlan { records, dead_letters, changes, next, limits, stop } = self.plan(slice);
         self.dead_letters
-            .send(name, self.partition, &letters)
+            .send(name, self.partition, &dead_letters)
             .await
             .map_err(|error| dead_letter_error(&error))?;
         let batch = Batch { records: &records, next, changes: &changes };
         self.store.write(&self.partition.into(), &mut self.position, &batch).await?;
 
         self.limits = limits;
-        for (_, Failure { class, .. }) in letters {
+        for (_, Failure { class, .. }) in dead_letters {
             counter!(DEAD_LETTERS, "projection" => name, "class" => class.name()).increment(1);
         }
         for (key, change) in changes {
@@ -185,7 +185,7 @@ impl BatchApplier {
         let start = slice.first().map_or(self.position.lowest(), Delivery::offset);
         let mut plan = BatchPlan {
             records: Vec::with_capacity(slice.len()),
-            letters: Vec::new(),
+            dead_letters: Vec::new(),
             changes: Changes::new(),
             next: start,
             limits: self.limits.clone(),
@@ -222,10 +222,10 @@ impl BatchApplier {
             }
             let change = plan.changes.entry(key).or_insert(Change::Extend { last: offset, more: 0 });
             change.extend(offset);
-            plan.letters.push((&delivery.message, behind(parked.first)));
+            plan.dead_letters.push((&delivery.message, behind(parked.first)));
         } else if let Some(change @ Change::Park(_)) = plan.changes.get_mut(&key) {
             let first = change.extend(offset);
-            plan.letters.push((&delivery.message, behind(first)));
+            plan.dead_letters.push((&delivery.message, behind(first)));
         } else if self.history.discards.contains(&offset) {
             return Ok(());
         } else if let Some(failure) = failure {
@@ -241,7 +241,7 @@ impl BatchApplier {
                 return Err(format!("limit of {PARKED_KEYS} parked keys reached"));
             }
             self.count_failure(plan, offset)?;
-            plan.letters.push((&delivery.message, failure.clone()));
+            plan.dead_letters.push((&delivery.message, failure.clone()));
             plan.changes
                 .insert(key, Change::Park(ParkedKey { first: offset, last: offset, waiting: 1, failure }));
             return Ok(());

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use vidlog_events::{Stream, Topics};
 use vidlog_service_kit::clock::Clock;
 
-use super::letter::{self, DeadLetterHistory, Discards, Origin};
+use super::dead_letter::{self, DeadLetterHistory, Discards, Origin};
 use crate::{
     log::{Log, Partition, RecordKey},
     store::{Class, Failure},
@@ -66,9 +66,9 @@ impl DeadLetterQueue {
         &self,
         projection: &str,
         partition: Partition,
-        letters: &[(&(impl Message + Sync), Failure)],
+        dead_letters: &[(&(impl Message + Sync), Failure)],
     ) -> anyhow::Result<()> {
-        if letters.is_empty() {
+        if dead_letters.is_empty() {
             return Ok(());
         }
         self.create_topic(partition.stream).await?;
@@ -76,12 +76,12 @@ impl DeadLetterQueue {
         let (origin, topic) =
             (self.log.topics.name(partition.stream), self.log.topics.dead_letters(partition.stream));
         let now_ms = self.clock.now_ms();
-        let sent = letters.iter().map(async |(message, failure)| {
+        let sent = dead_letters.iter().map(async |(message, failure)| {
             let (number, offset) = (partition.number, message.offset());
             let origin = Origin { projection, topic: &origin, partition: number, offset };
             let mut record = FutureRecord::<[u8], [u8]>::to(&topic)
                 .partition(number)
-                .headers(letter::headers(message.headers(), &origin, failure, now_ms));
+                .headers(dead_letter::headers(message.headers(), &origin, failure, now_ms));
             record.key = message.key();
             // Only the offset of a discarded record is kept, not its content.
             record.payload = if failure.class == Class::Discarded { None } else { message.payload() };
@@ -94,7 +94,7 @@ impl DeadLetterQueue {
                     let key = RecordKey::of(message.key());
                     let reference = FutureRecord::<[u8], [u8]>::to(&topic)
                         .partition(number)
-                        .headers(letter::reference_headers(&key, &origin, failure, now_ms));
+                        .headers(dead_letter::reference_headers(&key, &origin, failure, now_ms));
                     producer.send(reference, TIMEOUT).await
                 }
                 result => result,
@@ -132,8 +132,8 @@ impl DeadLetterQueue {
         partition: Partition,
     ) -> anyhow::Result<DeadLetterHistory> {
         let (log, consumer) = (self.log.clone(), self.consumer()?);
-        let read = move || match letter::extent(&consumer, &log, partition)? {
-            Some(_) => letter::history(&log, projection, partition),
+        let read = move || match dead_letter::extent(&consumer, &log, partition)? {
+            Some(_) => dead_letter::history(&log, projection, partition),
             None => Ok(DeadLetterHistory::default()),
         };
         let found = spawn_blocking(read).await.context("reading the dead letters panicked")?;

@@ -16,7 +16,7 @@ use vidlog_events::Envelope;
 use vidlog_service_kit::failpoint;
 
 use super::{
-    letter::{self, DeadLetter, Discards},
+    dead_letter::{self, DeadLetter, Discards},
     queue::DeadLetterQueue,
 };
 use crate::{
@@ -93,8 +93,8 @@ impl Retry {
                 return Ok(Outcome::Folded);
             };
             self.wait_for_view(partition, parked.last).await?;
-            let (letters, discards) = self.letters(partition, key, &parked).await?;
-            let found = i64::try_from(letters.len()).unwrap_or(i64::MAX);
+            let (dead_letters, discards) = self.dead_letters(partition, key, &parked).await?;
+            let found = i64::try_from(dead_letters.len()).unwrap_or(i64::MAX);
             if found < parked.waiting {
                 return Ok(Outcome::Lost { parked, found });
             }
@@ -103,8 +103,13 @@ impl Retry {
                 continue;
             };
             let log = self.dead_letters.log();
-            let waiting =
-                WaitingRecords { log, store: &store, partition, letters: &letters, discards: &discards };
+            let waiting = WaitingRecords {
+                log,
+                store: &store,
+                partition,
+                dead_letters: &dead_letters,
+                discards: &discards,
+            };
             match waiting.fold(&mut position).await? {
                 Reached::End => {
                     failpoint::pass("unpark-before");
@@ -139,11 +144,11 @@ impl Retry {
         let parked = self.store.parked().await?.remove(&partition).unwrap_or_default();
         let found = parked.into_iter().find(|(_, parked)| parked.first == offset);
         let (key, parked) = found.ok_or_else(|| NotParked { partition: partition.id(), offset })?;
-        let (mut letters, _) = self.letters(partition, &key, &parked).await?;
-        let letter = letters.remove(&offset).context("the dead-letter topic lacks the record")?;
-        let failure = Failure::new(Class::Discarded, &letter.failure.message);
+        let (mut dead_letters, _) = self.dead_letters(partition, &key, &parked).await?;
+        let dead_letter = dead_letters.remove(&offset).context("the dead-letter topic lacks the record")?;
+        let failure = Failure::new(Class::Discarded, &dead_letter.failure.message);
         let name = self.store.projection().name();
-        let origin = letter.message.clone().set_offset(offset);
+        let origin = dead_letter.message.clone().set_offset(offset);
         self.dead_letters.send(name, partition, &[(&origin, failure)]).await?;
         failpoint::pass("discard-after");
         let outcome = self.key(partition, &key).await?;
@@ -177,7 +182,7 @@ impl Retry {
     }
 
     /// Returns the dead letters of a parked key in its range of offsets, and the discards.
-    async fn letters(
+    async fn dead_letters(
         &self,
         partition: Partition,
         key: &RecordKey,
@@ -186,8 +191,8 @@ impl Retry {
         let (log, name) = (self.dead_letters.log().clone(), self.store.projection().name());
         let (key, range) = (key.clone(), parked.first..=parked.last);
         let read = move || {
-            letter::waiting(&log, name, partition, |letter| {
-                range.contains(&letter.offset) && letter.key() == key
+            dead_letter::waiting(&log, name, partition, |dead_letter| {
+                range.contains(&dead_letter.offset) && dead_letter.key() == key
             })
         };
         spawn_blocking(read).await.context("reading the dead letters panicked")?
@@ -209,7 +214,7 @@ struct WaitingRecords<'a> {
     log: &'a Log,
     store: &'a ParkedKeyStore,
     partition: Partition,
-    letters: &'a BTreeMap<i64, DeadLetter>,
+    dead_letters: &'a BTreeMap<i64, DeadLetter>,
     discards: &'a Discards,
 }
 
@@ -217,9 +222,9 @@ impl WaitingRecords<'_> {
     /// Folds the records in order, up to one that cannot be folded.
     async fn fold(&self, position: &mut Position) -> anyhow::Result<Reached> {
         let (mut batch, mut passed) = (Vec::new(), 0);
-        for (offset, letter) in self.letters {
+        for (offset, dead_letter) in self.dead_letters {
             if !self.discards.contains(offset) {
-                match self.decode(letter).await? {
+                match self.decode(dead_letter).await? {
                     Ok(envelope) => batch.push(Record { offset: *offset, envelope }),
                     Err(message) => {
                         if let Some(reached) = self.flush(position, &mut batch).await? {
@@ -231,8 +236,8 @@ impl WaitingRecords<'_> {
                 }
             }
             passed += 1;
-            // A record that its letter refers to is large.
-            if (batch.len() >= BATCH || letter.is_reference())
+            // A record that its dead letter refers to is large.
+            if (batch.len() >= BATCH || dead_letter.is_reference())
                 && let Some(reached) = self.flush(position, &mut batch).await?
             {
                 return Ok(reached);
@@ -242,14 +247,14 @@ impl WaitingRecords<'_> {
     }
 
     /// Decodes the record of a dead letter. Returns the reason if it cannot be decoded.
-    async fn decode(&self, letter: &DeadLetter) -> anyhow::Result<Result<Envelope, String>> {
+    async fn decode(&self, dead_letter: &DeadLetter) -> anyhow::Result<Result<Envelope, String>> {
         let decode = |message: &OwnedMessage| {
             decode_message(self.partition.stream, message).map_err(|error| error.to_string())
         };
-        if !letter.is_reference() {
-            return Ok(decode(&letter.message));
+        if !dead_letter.is_reference() {
+            return Ok(decode(&dead_letter.message));
         }
-        let (log, partition, origin) = (self.log.clone(), self.partition, letter.origin());
+        let (log, partition, origin) = (self.log.clone(), self.partition, dead_letter.origin());
         let loaded = spawn_blocking(move || origin.load(&log, partition)).await;
         match loaded.context("reading the log panicked")?? {
             Ok(message) => Ok(decode(&message)),
@@ -270,7 +275,7 @@ impl WaitingRecords<'_> {
         for record in batch {
             if let Some(why) = apply(self.store, position, std::slice::from_ref(&record)).await? {
                 let offset = record.offset;
-                let passed = i64::try_from(self.letters.range(..offset).count()).unwrap_or(i64::MAX);
+                let passed = i64::try_from(self.dead_letters.range(..offset).count()).unwrap_or(i64::MAX);
                 let failure = Failure::new(Class::Unfoldable, &why);
                 return Ok(Some(Reached::Failure { offset, passed, failure }));
             }

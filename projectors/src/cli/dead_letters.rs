@@ -10,7 +10,7 @@ use rdkafka::{
 };
 use tokio::task::spawn_blocking;
 use vidlog_projection_engine::{
-    dead_letters::{DeadLetter, DeadLetterQueue, letter},
+    dead_letters::{DeadLetter, DeadLetterQueue, dead_letter},
     log::{Log, Partition, RecordKey},
     store::{Class, Stores},
     view::Projection,
@@ -147,16 +147,17 @@ async fn show(dead_letters: &DeadLetterQueue, id: &DeadLetterId) -> anyhow::Resu
     let read = move || {
         // A rebuild sends the same dead letter again. One per class suffices, so the last one is kept.
         let mut found: BTreeMap<Class, DeadLetter> = BTreeMap::new();
-        letter::read(&log, name, partition, |letter| {
-            if letter.offset == offset {
-                found.insert(letter.failure.class, letter);
+        dead_letter::read(&log, name, partition, |dead_letter| {
+            if dead_letter.offset == offset {
+                found.insert(dead_letter.failure.class, dead_letter);
             }
         })?;
-        // The records that letters refer to: of a discarded one only the offset is kept.
-        let is_loaded =
-            |letter: &DeadLetter| letter.is_reference() && letter.failure.class != Class::Discarded;
-        let origin = match found.values().find(|letter| is_loaded(letter)) {
-            Some(letter) => Some(letter.origin().load(&log, partition)?),
+        // The records that dead letters refer to: of a discarded one only the offset is kept.
+        let is_loaded = |dead_letter: &DeadLetter| {
+            dead_letter.is_reference() && dead_letter.failure.class != Class::Discarded
+        };
+        let origin = match found.values().find(|dead_letter| is_loaded(dead_letter)) {
+            Some(dead_letter) => Some(dead_letter.origin().load(&log, partition)?),
             None => None,
         };
         anyhow::Ok((found, origin))
@@ -171,18 +172,21 @@ async fn show(dead_letters: &DeadLetterQueue, id: &DeadLetterId) -> anyhow::Resu
         all.map(|header| format!("{}: {}", header.key, text(header.value))).collect()
     };
     let mut lines = Vec::new();
-    for letter in found.values() {
-        let key =
-            if letter.is_reference() { printable(letter.key().as_str()) } else { text(letter.message.key()) };
+    for dead_letter in found.values() {
+        let key = if dead_letter.is_reference() {
+            printable(dead_letter.key().as_str())
+        } else {
+            text(dead_letter.message.key())
+        };
         lines.push(format!("key: {key}"));
-        lines.extend(headers(&letter.message));
+        lines.extend(headers(&dead_letter.message));
         match &origin {
-            Some(Ok(origin)) if letter.is_reference() => {
+            Some(Ok(origin)) if dead_letter.is_reference() => {
                 lines.extend(headers(origin));
                 lines.push(format!("\n{}\n", text(origin.payload())));
             }
-            Some(Err(deleted)) if letter.is_reference() => lines.push(format!("\n{deleted}\n")),
-            _ => lines.push(format!("\n{}\n", text(letter.message.payload()))),
+            Some(Err(deleted)) if dead_letter.is_reference() => lines.push(format!("\n{deleted}\n")),
+            _ => lines.push(format!("\n{}\n", text(dead_letter.message.payload()))),
         }
     }
     Ok(lines.join("\n"))

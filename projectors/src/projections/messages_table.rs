@@ -35,15 +35,15 @@ pub(super) fn apply<'a>(
         if sent.is_empty() {
             return Ok(());
         }
-        let known = load(&mut *connection, &sent).await?;
-        write(connection, project(sent, known)).await
+        let existing = load(&mut *connection, &sent).await?;
+        write(connection, project(sent, existing)).await
     }
     .boxed()
 }
 
 /// Existing rows of a batch's conversations and messages.
 #[derive(Default)]
-struct Known {
+struct ExistingRows {
     last_ms: BTreeMap<Conversation, i64>,
     messages: HashSet<i64>,
 }
@@ -73,13 +73,13 @@ fn conversation(message: &MessageRow) -> Conversation {
 }
 
 /// Drops repeated messages and sets each `create_ms`.
-fn project(sent: Vec<MessageRow>, mut known: Known) -> Vec<MessageRow> {
+fn project(sent: Vec<MessageRow>, mut existing: ExistingRows) -> Vec<MessageRow> {
     let mut rows = Vec::with_capacity(sent.len());
     for mut message in sent {
-        if !known.messages.insert(message.message_id) {
+        if !existing.messages.insert(message.message_id) {
             continue;
         }
-        let last_ms = known.last_ms.entry(conversation(&message)).or_insert(0);
+        let last_ms = existing.last_ms.entry(conversation(&message)).or_insert(0);
         message.create_ms = message.create_ms.max(*last_ms + 1);
         *last_ms = message.create_ms;
         rows.push(message);
@@ -87,13 +87,13 @@ fn project(sent: Vec<MessageRow>, mut known: Known) -> Vec<MessageRow> {
     rows
 }
 
-async fn load(connection: &mut MySqlConnection, sent: &[MessageRow]) -> sqlx::Result<Known> {
+async fn load(connection: &mut MySqlConnection, sent: &[MessageRow]) -> sqlx::Result<ExistingRows> {
     let conversations: HashSet<Conversation> = sent.iter().map(conversation).collect();
     let last: Vec<(i64, i64, i64)> =
         sqlx::query_as(CONVERSATIONS).bind(batch::pairs(&conversations)).fetch_all(&mut *connection).await?;
     let ids = batch::ids(sent.iter().map(|message| &message.message_id));
     let messages: Vec<i64> = sqlx::query_scalar(MESSAGES).bind(ids).fetch_all(connection).await?;
-    Ok(Known {
+    Ok(ExistingRows {
         last_ms: last.into_iter().map(|(low, high, last_ms)| ((low, high), last_ms)).collect(),
         messages: messages.into_iter().collect(),
     })
@@ -156,10 +156,10 @@ mod tests {
 
     #[test]
     fn times_rise_strictly_and_repeats_are_dropped() {
-        let known = Known { last_ms: [((1, 2), 100)].into(), messages: [9].into() };
+        let existing = ExistingRows { last_ms: [((1, 2), 100)].into(), messages: [9].into() };
         let rows = project(
             vec![message(1, 50), message(2, 50), message(9, 200), message(1, 300), message(3, 200)],
-            known,
+            existing,
         );
         let times: Vec<_> = rows.iter().map(|row| (row.message_id, row.create_ms)).collect();
         assert_eq!(times, [(1, 101), (2, 102), (3, 200)]);

@@ -40,8 +40,9 @@ async fn undecodable_record_parks_only_its_key() {
     assert_eq!(listed.len(), 1);
     assert_eq!((&listed[0]["key"], &listed[0]["class"]), (&"1".into(), &"undecodable".into()));
     assert_eq!(listed[0]["waiting"], 2);
-    let letters = letters(&system, "likes");
-    let classes: Vec<_> = letters.iter().map(|(partition, class, _)| (*partition, class.as_str())).collect();
+    let dead_letters = dead_letters(&system, "likes");
+    let classes: Vec<_> =
+        dead_letters.iter().map(|(partition, class, _)| (*partition, class.as_str())).collect();
     assert_eq!(classes, [(partition, "undecodable"), (partition, "behind")]);
 
     system.assert_views_equal_the_log().await;
@@ -154,7 +155,7 @@ async fn redis_outage_does_not_hide_mysql_dead_letters() {
     system.delete_redis_keys().await;
     until("the key is parked again", async || {
         let waits = listed(&system, "likes").await.len() + listed(&system, "likes-table").await.len();
-        letters(&system, "likes").len() == 2 && waits == 2
+        dead_letters(&system, "likes").len() == 2 && waits == 2
     })
     .await;
     let shown = command(&system, &["show", "likes", &format!("likes:{partition}"), "0"]).await;
@@ -239,27 +240,31 @@ async fn dead_letters_follow_their_origin_to_more_partitions() {
     system.append_garbage(Stream::Likes, "1").await;
     until("a key is parked", async || listed(&system, "likes").await.len() == 1).await;
     running.stop().await;
-    // A producer that has sent letters before the topic gets another partition.
+    // A producer that has sent dead letters before the topic gets another partition.
     let (brokers, topics) = (system.log.kafka_brokers.clone(), Topics::new(&system.stores.namespace));
     let queue = DeadLetterQueue::new(Log { brokers, topics });
     let sent = async |number| {
-        let letter = OwnedMessage::new(None, None, String::new(), Timestamp::NotAvailable, number, 0, None);
+        let dead_letter =
+            OwnedMessage::new(None, None, String::new(), Timestamp::NotAvailable, number, 0, None);
         let failure = Failure::new(Class::Undecodable, "no event");
         let partition = Partition { stream: Stream::Likes, number };
-        queue.send("likes", partition, &[(&letter, failure)]).await.is_ok()
+        queue.send("likes", partition, &[(&dead_letter, failure)]).await.is_ok()
     };
     assert!(sent(0).await);
 
     let partition = system.append_garbage_to_new_partition(Stream::Likes).await;
-    until("a letter of the new partition is sent", async || sent(partition).await).await;
+    until("a dead letter of the new partition is sent", async || sent(partition).await).await;
     let running = Running::start(&system);
     until("both keys are parked", async || {
         listed(&system, "likes").await.len() == 2 && listed(&system, "likes-table").await.len() == 2
     })
     .await;
     until("the projections are ready", async || running.readiness.unready().is_none()).await;
-    let letters = letters(&system, "likes");
-    assert!(letters.iter().any(|(of, class, _)| *of == partition && class == "undecodable"), "{letters:?}");
+    let dead_letters = dead_letters(&system, "likes");
+    assert!(
+        dead_letters.iter().any(|(of, class, _)| *of == partition && class == "undecodable"),
+        "{dead_letters:?}"
+    );
     running.stop().await;
 }
 
@@ -279,7 +284,7 @@ async fn oversized_record_is_parked_by_its_position() {
         (&"undecodable".into(), &2.into()),
         "{parked:?}"
     );
-    assert_eq!(letters(&system, "likes")[0].2, b"", "the letter has no content");
+    assert_eq!(dead_letters(&system, "likes")[0].2, b"", "the dead letter has no content");
     system.assert_views_equal_the_log().await;
 
     let id = [format!("likes:{partition}"), offset.to_string()];
@@ -374,7 +379,7 @@ async fn listed(system: &TestSystem, projection: &str) -> Vec<serde_json::Value>
 }
 
 /// The dead letters of a projection in the topic of likes: partition, class and value.
-fn letters(system: &TestSystem, projection: &str) -> Vec<(i32, String, Vec<u8>)> {
+fn dead_letters(system: &TestSystem, projection: &str) -> Vec<(i32, String, Vec<u8>)> {
     let topic = Topics::new(&system.stores.namespace).dead_letters(Stream::Likes);
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &system.log.kafka_brokers)

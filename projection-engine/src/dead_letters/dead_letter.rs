@@ -1,7 +1,7 @@
 //! The format of dead letters: the unchanged record, with headers for its origin and its failure.
 //!
 //! A record that the dead-letter topic refuses, because it is too large without the compression of its origin, is only
-//! referred to: its letter has no content, and [`OriginRecord::load`] reads the record at its origin.
+//! referred to: its dead letter has no content, and [`OriginRecord::load`] reads the record at its origin.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -88,7 +88,7 @@ impl DeadLetter {
         self.key.clone().unwrap_or_else(|| RecordKey::of(self.message.key()))
     }
 
-    /// Whether the letter only refers to the record.
+    /// Whether the dead letter only refers to the record.
     pub const fn is_reference(&self) -> bool {
         self.key.is_some()
     }
@@ -233,10 +233,10 @@ pub fn read(
         || false,
         |_, item| {
             if let Item::Record(message) = item
-                && let Some(letter) = DeadLetter::read(message.detach())
-                && letter.projection == projection
+                && let Some(dead_letter) = DeadLetter::read(message.detach())
+                && dead_letter.projection == projection
             {
-                visit(letter);
+                visit(dead_letter);
             }
             Ok(ControlFlow::Continue(()))
         },
@@ -247,13 +247,13 @@ pub fn read(
 /// Reads the dead-letter history of a partition. Blocks.
 pub fn history(log: &Log, projection: &str, partition: Partition) -> anyhow::Result<DeadLetterHistory> {
     let mut history = DeadLetterHistory::default();
-    read(log, projection, partition, |letter| match letter.failure.class {
-        Class::Discarded => _ = history.discards.insert(letter.offset),
-        Class::Undecodable | Class::Unfoldable => _ = history.failed.insert(letter.offset),
+    read(log, projection, partition, |dead_letter| match dead_letter.failure.class {
+        Class::Discarded => _ = history.discards.insert(dead_letter.offset),
+        Class::Undecodable | Class::Unfoldable => _ = history.failed.insert(dead_letter.offset),
         Class::Behind => {
             // A record that is only referred to is not read: at worst, another failure of it does not count.
-            if letter.is_reference() || decode_message(partition.stream, &letter.message).is_err() {
-                history.failed.insert(letter.offset);
+            if dead_letter.is_reference() || decode_message(partition.stream, &dead_letter.message).is_err() {
+                history.failed.insert(dead_letter.offset);
             }
         }
     })?;
@@ -268,16 +268,16 @@ pub fn waiting(
     partition: Partition,
     is_match: impl Fn(&DeadLetter) -> bool,
 ) -> anyhow::Result<(BTreeMap<i64, DeadLetter>, Discards)> {
-    let mut letters = BTreeMap::new();
+    let mut dead_letters = BTreeMap::new();
     let mut discards = Discards::new();
-    read(log, projection, partition, |letter| {
-        if letter.failure.class == Class::Discarded {
-            discards.insert(letter.offset);
-        } else if is_match(&letter) {
-            letters.insert(letter.offset, letter);
+    read(log, projection, partition, |dead_letter| {
+        if dead_letter.failure.class == Class::Discarded {
+            discards.insert(dead_letter.offset);
+        } else if is_match(&dead_letter) {
+            dead_letters.insert(dead_letter.offset, dead_letter);
         }
     })?;
-    Ok((letters, discards))
+    Ok((dead_letters, discards))
 }
 
 /// Returns the watermarks of a partition's dead letters; `None` if there are none. Blocks.

@@ -254,8 +254,8 @@ mod tests {
     const LIMITS: SlotLimits =
         SlotLimits { total: 8, per_user: 2, anonymous: 4, per_address: 2, anonymous_bytes: 100 };
 
-    fn network(number: u8) -> Option<ClientNetwork> {
-        Some(ClientNetwork::new(&number.to_string()))
+    fn network(number: u8) -> ClientNetwork {
+        ClientNetwork::new(&number.to_string())
     }
 
     #[test]
@@ -271,10 +271,13 @@ mod tests {
     #[test]
     fn address_has_a_part_of_the_anonymous_slots() {
         let slots = UploadSlots::new(LIMITS);
-        let _one = [slots.take_anonymous(network(1)).unwrap(), slots.take_anonymous(network(1)).unwrap()];
-        assert_eq!(slots.take_anonymous(network(1)).unwrap_err(), SlotRefusal::Address);
-        let _others = [slots.take_anonymous(network(2)).unwrap(), slots.take_anonymous(None).unwrap()];
-        assert_eq!(slots.take_anonymous(network(3)).unwrap_err(), SlotRefusal::Anonymous);
+        let _one = [
+            slots.take_anonymous(Some(network(1))).unwrap(),
+            slots.take_anonymous(Some(network(1))).unwrap(),
+        ];
+        assert_eq!(slots.take_anonymous(Some(network(1))).unwrap_err(), SlotRefusal::Address);
+        let _others = [slots.take_anonymous(Some(network(2))).unwrap(), slots.take_anonymous(None).unwrap()];
+        assert_eq!(slots.take_anonymous(Some(network(3))).unwrap_err(), SlotRefusal::Anonymous);
         let _users: Vec<_> = (0..4).map(|user| slots.take(user).unwrap()).collect();
         assert_eq!(slots.take(9).unwrap_err(), SlotRefusal::Total);
     }
@@ -282,11 +285,14 @@ mod tests {
     #[test]
     fn assigned_slot_is_no_longer_anonymous() {
         let slots = UploadSlots::new(LIMITS);
-        let mut slot = slots.take_anonymous(network(1)).unwrap();
+        let mut slot = slots.take_anonymous(Some(network(1))).unwrap();
         slot.receive(100).unwrap();
-        assert_eq!(slots.take_anonymous(network(1)).unwrap().receive(1), Err(SlotRefusal::AnonymousBytes));
+        assert_eq!(
+            slots.take_anonymous(Some(network(1))).unwrap().receive(1),
+            Err(SlotRefusal::AnonymousBytes)
+        );
         slot.assign(1).unwrap();
-        slots.take_anonymous(network(1)).unwrap().receive(100).unwrap();
+        slots.take_anonymous(Some(network(1))).unwrap().receive(100).unwrap();
         let _second = slots.take(1).unwrap();
         let mut third = slots.take_anonymous(None).unwrap();
         assert_eq!(third.assign(1), Err(SlotRefusal::User));
@@ -336,7 +342,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Take(user) => held.extend(slots.take(user)),
-                    Step::TakeAnonymous(address) => held.extend(slots.take_anonymous(network(address))),
+                    Step::TakeAnonymous(address) => held.extend(slots.take_anonymous(Some(network(address)))),
                     Step::Assign(slot, user) => {
                         _ = held.get_mut(slot).map(|slot| slot.assign(user));
                     }

@@ -432,6 +432,7 @@ mod tests {
         let mut part = form.next().await.unwrap().unwrap();
         assert_eq!(part.name().unwrap(), "title");
         assert_eq!(part.read_small().await.unwrap(), "small");
+        drop(part);
         assert!(form.next().await.unwrap().is_none());
     }
 
@@ -484,7 +485,7 @@ mod tests {
         assert_eq!(receive_slowly(Pace::Anonymous, per_second(31)).await.0, 30);
         assert_eq!(receive_slowly(Pace::Anonymous, per_second(33)).await.0, 30 * 60);
         assert_eq!(receive_slowly(Pace::Preamble, per_second(100)).await.0, 10);
-        assert!(receive_slowly(Pace::Anonymous, per_second(9)).await.1.message.contains("token before"));
+        assert!(receive_slowly(Pace::Anonymous, per_second(9)).await.1.message.contains("token first"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ use vidlog_command_api::{
 use vidlog_contract::{error::too_many_connections, http::allow_origins};
 use vidlog_service_kit::{
     clock::Clock,
+    open_files,
     ops::{self, Readiness},
     serve::{Server, bind, serve},
     shutdown::Shutdown,
@@ -24,6 +25,7 @@ async fn main() -> anyhow::Result<()> {
         print!("{}", colliding_names::list(&cli.stores).await?);
         return Ok(());
     }
+    open_files::raise_limit(cli.api.connections.max_connections);
     let shutdown = Shutdown::on_signal()?;
     let (listener, ops_listener) = (bind(&cli.listen).await?, bind(&cli.ops_listen).await?);
     let settings = Settings {
@@ -40,7 +42,7 @@ async fn main() -> anyhow::Result<()> {
     let router = allow_origins(api.router(), &settings.api.cors_origins);
     let ops = ops::router(readiness, metrics, shutdown.clone());
     info!(listen = cli.listen, ops_listen = cli.ops_listen, "command-api listening");
-    let server = Server::api(router, settings.api.connections, too_many_connections);
+    let server = Server::api(router, settings.api.connections, settings.limits.peers(), too_many_connections);
     tokio::join!(server.serve(listener, shutdown.clone()), serve(ops_listener, ops, shutdown));
     api.stop().await;
     Ok(())

@@ -1,6 +1,7 @@
 //! The settings of rate limits. They must be equal in all processes that serve an API.
 
 use clap::Args;
+use vidlog_service_kit::serve::Peers;
 
 use crate::{
     address::{ForwardedHeader, Proxies},
@@ -110,6 +111,14 @@ impl RateLimitConfig {
     }
 
     pub(crate) const fn proxies(&self) -> Proxies {
+    /// Returns what connects to the server: the nearest of the trusted proxies, or clients.
+    pub const fn peers(&self) -> Peers {
+        match self.trusted_hops {
+            0 => Peers::Clients,
+            _ => Peers::Proxies,
+        }
+    }
+
         Proxies { trusted_hops: self.trusted_hops as usize, header: self.forwarded_header }
     }
 }

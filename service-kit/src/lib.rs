@@ -6,6 +6,7 @@ pub mod config;
 pub mod failpoint;
 pub mod mysql;
 pub mod objects;
+pub mod open_files;
 pub mod ops;
 pub mod serve;
 pub mod shutdown;

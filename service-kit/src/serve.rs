@@ -6,12 +6,13 @@
 mod activity;
 mod body;
 mod connection;
-mod idle;
 mod metric_names;
+mod open_connections;
+mod peers;
 mod stream;
 mod timeouts;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use axum::{
@@ -29,12 +30,15 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::timeouts::Timeouts;
 use self::{
     connection::{Connection, KeepAlive},
-    idle::IdleConnections,
     metric_names::{CONNECTIONS, CONNECTIONS_CLOSED, CONNECTIONS_REFUSED},
+    open_connections::{Activeness, Closer, Entry, OpenConnections},
     timeouts::DEFAULT_IDLE_TIMEOUT_S,
+};
+pub use self::{
+    peers::{Peers, network},
+    timeouts::Timeouts,
 };
 use crate::shutdown::Shutdown;
 
@@ -42,13 +46,14 @@ use crate::shutdown::Shutdown;
 const MAX_OPS_CONNECTIONS: usize = 256;
 /// Connections above the limit that get a response at the same time; further ones are closed without one.
 const MAX_REFUSALS: usize = 64;
-/// How long an idle connection may take to close, to make room for a new one.
+/// How long a connection may take to close, to make room for a new one.
 const EVICTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Limits on the connections of an API.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// Maximum number of open client connections. At the limit, a new one replaces the longest idle one, or gets a 503.
+    /// Maximum number of open client connections. At the limit, a new one replaces an idle one, or one of the address that
+    /// has the most, or gets a 503.
     #[arg(long, env = "VIDLOG_MAX_CONNECTIONS", default_value_t = ConnectionLimits::default().max_connections)]
     pub max_connections: usize,
     /// Seconds that a connection may wait for its next request. Longer than a proxy keeps its connections, so that the
@@ -72,6 +77,8 @@ pub struct Server {
     pub router: Router,
     /// Maximum number of open connections.
     pub max_connections: usize,
+    /// What connects to it.
+    pub peers: Peers,
     /// Limits on the time of a connection.
     pub timeouts: Timeouts,
     /// Response to a request on a connection above the limit.
@@ -80,17 +87,18 @@ pub struct Server {
 
 impl Server {
     /// Returns the server of an API's clients.
-    pub fn api(router: Router, limits: ConnectionLimits, busy: fn() -> Response) -> Self {
+    pub fn api(router: Router, limits: ConnectionLimits, peers: Peers, busy: fn() -> Response) -> Self {
         let idle = Duration::from_secs(limits.idle_timeout_s);
         let timeouts = Timeouts { idle, ..Timeouts::default() };
-        Self { name: "api", router, max_connections: limits.max_connections, timeouts, busy }
+        Self { name: "api", router, max_connections: limits.max_connections, peers, timeouts, busy }
     }
 
     /// Returns the server of an ops port.
     pub fn ops(router: Router) -> Self {
         let busy = || StatusCode::SERVICE_UNAVAILABLE.into_response();
         let timeouts = Timeouts::default();
-        Self { name: "ops", router, max_connections: MAX_OPS_CONNECTIONS, timeouts, busy }
+        let (max_connections, peers) = (MAX_OPS_CONNECTIONS, Peers::Clients);
+        Self { name: "ops", router, max_connections, peers, timeouts, busy }
     }
 
     /// Serves until shutdown is requested, then drains the requests in flight.
@@ -119,8 +127,8 @@ struct Acceptor {
     shutdown: CancellationToken,
     permits: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
-    idle: IdleConnections,
-    connections: TaskTracker,
+    open: OpenConnections,
+    tasks: TaskTracker,
 }
 
 impl Acceptor {
@@ -128,8 +136,8 @@ impl Acceptor {
         Self {
             permits: Arc::new(Semaphore::new(server.max_connections)),
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
-            idle: IdleConnections::default(),
-            connections: TaskTracker::new(),
+            open: OpenConnections::default(),
+            tasks: TaskTracker::new(),
             server,
             shutdown,
         }
@@ -137,37 +145,44 @@ impl Acceptor {
 
     async fn run(self, mut listener: TcpListener) {
         // The listener logs errors, and pauses when the process is out of file descriptors.
-        while let Some((stream, _)) = self.shutdown.run_until_cancelled(Listener::accept(&mut listener)).await
+        while let Some((stream, peer)) =
+            self.shutdown.run_until_cancelled(Listener::accept(&mut listener)).await
         {
+            let entry = self.open.add(network(peer.ip()), self.closer());
             match Arc::clone(&self.permits).try_acquire_owned() {
-                Ok(permit) => self.open(stream, permit),
-                Err(_) if self.idle.close_longest() => self.open_in_place_of_idle(stream),
-                Err(_) => self.refuse(stream),
+                Ok(permit) => self.open(stream, entry, permit),
+                Err(_) => self.make_room(stream, entry),
             }
         }
         drop(listener);
-        self.connections.close();
-        self.connections.wait().await;
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
-    /// Opens a connection once the one that was asked to close has. The accept loop does not wait for it.
-    fn open_in_place_of_idle(&self, stream: TcpStream) {
-        counter!(CONNECTIONS_CLOSED, "server" => self.server.name, "reason" => "evicted").increment(1);
+    /// Opens a connection once another one has closed, or refuses it. The accept loop does not wait for it.
+    fn make_room(&self, stream: TcpStream, entry: Entry) {
+        let Server { name, max_connections, peers, .. } = self.server;
+        let reason = match self.open.make_room(&entry, max_connections, peers) {
+            None => return self.refuse(stream, entry.network()),
+            Some(Activeness::Idle) => "evicted",
+            Some(Activeness::Head | Activeness::Busy) => "evicted_busy",
+        };
+        counter!(CONNECTIONS_CLOSED, "server" => name, "reason" => reason).increment(1);
         let acceptor = self.clone();
-        self.connections.spawn(async move {
+        self.tasks.spawn(async move {
             let permit = Arc::clone(&acceptor.permits).acquire_owned();
             match timeout(EVICTION_TIMEOUT, permit).await {
-                Ok(Ok(permit)) => acceptor.open(stream, permit),
-                _ => acceptor.refuse(stream),
+                Ok(Ok(permit)) => acceptor.open(stream, entry, permit),
+                _ => acceptor.refuse(stream, entry.network()),
             }
         });
     }
 
-    fn open(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
+    fn open(&self, stream: TcpStream, entry: Entry, permit: OwnedSemaphorePermit) {
         let gauge = gauge!(CONNECTIONS, "server" => self.server.name);
         gauge.increment(1);
-        let connection = self.connection(self.server.router.clone());
-        self.connections.spawn(async move {
+        let connection = self.connection(self.server.router.clone(), entry);
+        self.tasks.spawn(async move {
             connection.serve(stream, KeepAlive::Yes).await;
             gauge.decrement(1);
             drop(permit);
@@ -175,7 +190,7 @@ impl Acceptor {
     }
 
     /// Responds that the server is busy, or closes the connection if too many are being refused.
-    fn refuse(&self, stream: TcpStream) {
+    fn refuse(&self, stream: TcpStream, network: IpAddr) {
         counter!(CONNECTIONS_REFUSED, "server" => self.server.name).increment(1);
         let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else {
             return;
@@ -183,20 +198,18 @@ impl Acceptor {
         let busy = self.server.busy;
         let router = Router::new().fallback(async move || busy());
         // Closing one of these for a new connection would make no room.
-        let connection = Connection { idle: IdleConnections::default(), ..self.connection(router) };
-        self.connections.spawn(async move {
+        let connection = self.connection(router, OpenConnections::default().add(network, self.closer()));
+        self.tasks.spawn(async move {
             connection.serve(stream, KeepAlive::No).await;
             drop(permit);
         });
     }
 
-    fn connection(&self, router: Router) -> Connection {
-        Connection {
-            server: self.server.name,
-            router,
-            timeouts: self.server.timeouts,
-            shutdown: self.shutdown.clone(),
-            idle: self.idle.clone(),
-        }
+    fn connection(&self, router: Router, entry: Entry) -> Connection {
+        Connection { server: self.server.name, router, timeouts: self.server.timeouts, entry }
+    }
+
+    fn closer(&self) -> Closer {
+        Closer { close: self.shutdown.child_token(), abort: CancellationToken::new() }
     }
 }

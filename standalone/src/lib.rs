@@ -117,7 +117,7 @@ pub async fn run(cli: Cli, listeners: Listeners, metrics: Metrics, shutdown: Shu
         shutdown.clone(),
     );
     let router = allow_origins(router(&command, query), &cli.api.cors_origins);
-    let server = Server::api(router, cli.api.connections, too_many_connections);
+    let server = Server::api(router, cli.api.connections, cli.limits.peers(), too_many_connections);
     let ((), (), served) = tokio::join!(
         server.serve(listeners.api, shutdown.clone()),
         serve(listeners.ops, ops, shutdown.clone()),

@@ -16,7 +16,7 @@ use tokio::{
 };
 use vidlog_contract::error::too_many_connections;
 use vidlog_service_kit::{
-    serve::{ConnectionLimits, Server},
+    serve::{ConnectionLimits, Peers, Server},
     shutdown::Shutdown,
 };
 
@@ -38,7 +38,7 @@ pub enum Framing {
 pub async fn listen(router: Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = Server::api(router, ConnectionLimits::default(), too_many_connections);
+    let server = Server::api(router, ConnectionLimits::default(), Peers::Clients, too_many_connections);
     tokio::spawn(server.serve(listener, Shutdown::new()));
     address
 }

@@ -4,7 +4,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use super::{idle::IdleEntry, timeouts::Timeouts};
+use super::{
+    open_connections::{Activeness, Entry},
+    timeouts::Timeouts,
+};
 
 /// Why the server closes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +46,7 @@ struct State {
     blocked_since: Option<Instant>,
     /// Whether the client may still be sending a request that is not read further.
     has_unread_input: bool,
-    idle: IdleEntry,
+    entry: Entry,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,10 +63,10 @@ enum Phase {
 
 impl Activity {
     /// Records a new connection.
-    pub(super) fn new(timeouts: Timeouts, mut idle: IdleEntry) -> Self {
-        idle.add();
+    pub(super) fn new(timeouts: Timeouts, entry: Entry) -> Self {
         let (phase, since) = (Phase::Opened, Instant::now());
-        let state = State { phase, since, blocked_since: None, has_unread_input: false, idle };
+        let mut state = State { phase, since, blocked_since: None, has_unread_input: false, entry };
+        state.update_entry();
         Self { state: Arc::new(Mutex::new(state)), timeouts }
     }
 
@@ -77,7 +80,7 @@ impl Activity {
             Phase::Head | Phase::Request => return,
         }
         state.phase = Phase::Head;
-        state.idle.remove();
+        state.update_entry();
     }
 
     /// Records that a request's head is complete.
@@ -86,7 +89,7 @@ impl Activity {
         state.phase = Phase::Request;
         state.has_unread_input = false;
         // The head of a pipelined request arrives before the connection is idle.
-        state.idle.remove();
+        state.update_entry();
     }
 
     /// Records that a response is ready before its request's body is read.
@@ -98,7 +101,7 @@ impl Activity {
     pub(super) fn response_ended(&self) {
         let mut state = self.state();
         (state.phase, state.since) = (Phase::Idle, Instant::now());
-        state.idle.add();
+        state.update_entry();
     }
 
     /// Records that the client took data.
@@ -108,9 +111,9 @@ impl Activity {
         if state.phase == Phase::Idle {
             // The end of the response is still being written.
             state.since = Instant::now();
-            if was_blocked {
-                state.idle.add();
-            }
+        }
+        if was_blocked {
+            state.update_entry();
         }
     }
 
@@ -120,7 +123,7 @@ impl Activity {
         let mut state = self.state();
         if state.blocked_since.is_none() {
             state.blocked_since = Some(Instant::now());
-            state.idle.remove();
+            state.update_entry();
         }
     }
 
@@ -145,5 +148,16 @@ impl Activity {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn update_entry(&mut self) {
+        self.entry.set(match self.phase {
+            _ if self.blocked_since.is_some() => Activeness::Busy,
+            Phase::Opened | Phase::Idle => Activeness::Idle,
+            Phase::Head => Activeness::Head,
+            Phase::Request => Activeness::Busy,
+        });
     }
 }

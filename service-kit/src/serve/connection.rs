@@ -24,14 +24,13 @@ use tokio::{
     net::TcpStream,
     time::{Instant, sleep, sleep_until, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::{
     activity::{Activity, Overdue},
     body::{RequestBody, ResponseBody},
-    idle::IdleConnections,
     metric_names::CONNECTIONS_CLOSED,
+    open_connections::{Closer, Entry},
     stream::RecordedStream,
     timeouts::Timeouts,
 };
@@ -55,8 +54,17 @@ pub(super) struct Connection {
     pub(super) server: &'static str,
     pub(super) router: Router,
     pub(super) timeouts: Timeouts,
-    pub(super) shutdown: CancellationToken,
-    pub(super) idle: IdleConnections,
+    pub(super) entry: Entry,
+}
+
+/// How a connection ends.
+enum End {
+    /// By the client, or after a response.
+    Closed,
+    /// By the server, because the client is too slow.
+    Overdue(Overdue),
+    /// By the server, to make room for another connection.
+    Aborted,
 }
 
 /// Whether a connection carries more than one request.
@@ -71,9 +79,8 @@ pub(super) enum KeepAlive {
 impl Connection {
     /// Serves until either side closes the connection.
     pub(super) async fn serve(self, stream: TcpStream, keep_alive: KeepAlive) {
-        // Requested by the shutdown, or to make room for another connection.
-        let closer = self.shutdown.child_token();
-        let activity = Activity::new(self.timeouts, self.idle.entry(closer.clone()));
+        let Closer { close: closer, abort } = self.entry.closer().clone();
+        let activity = Activity::new(self.timeouts, self.entry);
         let router = self.router;
         let peer = stream.peer_addr().ok();
         let service = {
@@ -92,17 +99,20 @@ impl Connection {
             .max_buf_size(MAX_BUFFER_BYTES)
             .serve_connection(TokioIo::new(stream), service);
 
-        let mut close = pin!(closer.cancelled());
+        let (mut close, mut aborted) = (pin!(closer.cancelled()), pin!(abort.cancelled()));
         let mut is_closing = false;
         let mut timer = pin!(sleep_until(Instant::now()));
-        let overdue = poll_fn(|context| {
+        let end = poll_fn(|context| {
+            if aborted.as_mut().poll(context).is_ready() {
+                return Poll::Ready(End::Aborted);
+            }
             if !is_closing && close.as_mut().poll(context).is_ready() {
                 is_closing = true;
                 Pin::new(&mut http).graceful_shutdown();
             }
             // An error is the client's, which has gone.
             if Pin::new(&mut http).poll(context).is_ready() {
-                return Poll::Ready(None);
+                return Poll::Ready(End::Closed);
             }
             // Only the poll above changes the activity.
             let Some((deadline, overdue)) = activity.deadline() else {
@@ -111,14 +121,15 @@ impl Connection {
             if timer.deadline() != deadline {
                 timer.as_mut().reset(deadline);
             }
-            timer.as_mut().poll(context).map(|()| Some(overdue))
+            timer.as_mut().poll(context).map(|()| End::Overdue(overdue))
         })
         .await;
 
         let stream = http.into_parts().io.into_inner().stream;
-        match overdue {
-            Some(overdue) => close_overdue(&stream, overdue, self.server),
-            None if activity.has_unread_input() => {
+        match end {
+            End::Overdue(overdue) => close_overdue(&stream, overdue, self.server),
+            End::Aborted => discard_unsent(&stream),
+            End::Closed if activity.has_unread_input() => {
                 let closed = async {
                     closer.cancelled().await;
                     sleep(LINGER_AFTER_CLOSE).await;
@@ -126,9 +137,10 @@ impl Connection {
                 tokio::select! {
                     () = linger(stream, self.timeouts.linger) => {}
                     () = closed => {}
+                    () = abort.cancelled() => {}
                 }
             }
-            None => {}
+            End::Closed => {}
         }
     }
 }
@@ -153,9 +165,13 @@ async fn respond(
 fn close_overdue(stream: &TcpStream, overdue: Overdue, server: &'static str) {
     counter!(CONNECTIONS_CLOSED, "server" => server, "reason" => overdue.reason()).increment(1);
     if overdue == Overdue::Write {
-        // Otherwise the kernel keeps the unsent data and goes on to offer it.
-        _ = stream.set_zero_linger();
+        discard_unsent(stream);
     }
+}
+
+/// Makes the kernel discard unsent data when the stream is closed. Otherwise it goes on to offer it to the client.
+fn discard_unsent(stream: &TcpStream) {
+    _ = stream.set_zero_linger();
 }
 
 /// Reads and discards what a client still sends after the response, within limits.

@@ -1,155 +1,15 @@
-//! Limits on connections, and their end.
+//! Timeouts of connections, and their end.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::sync::atomic::Ordering;
 
-use axum::{
-    Router,
-    body::{Body, Bytes},
-    extract::ConnectInfo,
-    http::StatusCode,
-    response::{IntoResponse, Response},
-    routing::{get, post},
-};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::Notify,
-    task::JoinHandle,
+    net::TcpStream,
     time::timeout,
 };
-use vidlog_service_kit::{
-    serve::{Server, Timeouts},
-    shutdown::Shutdown,
-};
+use vidlog_service_kit::serve::Timeouts;
 
-const DEADLINE: Duration = Duration::from_secs(30);
-const LONG: Duration = Duration::from_mins(10);
-const SHORT: Duration = Duration::from_millis(300);
-/// No timeout.
-const PATIENT: Timeouts = Timeouts { head: LONG, idle: LONG, write: LONG, linger: LONG };
-const MEGABYTE: usize = 1024 * 1024;
-
-/// A server under test.
-struct Running {
-    address: SocketAddr,
-    shutdown: Shutdown,
-    task: JoinHandle<()>,
-    /// Ends the requests to `/wait`.
-    release: Arc<Notify>,
-    /// Bodies of `/endless` that the server has dropped.
-    dropped: Arc<AtomicUsize>,
-}
-
-/// An endless body, and what counts its end.
-struct Endless(Arc<AtomicUsize>);
-
-impl Drop for Endless {
-    fn drop(&mut self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-impl Running {
-    async fn start(max_connections: usize, timeouts: Timeouts) -> Self {
-        let (release, dropped) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
-        let (wait, counter) = (Arc::clone(&release), Arc::clone(&dropped));
-        let router = Router::new()
-            .route("/", get(async || "ok").post(async |body: String| body))
-            .route("/peer", get(async |ConnectInfo(peer): ConnectInfo<SocketAddr>| peer.to_string()))
-            .route("/refuse", post(async || StatusCode::PAYLOAD_TOO_LARGE))
-            .route(
-                "/wait",
-                get(async move || {
-                    wait.notified().await;
-                    "waited"
-                }),
-            )
-            .route(
-                "/endless",
-                get(async move || {
-                    let chunk = Bytes::from(vec![b'x'; 64 * 1024]);
-                    let endless = Endless(counter);
-                    Body::from_stream(futures::stream::repeat_with(move || {
-                        _ = &endless;
-                        Ok::<_, io::Error>(chunk.clone())
-                    }))
-                }),
-            );
-        let server = Server { name: "test", router, max_connections, timeouts, busy };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, shutdown) = (listener.local_addr().unwrap(), Shutdown::new());
-        let task = tokio::spawn(server.serve(listener, shutdown.clone()));
-        Self { address, shutdown, task, release, dropped }
-    }
-
-    async fn connect(&self) -> Client {
-        Client(TcpStream::connect(self.address).await.unwrap())
-    }
-
-    /// A connection that has had a response.
-    async fn idle(&self) -> Client {
-        let mut client = self.connect().await;
-        client.get("/").await;
-        client
-    }
-}
-
-fn busy() -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, "busy").into_response()
-}
-
-/// A connection of a client.
-struct Client(TcpStream);
-
-impl Client {
-    async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.0.write_all(bytes.as_ref()).await.unwrap();
-    }
-
-    /// Sends a GET and reads the response.
-    async fn get(&mut self, path: &str) -> String {
-        self.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n")).await;
-        self.response().await
-    }
-
-    /// Reads a response with a Content-Length.
-    async fn response(&mut self) -> String {
-        let read = async {
-            let mut text = String::new();
-            loop {
-                if let Some((head, body)) = text.split_once("\r\n\r\n") {
-                    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-                    if body.len() == length.map_or(0, |length| length.parse().unwrap()) {
-                        return text;
-                    }
-                }
-                let mut bytes = [0; 1024];
-                let count = self.0.read(&mut bytes).await.unwrap();
-                assert!(count > 0, "closed after {text:?}");
-                text.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
-            }
-        };
-        timeout(DEADLINE, read).await.expect("a response")
-    }
-
-    /// Waits until the server closes the connection; returns what it sent before.
-    async fn closed(&mut self) -> Vec<u8> {
-        let mut content = Vec::new();
-        // A reset is an end, too.
-        _ = timeout(DEADLINE, self.0.read_to_end(&mut content))
-            .await
-            .expect("the server closes the connection");
-        content
-    }
-}
+use crate::server::{DEADLINE, MEGABYTE, PATIENT, Running, SHORT};
 
 #[tokio::test]
 async fn slow_head_is_cut_off() {
@@ -230,57 +90,6 @@ async fn slow_client_that_reads_on_is_served() {
         timeout(DEADLINE, slow.0.read_exact(&mut buffer)).await.unwrap().unwrap();
     }
     assert_eq!(server.dropped.load(Ordering::SeqCst), 0);
-}
-
-#[tokio::test]
-async fn new_connection_replaces_the_longest_idle_one() {
-    let server = Running::start(3, PATIENT).await;
-    let (mut first, mut second) = (server.idle().await, server.idle().await);
-    let mut silent = server.connect().await;
-    first.get("/").await;
-    // Now the second one is the longest idle, then the silent one.
-    let mut third = server.idle().await;
-    assert_eq!(second.closed().await, b"");
-    let mut fourth = server.idle().await;
-    assert_eq!(silent.closed().await, b"");
-    for client in [&mut first, &mut third, &mut fourth] {
-        assert!(client.get("/").await.ends_with("ok"));
-    }
-}
-
-#[tokio::test]
-async fn connection_is_refused_while_all_are_busy() {
-    let server = Running::start(1, PATIENT).await;
-    let mut busy = server.connect().await;
-    busy.send("GET /wait HTTP/1.1\r\nhost: a\r\n\r\nGET /").await;
-    let refused = async {
-        loop {
-            let response = server.connect().await.get("/").await;
-            if response.starts_with("HTTP/1.1 503 ") {
-                return response;
-            }
-        }
-    };
-    let refused = timeout(DEADLINE, refused).await.expect("a refusal");
-    assert!(refused.contains("connection: close") && refused.ends_with("busy"), "{refused}");
-    server.release.notify_one();
-    busy.response().await;
-    drop(busy);
-    let served = async { while !server.connect().await.get("/").await.ends_with("ok") {} };
-    timeout(DEADLINE, served).await.expect("there is room again");
-}
-
-#[tokio::test]
-async fn connections_above_those_being_refused_are_closed() {
-    let server = Running::start(0, PATIENT).await;
-    let mut waiting = Vec::new();
-    for _ in 0..64 {
-        waiting.push(server.connect().await);
-    }
-    assert_eq!(server.connect().await.closed().await, b"");
-    for mut client in waiting {
-        assert!(client.get("/").await.starts_with("HTTP/1.1 503 "));
-    }
 }
 
 #[tokio::test]

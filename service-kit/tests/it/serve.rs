@@ -9,7 +9,7 @@ use tokio::{
 };
 use vidlog_service_kit::serve::Timeouts;
 
-use crate::server::{DEADLINE, MEGABYTE, PATIENT, Running, SHORT};
+use crate::server::{Client, DEADLINE, MEGABYTE, PATIENT, Running, SHORT};
 
 #[tokio::test]
 async fn slow_head_is_cut_off() {
@@ -150,4 +150,58 @@ async fn shutdown_drains_requests_and_closes_idle_connections() {
     assert!(busy.response().await.ends_with("waited"));
     timeout(DEADLINE, server.task).await.expect("the server stops").unwrap();
     assert!(TcpStream::connect(server.address).await.is_err());
+}
+
+/// A client whose request was refused, and that has read the response while the server waits for the body.
+async fn refused(server: &Running) -> Client {
+    let mut client = server.connect().await;
+    client.send("POST /refuse HTTP/1.1\r\nhost: a\r\ncontent-length: 99999999999\r\n\r\n").await;
+    assert!(client.response().await.starts_with("HTTP/1.1 413 "));
+    client
+}
+
+/// Sends a byte at a time until the server closes the connection.
+async fn trickle(mut client: Client) {
+    while client.0.write_all(b"x").await.is_ok() {
+        tokio::time::sleep(SHORT / 10).await;
+    }
+}
+
+#[tokio::test]
+async fn body_of_a_refused_request_is_read_up_to_a_size() {
+    let server = Running::start(8, PATIENT).await;
+    let mut client = refused(&server).await;
+    let (chunk, mut sent) = (vec![b'x'; MEGABYTE], 0);
+    let endless = async {
+        while client.0.write_all(&chunk).await.is_ok() {
+            sent += 1;
+        }
+    };
+    timeout(DEADLINE, endless).await.expect("the server closes the connection");
+    // More than an upload; the buffers of the sockets take some.
+    assert!((256..320).contains(&sent), "{sent} MB");
+}
+
+#[tokio::test]
+async fn refused_client_that_pauses_is_cut_off() {
+    let server = Running::start(8, PATIENT).await;
+    assert_eq!(refused(&server).await.closed().await, b"");
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_refused_bodies() {
+    let server = Running::start(8, PATIENT).await;
+    let client = tokio::spawn(trickle(refused(&server).await));
+    server.shutdown.request();
+    // The drain of a shutdown takes 25 s at most.
+    timeout(DEADLINE / 3, server.task).await.expect("the server stops").unwrap();
+    client.await.unwrap();
+}
+
+#[tokio::test]
+async fn refused_client_makes_room_for_another() {
+    let server = Running::start(1, PATIENT).await;
+    let client = tokio::spawn(trickle(refused(&server).await));
+    assert!(server.connect().await.get("/").await.ends_with("ok"));
+    timeout(DEADLINE, client).await.expect("the server closes the connection").unwrap();
 }

@@ -1,9 +1,13 @@
 //! The address of a client behind trusted proxies.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use axum::http::{HeaderMap, HeaderName};
 use clap::ValueEnum;
+use vidlog_service_kit::serve::network;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 
 /// The header to which proxies append the address of their client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -27,10 +31,17 @@ impl Proxies {
     /// Each proxy appends an entry, so the last `trusted_hops` entries are by trusted proxies, and a client can forge
     /// only entries before them. If an entry is missing or names no address, the nearest trusted proxy that is known
     /// counts as the client.
-    pub(crate) fn client_address(self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    ///
+    /// `None` if a proxy forwarded the call that is not among the trusted ones: without trusted hops, a peer in the own
+    /// network that sends a forwarding header is one. Its address is that of all clients.
+    pub(crate) fn client_address(self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
+        let is_forwarded = [X_FORWARDED_FOR, FORWARDED].iter().any(|name| headers.contains_key(name));
+        if self.trusted_hops == 0 && is_forwarded && is_private(peer) {
+            return None;
+        }
         let name = match self.header {
-            ForwardedHeader::XForwardedFor => HeaderName::from_static("x-forwarded-for"),
-            ForwardedHeader::Forwarded => HeaderName::from_static("forwarded"),
+            ForwardedHeader::XForwardedFor => X_FORWARDED_FOR,
+            ForwardedHeader::Forwarded => FORWARDED,
         };
         let values = headers.get_all(name).into_iter().rev();
         let entries = values
@@ -44,18 +55,25 @@ impl Proxies {
                 ForwardedHeader::Forwarded => parse_forwarded(entry),
             }
         });
-        addresses.last().unwrap_or(peer)
+        Some(addresses.last().unwrap_or(peer))
     }
 }
 
-/// Returns the network that is limited: an IPv4 address, or the /64 of an IPv6 address, all of which one subscriber has.
-pub(crate) fn network(address: IpAddr) -> String {
+/// Whether an address cannot be that of a client on the internet.
+fn is_private(address: IpAddr) -> bool {
     match address.to_canonical() {
-        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V4(address) => address.is_private() || address.is_loopback() || address.is_link_local(),
         IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            format!("{}/64", Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+            address.is_unique_local() || address.is_loopback() || address.is_unicast_link_local()
         }
+    }
+}
+
+/// Returns the name of the network that is limited.
+pub(crate) fn network_name(address: IpAddr) -> String {
+    match network(address) {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(network) => format!("{network}/64"),
     }
 }
 
@@ -86,6 +104,7 @@ mod tests {
     use super::*;
 
     const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+    const PUBLIC_PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 1));
 
     fn header(name: ForwardedHeader) -> HeaderName {
         HeaderName::from_static(match name {
@@ -140,9 +159,10 @@ mod tests {
                 headers
             });
             let proxies = Proxies { trusted_hops: trusted.len(), header: name };
-            prop_assert_eq!(proxies.client_address(PEER, &headers), trusted[0].0);
+            prop_assert_eq!(proxies.client_address(PEER, &headers), Some(trusted[0].0));
             let untrusted = Proxies { trusted_hops: 0, header: name };
-            prop_assert_eq!(untrusted.client_address(PEER, &headers), PEER);
+            prop_assert_eq!(untrusted.client_address(PUBLIC_PEER, &headers), Some(PUBLIC_PEER));
+            prop_assert_eq!(untrusted.client_address(PEER, &headers), None);
         }
 
         /// Also an entry that a proxy damaged names an address or none.
@@ -172,9 +192,9 @@ mod tests {
             other[4..].copy_from_slice(&host);
             // An IPv4-mapped address is one of IPv4.
             prop_assume!(segments[..4] != [0; 4]);
-            prop_assert_eq!(network(segments.into()), network(other.into()));
+            prop_assert_eq!(network_name(segments.into()), network_name(other.into()));
             other[3] ^= 1;
-            prop_assert_ne!(network(segments.into()), network(other.into()));
+            prop_assert_ne!(network_name(segments.into()), network_name(other.into()));
         }
     }
 
@@ -183,7 +203,7 @@ mod tests {
         for value in values {
             headers.append(header(name), HeaderValue::from_str(value).unwrap());
         }
-        Proxies { trusted_hops: hops, header: name }.client_address(PEER, &headers).to_string()
+        Proxies { trusted_hops: hops, header: name }.client_address(PEER, &headers).unwrap().to_string()
     }
 
     #[test]
@@ -199,12 +219,28 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append("forwarded", HeaderValue::from_static("for=192.0.2.2"));
         let proxies = Proxies { trusted_hops: 1, header: XForwardedFor };
-        assert_eq!(proxies.client_address(PEER, &headers), PEER);
+        assert_eq!(proxies.client_address(PEER, &headers), Some(PEER));
+    }
+
+    #[test]
+    fn proxy_without_trusted_hops_has_no_client_address() {
+        let proxies = Proxies { trusted_hops: 0, header: ForwardedHeader::Forwarded };
+        let forwarded = HeaderMap::from_iter([(X_FORWARDED_FOR, HeaderValue::from_static("192.0.2.1"))]);
+        for peer in ["127.0.0.1", "10.1.2.3", "192.168.0.1", "::1", "fd00::1", "fe80::1", "::ffff:172.16.0.1"]
+        {
+            let peer = peer.parse().unwrap();
+            assert_eq!(proxies.client_address(peer, &forwarded), None);
+            assert_eq!(proxies.client_address(peer, &HeaderMap::new()), Some(peer));
+        }
+        for peer in ["203.0.113.1", "2001:db8::1", "::ffff:203.0.113.1"] {
+            let peer = peer.parse().unwrap();
+            assert_eq!(proxies.client_address(peer, &forwarded), Some(peer));
+        }
     }
 
     #[test]
     fn mapped_ipv4_address_is_one_of_ipv4() {
-        assert_eq!(network("::ffff:192.0.2.1".parse().unwrap()), "192.0.2.1");
-        assert_eq!(network("2001:db8:1:2:3::4".parse().unwrap()), "2001:db8:1:2::/64");
+        assert_eq!(network_name("::ffff:192.0.2.1".parse().unwrap()), "192.0.2.1");
+        assert_eq!(network_name("2001:db8:1:2:3::4".parse().unwrap()), "2001:db8:1:2::/64");
     }
 }

@@ -44,7 +44,8 @@ pub struct RateLimitConfig {
     #[arg(long, env = "VIDLOG_LIMIT_IDEMPOTENCY_KEYS", default_value_t = Self::default().limit_idempotency_keys)]
     pub limit_idempotency_keys: Quota,
     /// Number of proxies in front of this process that append the client's address to the header below. Each must be
-    /// one of yours: a client can forge the entries before theirs. 0: the address of the connection counts.
+    /// one of yours: a client can forge the entries before theirs. 0: the address of the connection counts; calls that a
+    /// proxy in a private network forwards then have no limit of an address.
     #[arg(long, env = "VIDLOG_TRUSTED_HOPS", default_value_t = 0)]
     pub trusted_hops: u8,
     /// The header to which the trusted proxies append. The other one is ignored, because a proxy passes on what a
@@ -110,7 +111,6 @@ impl RateLimitConfig {
         }
     }
 
-    pub(crate) const fn proxies(&self) -> Proxies {
     /// Returns what connects to the server: the nearest of the trusted proxies, or clients.
     pub const fn peers(&self) -> Peers {
         match self.trusted_hops {
@@ -119,6 +119,7 @@ impl RateLimitConfig {
         }
     }
 
+    pub(crate) const fn proxies(&self) -> Proxies {
         Proxies { trusted_hops: self.trusted_hops as usize, header: self.forwarded_header }
     }
 }

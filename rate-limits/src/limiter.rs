@@ -1,11 +1,15 @@
 //! Charges calls to their limits, in Redis or locally.
 
-use std::{fmt::Display, sync::Arc, time::Duration};
+use std::{
+    fmt::Display,
+    sync::{Arc, Once},
+    time::Duration,
+};
 
 use metrics::counter;
 use redis::{Cmd, cmd};
 use tokio::time::timeout;
-use tracing::debug;
+use tracing::{debug, warn};
 use vidlog_contract::{ApiError, Code};
 use vidlog_read_models::{ReadError, ReadModels, Views};
 use vidlog_schemas::{Keys, keys::Key};
@@ -15,7 +19,7 @@ use crate::{
     gcra::{Decision, SCRIPT},
     limit::Limit,
     local::{LocalBuckets, Refusals},
-    metrics::{LIMITED_CALLS, LOCALLY_LIMITED_CALLS},
+    metrics::{LIMITED_CALLS, LOCALLY_LIMITED_CALLS, UNATTRIBUTED_CALLS},
     quota::Rate,
 };
 
@@ -33,6 +37,7 @@ struct Inner {
     account_key: fn(&str) -> Vec<u8>,
     local: LocalBuckets,
     refusals: Refusals,
+    unattributed: Once,
 }
 
 /// The calls of one caller that count towards one limit.
@@ -64,6 +69,7 @@ impl RateLimiter {
             account_key,
             local: LocalBuckets::new(),
             refusals: Refusals::default(),
+            unattributed: Once::new(),
         }))
     }
 
@@ -83,6 +89,17 @@ impl RateLimiter {
 
     pub(crate) fn config(&self) -> &RateLimitConfig {
         &self.0.config
+    }
+
+    /// Counts a call whose client's address is unknown, and warns at the first one.
+    pub(crate) fn report_unattributed(&self) {
+        counter!(UNATTRIBUTED_CALLS).increment(1);
+        self.0.unattributed.call_once(|| {
+            warn!(
+                "a proxy forwards calls, but --trusted-hops is 0: limits of addresses do not apply to them; \
+                 set it to the number of your proxies"
+            );
+        });
     }
 
     /// Charges one call to each bucket, in one round trip. Charges none if some are known to be exhausted, and returns

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use vidlog_contract::{Admission, Admit, ApiError, Params};
 
 use crate::{
-    address::network,
+    address::network_name,
     gcra::Decision,
     headers,
     limit::Class,
@@ -29,7 +29,7 @@ pub struct RouteLimits {
     class: Class,
 }
 
-/// The network of a call's client, an extension of its request.
+/// The network of a call's client, an extension of its request. Absent if it is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ClientNetwork(Arc<str>);
 
@@ -44,7 +44,9 @@ impl ClientNetwork {
 pub async fn limit(State(route): State<RouteLimits>, mut request: Request, next: Next) -> Response {
     let call = Arc::new(route.call(&request));
     request.extensions_mut().insert(Admission::new(call.clone()));
-    request.extensions_mut().insert(call.network.clone());
+    if let Some(network) = call.network.clone() {
+        request.extensions_mut().insert(network);
+    }
     let mut response = next.run(request).await;
     headers::add(response.headers_mut(), &call.charged.lock());
     response
@@ -53,7 +55,8 @@ pub async fn limit(State(route): State<RouteLimits>, mut request: Request, next:
 /// The limits of one call.
 struct CallLimits {
     route: RouteLimits,
-    network: ClientNetwork,
+    /// Unknown if an unexpected proxy forwarded the call: then no limit of an address applies.
+    network: Option<ClientNetwork>,
     /// The buckets that the call was charged to.
     charged: Mutex<Vec<(Bucket, Decision)>>,
 }
@@ -69,11 +72,11 @@ impl RouteLimits {
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
         let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip());
         let address = self.limiter.config().proxies().client_address(peer, request.headers());
-        CallLimits {
-            route: self.clone(),
-            network: ClientNetwork(network(address).into()),
-            charged: Mutex::default(),
+        if address.is_none() {
+            self.limiter.report_unattributed();
         }
+        let network = address.map(|address| ClientNetwork(network_name(address).into()));
+        CallLimits { route: self.clone(), network, charged: Mutex::default() }
     }
 }
 
@@ -81,7 +84,9 @@ impl CallLimits {
     /// The buckets that the call has not been charged to yet.
     fn uncharged(&self, caller: Option<i64>, params: &Params) -> Vec<Bucket> {
         let RouteLimits { limiter, class } = &self.route;
-        let mut buckets = limiter.bucket(class.of_address(), &self.network.0).into_iter().collect::<Vec<_>>();
+        let network = self.network.as_ref().map(|network| &network.0);
+        let address = network.and_then(|network| limiter.bucket(class.of_address(), network));
+        let mut buckets = Vec::from_iter(address);
         if let (Some(limit), Some(caller)) = (class.of_user(), caller) {
             buckets.extend(limiter.bucket(limit, caller));
         }

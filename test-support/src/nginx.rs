@@ -127,6 +127,7 @@ fn config(folder: &Path, servers: &[SocketAddr], buffering: Buffering) -> String
             server {{
                 listen unix:{socket};
                 client_max_body_size 0;
+                proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
                 location / {{ proxy_pass http://api; {unbuffered} }}
             }}
         }}"

@@ -1,10 +1,16 @@
 //! Bodies that are refused before they are read, behind a reverse proxy.
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use vidlog_command_api::{
+    accounts::username_key,
     router,
     state::CommandState,
     upload_slots::{SlotLimits, UploadSlots},
 };
+use vidlog_rate_limits::{Quota, RateLimitConfig, RateLimiter};
 use vidlog_test_support::nginx::{Buffering, Framing, Nginx, listen, request};
 
 use crate::support::World;
@@ -115,4 +121,26 @@ async fn stalled_upload_is_answered_through_a_proxy() {
         [&complete[..head_end], b"--b\r\nContent-Disposition: form-data; name=\"title\"\r\n\r\nx"].concat();
     let response = nginx.send(&begun).await;
     assert!(response.contains("\"status_code\":10001") && response.contains("too slow"), "{response}");
+}
+
+#[tokio::test]
+async fn clients_behind_an_unexpected_proxy_share_no_quota() {
+    let (_world, api) = World::with_api().await;
+    let config = RateLimitConfig { limit_register_address: Quota::per(2, 3600), ..RateLimitConfig::off() };
+    let limits = RateLimiter::with_account_key(config, &api.state.read_models, username_key);
+    let server = listen(router(CommandState { limits, ..api.state.clone() })).await;
+    let nginx = Nginx::start(&[server], Buffering::On).await;
+    let invalid = request("POST", "/douyin/user/register/", "application/json", Framing::Length, b"{}");
+    for _ in 0..5 {
+        let response = nginx.send(&invalid).await;
+        assert!(response.contains("\"status_code\":10001"), "{response}");
+    }
+    // Without a proxy, the address of the connection counts.
+    for status in [200, 200, 429] {
+        let mut stream = TcpStream::connect(server).await.unwrap();
+        stream.write_all(&invalid).await.unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{response}");
+    }
 }

@@ -8,6 +8,7 @@ use axum::{
     http::Request,
 };
 use serde_json::Value;
+use sqlx::AssertSqlSafe;
 use tokio::time::timeout;
 use tower::ServiceExt;
 use vidlog_projectors::{
@@ -362,4 +363,17 @@ fn owners(system: &TestSystem) -> Vec<Option<String>> {
 /// The lag of all partitions together, if it is available.
 fn lag(system: &TestSystem, projection: &str) -> Option<i64> {
     partitions_of(system, projection).iter().map(|partition| partition["lag"].as_i64()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_writes_nothing() {
+    let system = TestSystem::new().await;
+    system.append(&[envelope(liked(1, 1), 1_700_000_000_000)]).await;
+    assert_eq!(lag(&system, "likes-table"), Some(1));
+    for table in ["checkpoints_likes_table_2", "projections", "projector_status", "logs"] {
+        let select = format!("SELECT COUNT(*) FROM {table}");
+        let rows: i64 =
+            sqlx::query_scalar(AssertSqlSafe(select)).fetch_one(&system.target.mysql).await.unwrap();
+        assert_eq!(rows, 0, "{table}");
+    }
 }

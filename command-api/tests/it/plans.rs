@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use vidlog_command_api::{
     accounts, lease,
     media::{
-        jobs::{BATCH_SIZE, JobStore},
+        jobs::{BATCH_SIZE, Job, JobStore},
         outcomes::{OutcomeStore, Upload, Verdict},
         retry::{Failure, Reason},
     },
@@ -72,16 +72,16 @@ async fn lease_a_node(state: &CommandState) {
 
 async fn register(state: &CommandState) {
     let api = api::Api::new(router(state.clone()), state.tokens.clone());
-    let register = Call::register("ada", "secret").header("idempotency-key", "a key");
+    let register = Call::register("ada", "secret").header("idempotency-key", "a-key");
     api.call(register.clone()).await.ok();
     // A retry, then another account with the same key after a day.
-    api.call(register).await.ok();
+    api.call(register).await.even_if_stale();
     sqlx::query("UPDATE registration_keys SET created_ms = 0 WHERE user_id > ?")
         .bind(ROWS)
         .execute(&state.mysql)
         .await
         .unwrap();
-    api.call(Call::register("bob", "secret").header("idempotency-key", "a key")).await.ok();
+    api.call(Call::register("bob", "secret").header("idempotency-key", "a-key")).await.ok();
     api.call(Call::login("ada", "secret")).await.ok();
     assert!(accounts::find(&state.mysql, "user 7").await.unwrap().is_some());
 }
@@ -134,7 +134,7 @@ async fn process_uploads(state: &CommandState) {
         // Of other jobs, as the first ones of the queue are running and lost.
         let running: Vec<_> = (1..=size).map(|n| (2_000_000 + n, 1)).collect();
         let claimed = jobs.claim(usize::try_from(size).unwrap(), &running, &mut Vec::new()).await.unwrap();
-        let tries: Vec<_> = claimed.iter().map(|job| job.try_id()).collect();
+        let tries: Vec<_> = claimed.iter().map(Job::try_id).collect();
         jobs.renew(&tries).await.unwrap();
         jobs.record_failure(&claimed[0], &failure, Duration::ZERO).await.unwrap();
         jobs.remove(&claimed[0]).await.unwrap();

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run demo logs stop reset test chaos bench check deps
+.PHONY: help run demo logs stop reset test chaos abuse bench check deps
 
 help: ## this list
 	@echo 'New here? `make run`, then `make demo`; README.md has requests to try.'
@@ -27,6 +27,9 @@ test: ## run every test against a private Kafka, MySQL and Redis
 
 chaos: ## inject faults by seed under load: SEEDS=50 (1 to 50), SEED=7 (one), REPORT=file
 	@CHAOS_REPORT=$(REPORT) deploy/local/chaos $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),5))
+
+abuse: ## attack a private system for two minutes beside normal users; fail above stated bounds
+	@deploy/local/abuse
 
 bench: ## measure release builds: MEASURE="registrations" or MEASURE="media --rounds 5" (both)
 	@deploy/local/bench $(MEASURE)

@@ -164,8 +164,7 @@ async fn publish_in_one_millisecond(author: &User<'_>, count: i64) {
         let uploaded = upload(number, author.id, now_ms);
         let keys =
             Verdict::Publish { play_key: format!("videos/{number}"), cover_key: format!("covers/{number}") };
-        let outcome =
-            outcomes.decide(&Upload::from_envelope(uploaded.clone()).unwrap(), keys, now_ms).await.unwrap();
+        let outcome = outcomes.decide(&Upload::from_envelope(uploaded.clone()).unwrap(), keys).await.unwrap();
         // Makes the media worker of the system under test skip the upload.
         outcomes.mark_appended(VideoId::new(number).unwrap()).await.unwrap();
         log.append(&uploaded).await.unwrap();

@@ -1,8 +1,8 @@
 //! Slots of concurrent uploads, shared out so that no sender takes all of them.
 //!
 //! An upload whose user is known takes a slot of that user's share. The token may be the last part of a form, so a file
-//! that precedes it takes an anonymous slot. There are few of those, an address gets a part of them, and their files
-//! together have a maximum size.
+//! that precedes it takes an anonymous slot. There are few of those, and an address gets a part of them. A slot bounds the
+//! bytes of its upload, so those limits bound the stored files of unknown senders too.
 
 use std::{collections::HashMap, hash::Hash, sync::Arc};
 
@@ -28,8 +28,6 @@ pub struct SlotLimits {
     pub anonymous: usize,
     /// Anonymous slots of an address.
     pub per_address: usize,
-    /// Size of all anonymous files together, in bytes.
-    pub anonymous_bytes: u64,
 }
 
 /// The slots. Clones share them.
@@ -48,7 +46,6 @@ struct Taken {
     users: HashMap<i64, usize>,
     anonymous: usize,
     addresses: HashMap<ClientNetwork, usize>,
-    anonymous_bytes: u64,
 }
 
 /// A slot of an upload, released on drop.
@@ -61,7 +58,7 @@ pub struct UploadSlot {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Owner {
     User(i64),
-    Anonymous { network: Option<ClientNetwork>, bytes: u64 },
+    Anonymous(Option<ClientNetwork>),
 }
 
 /// Why an upload gets no slot, or loses it.
@@ -76,9 +73,6 @@ pub enum SlotRefusal {
     /// There are too many anonymous uploads.
     #[error("too many uploads right now; try again in a moment, with the token before the file")]
     Anonymous,
-    /// The anonymous files are too large together.
-    #[error("too much is being uploaded right now; try again in a moment, with the token before the file")]
-    AnonymousBytes,
     /// There are too many uploads.
     #[error("too many uploads right now; try again in a moment")]
     Total,
@@ -88,13 +82,11 @@ impl SlotLimits {
     /// Returns the limits of the settings. A quarter of all slots is anonymous, and an address gets a quarter of those.
     pub fn of(config: &CommandConfig) -> Self {
         let anonymous = config.max_uploads.div_ceil(4);
-        let per_address = anonymous.div_ceil(4);
         Self {
             total: config.max_uploads,
             per_user: config.max_uploads_per_user,
             anonymous,
-            per_address,
-            anonymous_bytes: config.max_upload_bytes.saturating_mul(per_address as u64),
+            per_address: anonymous.div_ceil(4),
         }
     }
 }
@@ -112,7 +104,7 @@ impl UploadSlots {
 
     /// Takes an anonymous slot. Without a network, no limit of an address applies.
     pub fn take_anonymous(&self, network: Option<ClientNetwork>) -> Result<UploadSlot, SlotRefusal> {
-        self.take_for(Owner::Anonymous { network, bytes: 0 })
+        self.take_for(Owner::Anonymous(network))
     }
 
     /// Returns the number of taken slots.
@@ -134,7 +126,7 @@ impl UploadSlots {
 impl UploadSlot {
     /// Returns whether the upload's user is unknown.
     pub fn is_anonymous(&self) -> bool {
-        matches!(self.owner, Owner::Anonymous { .. })
+        matches!(self.owner, Owner::Anonymous(_))
     }
 
     /// Moves the slot to the share of a user. If that is exhausted, the slot remains as it was.
@@ -147,19 +139,6 @@ impl UploadSlot {
         let mut taken = slots.taken.lock();
         taken.add(&owner, &slots.limits)?;
         taken.remove(&std::mem::replace(&mut self.owner, owner));
-        Ok(())
-    }
-
-    /// Counts bytes of the file.
-    pub fn receive(&mut self, count: u64) -> Result<(), SlotRefusal> {
-        let Owner::Anonymous { bytes, .. } = &mut self.owner else { return Ok(()) };
-        let mut taken = self.slots.0.taken.lock();
-        let sum = taken.anonymous_bytes.saturating_add(count);
-        if sum > self.slots.0.limits.anonymous_bytes {
-            return Err(SlotRefusal::AnonymousBytes);
-        }
-        taken.anonymous_bytes = sum;
-        *bytes += count;
         Ok(())
     }
 }
@@ -176,7 +155,7 @@ impl Taken {
     fn add(&mut self, owner: &Owner, limits: &SlotLimits) -> Result<(), SlotRefusal> {
         match owner {
             Owner::User(user) => increment(&mut self.users, user, limits.per_user).ok_or(SlotRefusal::User),
-            Owner::Anonymous { network, .. } => {
+            Owner::Anonymous(network) => {
                 if self.anonymous >= limits.anonymous {
                     return Err(SlotRefusal::Anonymous);
                 }
@@ -193,12 +172,11 @@ impl Taken {
     fn remove(&mut self, owner: &Owner) {
         match owner {
             Owner::User(user) => decrement(&mut self.users, user),
-            Owner::Anonymous { network, bytes } => {
+            Owner::Anonymous(network) => {
                 if let Some(network) = network {
                     decrement(&mut self.addresses, network);
                 }
                 self.anonymous -= 1;
-                self.anonymous_bytes -= bytes;
             }
         }
     }
@@ -211,7 +189,6 @@ impl SlotRefusal {
             Self::User => "user",
             Self::Address => "address",
             Self::Anonymous => "anonymous",
-            Self::AnonymousBytes => "anonymous_bytes",
             Self::Total => "total",
         }
     }
@@ -221,7 +198,7 @@ impl SlotRefusal {
         counter!(REFUSED_UPLOADS, "reason" => self.reason()).increment(1);
         let code = match self {
             Self::User | Self::Address => Code::TooManyRequests,
-            Self::Anonymous | Self::AnonymousBytes | Self::Total => Code::Unavailable,
+            Self::Anonymous | Self::Total => Code::Unavailable,
         };
         ApiError::new(code, self.to_string()).retry_after_s(RETRY_AFTER_S)
     }
@@ -251,8 +228,7 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: SlotLimits =
-        SlotLimits { total: 8, per_user: 2, anonymous: 4, per_address: 2, anonymous_bytes: 100 };
+    const LIMITS: SlotLimits = SlotLimits { total: 8, per_user: 2, anonymous: 4, per_address: 2 };
 
     fn network(number: u8) -> ClientNetwork {
         ClientNetwork::new(&number.to_string())
@@ -286,13 +262,10 @@ mod tests {
     fn assigned_slot_is_no_longer_anonymous() {
         let slots = UploadSlots::new(LIMITS);
         let mut slot = slots.take_anonymous(Some(network(1))).unwrap();
-        slot.receive(100).unwrap();
-        assert_eq!(
-            slots.take_anonymous(Some(network(1))).unwrap().receive(1),
-            Err(SlotRefusal::AnonymousBytes)
-        );
+        let _other = slots.take_anonymous(Some(network(1))).unwrap();
+        assert_eq!(slots.take_anonymous(Some(network(1))).unwrap_err(), SlotRefusal::Address);
         slot.assign(1).unwrap();
-        slots.take_anonymous(Some(network(1))).unwrap().receive(100).unwrap();
+        let _again = slots.take_anonymous(Some(network(1))).unwrap();
         let _second = slots.take(1).unwrap();
         let mut third = slots.take_anonymous(None).unwrap();
         assert_eq!(third.assign(1), Err(SlotRefusal::User));
@@ -310,7 +283,7 @@ mod tests {
             max_uploads_per_user: 4,
         };
         let limits = SlotLimits::of(&config);
-        assert_eq!((limits.anonymous, limits.per_address, limits.anonymous_bytes), (16, 4, 800));
+        assert_eq!((limits.anonymous, limits.per_address), (16, 4));
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -318,7 +291,6 @@ mod tests {
         Take(i64),
         TakeAnonymous(u8),
         Assign(usize, i64),
-        Receive(usize, u64),
         Release(usize),
     }
 
@@ -327,7 +299,6 @@ mod tests {
             (0..4i64).prop_map(Step::Take),
             (0..4u8).prop_map(Step::TakeAnonymous),
             (0..8usize, 0..4i64).prop_map(|(slot, user)| Step::Assign(slot, user)),
-            (0..8usize, 0..60u64).prop_map(|(slot, count)| Step::Receive(slot, count)),
             (0..8usize).prop_map(Step::Release),
         ];
         prop::collection::vec(step, 0..60)
@@ -346,9 +317,6 @@ mod tests {
                     Step::Assign(slot, user) => {
                         _ = held.get_mut(slot).map(|slot| slot.assign(user));
                     }
-                    Step::Receive(slot, count) => {
-                        _ = held.get_mut(slot).map(|slot| slot.receive(count));
-                    }
                     Step::Release(slot) => held.truncate(slot),
                 }
                 let taken = slots.0.taken.lock();
@@ -356,12 +324,11 @@ mod tests {
                 prop_assert!(taken.total <= LIMITS.total && taken.anonymous <= LIMITS.anonymous);
                 prop_assert!(taken.users.values().all(|count| *count <= LIMITS.per_user));
                 prop_assert!(taken.addresses.values().all(|count| *count <= LIMITS.per_address));
-                prop_assert!(taken.anonymous_bytes <= LIMITS.anonymous_bytes);
                 prop_assert_eq!(taken.anonymous + taken.users.values().sum::<usize>(), taken.total);
             }
             held.clear();
             let taken = slots.0.taken.lock();
-            prop_assert_eq!((taken.total, taken.anonymous, taken.anonymous_bytes), (0, 0, 0));
+            prop_assert_eq!((taken.total, taken.anonymous), (0, 0));
             prop_assert!(taken.users.is_empty() && taken.addresses.is_empty());
         }
     }

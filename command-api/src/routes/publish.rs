@@ -203,7 +203,7 @@ impl UploadHandler {
         }
     }
 
-    async fn receive_file(&mut self, mut part: Part<'_>) -> Result<ReceivedFile, ApiError> {
+    async fn receive_file(&self, mut part: Part<'_>) -> Result<ReceivedFile, ApiError> {
         let Some(first) = part.chunk().await? else {
             return Err(ApiError::invalid("the file part, data, is empty"));
         };
@@ -233,7 +233,7 @@ impl UploadHandler {
 
     /// Copies the file to the writer, if any; returns its size.
     async fn copy(
-        &mut self,
+        &self,
         first: bytes::Bytes,
         mut part: Part<'_>,
         mut writer: Option<&mut ObjectWriter>,
@@ -244,9 +244,6 @@ impl UploadHandler {
             count += bytes.len() as u64;
             if count > limit_bytes {
                 return Err(ApiError::too_large(limit_bytes));
-            }
-            if let Some(slot) = &mut self.slot {
-                slot.receive(bytes.len() as u64).map_err(SlotRefusal::into_error)?;
             }
             if let Some(writer) = &mut writer {
                 writer.write(&bytes).await.map_err(storage_error)?;

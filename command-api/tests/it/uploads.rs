@@ -32,6 +32,7 @@ use tokio::{task::JoinHandle, time::timeout};
 use tower::ServiceExt;
 use vidlog_command_api::{
     accounts::username_key,
+    config::CommandConfig,
     publisher::{AppendError, Appended, EventLog},
     router,
     state::CommandState,
@@ -330,8 +331,7 @@ fn with_slots(api: &Api, limits: SlotLimits) -> CommandState {
     CommandState { upload_slots: UploadSlots::new(limits), ..api.state.clone() }
 }
 
-const SLOTS: SlotLimits =
-    SlotLimits { total: 64, per_user: 4, anonymous: 16, per_address: 16, anonymous_bytes: u64::MAX };
+const SLOTS: SlotLimits = SlotLimits { total: 64, per_user: 4, anonymous: 16, per_address: 16 };
 
 fn user_form(api: &Api, user: i64) -> Form {
     Form::default().part("token", token(api, user)).part("title", "t")
@@ -420,20 +420,42 @@ async fn address_cannot_take_all_anonymous_slots() {
     assert_eq!(status_code(upload(&state, from("192.0.2.2", file_first())).await).await, 0);
 }
 
-#[tokio::test]
-async fn anonymous_files_together_have_a_maximum_size() {
-    let (_world, api) = World::with_api().await;
-    let state = with_slots(&api, SlotLimits { anonymous_bytes: 1000, ..SLOTS });
-    let form = |size: usize| {
-        Form::default().part("data", vec![b'x'; size]).part("token", token(&api, 7)).part("title", "t")
+/// The state with the slots of the default settings, behind a proxy that forwards addresses.
+fn behind_proxy(api: &Api, max_upload_bytes: u64) -> CommandState {
+    let config = CommandConfig {
+        partitions: 1,
+        replication: 1,
+        command_mysql_connections: 1,
+        max_upload_bytes,
+        max_uploads: 64,
+        max_uploads_per_user: 4,
     };
-    assert_retryable(&upload(&state, form(1001)).await, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(stored(&api).await, [""; 0]);
-    let title_first = user_form(&api, 7).part("data", vec![b'x'; 1001]);
-    assert_eq!(status_code(upload(&state, title_first).await).await, 0);
-    for _ in 0..2 {
-        assert_eq!(status_code(upload(&state, form(1000)).await).await, 0);
+    let limits = RateLimiter::with_account_key(
+        RateLimitConfig { trusted_hops: 1, ..RateLimitConfig::off() },
+        &api.state.read_models,
+        username_key,
+    );
+    CommandState { limits, max_upload_bytes, ..with_slots(api, SlotLimits::of(&config)) }
+}
+
+#[tokio::test]
+async fn large_anonymous_files_of_an_address_leave_room_to_others() {
+    let (_world, api) = World::with_api().await;
+    let state = behind_proxy(&api, 1000);
+    let from = |address: &str, form: Form| form.header("x-forwarded-for", address);
+    let mut stalled = Vec::new();
+    for _ in 0..4 {
+        let upload = Stalled::start(&state, &from("192.0.2.1", Form::default()));
+        // With the first byte, the largest file, and the start of another part.
+        upload.send(
+            [&[b'x'; 999], &b"\r\n--b\r\nContent-Disposition: form-data; name=\"title\"\r\n\r\n"[..]]
+                .concat(),
+        );
+        stalled.push(upload);
     }
+    until("all files are stored", async || stored(&api).await.len() == 4).await;
+    let file_first = Form::default().part("data", "content").part("token", token(&api, 7)).part("title", "t");
+    assert_eq!(status_code(upload(&state, from("192.0.2.2", file_first)).await).await, 0);
 }
 
 #[tokio::test]

@@ -179,7 +179,7 @@ impl UploadHandler {
             let slots = &self.state.upload_slots;
             let taken = match &mut self.slot {
                 Some(slot) => slot.assign(user),
-                empty => slots.take(user).map(|slot| *empty = Some(slot)),
+                empty => slots.take(user, self.network.clone()).map(|slot| *empty = Some(slot)),
             };
             taken.map_err(SlotRefusal::into_error)?;
         }

@@ -86,7 +86,7 @@ async fn refused_bodies_are_answered_through_a_proxy() {
 #[tokio::test]
 async fn refused_uploads_are_answered_through_a_proxy() {
     let (_world, api) = World::with_api().await;
-    let limits = SlotLimits { total: 8, per_user: 0, anonymous: 0, per_address: 8 };
+    let limits = SlotLimits { total: 8, per_user: 0, per_address: 8, anonymous: 0, anonymous_per_address: 8 };
     let state = CommandState { upload_slots: UploadSlots::new(limits), ..api.state.clone() };
     let servers = [listen(router(state.clone())).await, listen(router(state)).await];
     let file = vec![b'x'; MEGABYTE];

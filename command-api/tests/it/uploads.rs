@@ -331,7 +331,8 @@ fn with_slots(api: &Api, limits: SlotLimits) -> CommandState {
     CommandState { upload_slots: UploadSlots::new(limits), ..api.state.clone() }
 }
 
-const SLOTS: SlotLimits = SlotLimits { total: 64, per_user: 4, anonymous: 16, per_address: 16 };
+const SLOTS: SlotLimits =
+    SlotLimits { total: 64, per_user: 4, per_address: 64, anonymous: 16, anonymous_per_address: 16 };
 
 fn user_form(api: &Api, user: i64) -> Form {
     Form::default().part("token", token(api, user)).part("title", "t")
@@ -408,7 +409,7 @@ async fn address_cannot_take_all_anonymous_slots() {
         &api.state.read_models,
         username_key,
     );
-    let state = CommandState { limits, ..with_slots(&api, SlotLimits { per_address: 4, ..SLOTS }) };
+    let state = CommandState { limits, ..with_slots(&api, SlotLimits { anonymous_per_address: 4, ..SLOTS }) };
     let from = |address: &str, form: Form| form.header("x-forwarded-for", address);
     let _stalled: Vec<_> =
         (0..16).map(|_| Stalled::start(&state, &from("192.0.2.1", Form::default()))).collect();
@@ -436,6 +437,25 @@ fn behind_proxy(api: &Api, max_upload_bytes: u64) -> CommandState {
         username_key,
     );
     CommandState { limits, max_upload_bytes, ..with_slots(api, SlotLimits::of(&config)) }
+}
+
+#[tokio::test]
+async fn address_with_many_users_leaves_slots_to_others() {
+    let (_world, api) = World::with_api().await;
+    let state = behind_proxy(&api, api.state.max_upload_bytes);
+    let from = |address: &str, form: Form| form.header("x-forwarded-for", address);
+    let stalled: Vec<_> = (0..64)
+        .map(|number| Stalled::start(&state, &from("192.0.2.1", user_form(&api, 100 + number / 4))))
+        .collect();
+    until("each upload has a slot or is refused", async || {
+        let refused = stalled.iter().filter(|upload| upload.response.is_finished()).count();
+        state.upload_slots.in_use() + refused == stalled.len()
+    })
+    .await;
+    let form = |user| user_form(&api, user).part("data", "content");
+    assert_eq!(status_code(upload(&state, from("192.0.2.2", form(7))).await).await, 0);
+    let refused = upload(&state, from("192.0.2.1", form(8))).await;
+    assert_retryable(&refused, StatusCode::TOO_MANY_REQUESTS);
 }
 
 #[tokio::test]

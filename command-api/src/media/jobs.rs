@@ -20,7 +20,7 @@ use vidlog_schemas::batch;
 
 use super::{
     outcomes::OutcomeError,
-    retry::{Failure, History, Reason},
+    retry::{Failure, History, MAX_BACKOFF, Reason},
 };
 use crate::{envelope_json::to_json, mysql::mysql_now_ms};
 
@@ -76,6 +76,15 @@ const DUE: &str = concat!(
     mysql_now_ms!(),
     " ORDER BY due_ms LIMIT ? FOR UPDATE SKIP LOCKED"
 );
+/// Leases and waits that end later than any can: MySQL's clock was set back since they began. They keep a full lease, so
+/// that a worker which is alive renews it.
+const CAP_DUE: &str = concat!(
+    "UPDATE media_jobs SET due_ms = ",
+    mysql_now_ms!(),
+    " + ? WHERE due_ms > ",
+    mysql_now_ms!(),
+    " + ? ORDER BY due_ms LIMIT ?"
+);
 const INTERRUPT: &str =
     concat!("UPDATE ", batch!("video_id"), " STRAIGHT_JOIN media_jobs USING (video_id) SET reason = ?");
 const REQUEUE: &str = concat!(
@@ -84,7 +93,7 @@ const REQUEUE: &str = concat!(
     " STRAIGHT_JOIN media_jobs USING (video_id) SET due_ms = NULL, worker = NULL, turn = next_turn"
 );
 const BACKLOG: &str = concat!(
-    "SELECT reason, COUNT(*) AS count, (",
+    "SELECT reason, COUNT(*) AS count, GREATEST(0, ",
     mysql_now_ms!(),
     " - MIN(enqueued_ms)) DIV 1000 AS oldest_s FROM media_jobs GROUP BY reason"
 );
@@ -128,7 +137,7 @@ pub struct Backlog {
     pub reason: String,
     /// Their number.
     pub count: i64,
-    /// Age of the oldest, seconds since it was enqueued.
+    /// Age of the oldest, seconds since it was enqueued; 0 if MySQL's clock was set back to before that.
     pub oldest_s: i64,
 }
 
@@ -288,10 +297,19 @@ impl JobStore {
         Ok(())
     }
 
-    /// Queues up to [`BATCH_SIZE`] jobs whose wait or lease has ended; returns their number.
+    /// Queues up to [`BATCH_SIZE`] jobs whose wait or lease has ended; returns their number. After MySQL's clock was set
+    /// back, first caps the waits and leases, which would last longer by that time.
     ///
     /// An interrupted try is not charged to the budget: the number of interruptions has its own limit.
     pub async fn requeue_due(&self) -> Result<usize, OutcomeError> {
+        // Above both the longest lease and the longest wait.
+        let max_wait_ms = millis(self.lease + MAX_BACKOFF);
+        sqlx::query(CAP_DUE)
+            .bind(max_wait_ms)
+            .bind(max_wait_ms)
+            .bind(u32::try_from(BATCH_SIZE).unwrap_or(u32::MAX))
+            .execute(&self.pool)
+            .await?;
         let mut transaction = self.pool.begin().await?;
         let due: Vec<(i64, i64, bool)> = sqlx::query_as(DUE)
             .bind(u32::try_from(BATCH_SIZE).unwrap_or(u32::MAX))

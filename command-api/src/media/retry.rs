@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::{config::Limits, probe::RejectReason};
 
-const MAX_BACKOFF: Duration = Duration::from_secs(30);
+pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
 /// Why a try failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

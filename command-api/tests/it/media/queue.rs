@@ -129,6 +129,25 @@ async fn try_without_its_lease_is_fenced() {
 }
 
 #[tokio::test]
+async fn waits_and_leases_end_after_the_clock_was_set_back() {
+    const HOUR: i64 = 60 * 60 * 1000;
+    let (world, _api) = World::with_api().await;
+    let lost = queue_after(&world, "lost", 0).await;
+    lost.enqueue(&new_jobs(7, [1, 2, 3])).await.unwrap();
+    let claimed = claim_jobs(&lost, 3).await;
+    lost.record_failure(&claimed[0], &Failure::new(Reason::Missing, "lost"), LEASE).await.unwrap();
+    let set_back = queue_after(&world, "alive", -HOUR).await;
+    assert_eq!(set_back.requeue_due().await.unwrap(), 0, "a worker that is alive can renew its lease");
+    assert_eq!(jobs_with(&world, "interrupted").await, 0);
+    let renewing = queue_after(&world, "lost", -HOUR + 31_000 - 1).await;
+    renewing.renew(&[claimed[2].try_id()]).await.unwrap();
+    assert_eq!(queue_after(&world, "alive", -HOUR + 31_000).await.requeue_due().await.unwrap(), 2);
+    assert_eq!((jobs_with(&world, "missing").await, jobs_with(&world, "interrupted").await), (1, 1));
+    let ages: Vec<_> = set_back.backlog().await.unwrap().iter().map(|entry| entry.oldest_s).collect();
+    assert_eq!(ages, [0, 0, 0], "uploads are not younger than new");
+}
+
+#[tokio::test]
 async fn running_uploads_are_skipped() {
     let (world, _api) = World::with_api().await;
     let queue = queue(&world, "a");

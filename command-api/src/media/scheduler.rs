@@ -89,8 +89,10 @@ impl Scheduler {
                 }
                 () = running.next_end() => {}
                 () = self.enqueued.notified() => {}
-                // After an outage of MySQL, renewal first: an expired lease counts as an interrupted try.
-                _ = poll.tick() => if self.renew(&running).await {
+                // After an outage of MySQL, renewal and release first: an expired lease counts as an interrupted try.
+                _ = poll.tick() => if self.renew(&running).await
+                    && self.release_unconfirmed(&mut running).await.is_ok()
+                {
                     self.requeue_due().await;
                 }
             }
@@ -126,12 +128,18 @@ impl Scheduler {
 
     /// Claims uploads, once those of a failed claim are released: a try that did not run must not count as interrupted.
     async fn claim(&self, count: usize, running: &mut Running) -> Result<Vec<Job>, Failure> {
+        self.release_unconfirmed(running).await?;
+        let tries = running.tries();
+        with_timeout(self.jobs.claim(count, &tries, &mut running.unconfirmed)).await
+    }
+
+    /// Releases the tries that a failed claim may have begun.
+    async fn release_unconfirmed(&self, running: &mut Running) -> Result<(), Failure> {
         if !running.unconfirmed.is_empty() {
             with_timeout(self.jobs.release(&running.unconfirmed)).await?;
             running.unconfirmed.clear();
         }
-        let tries = running.tries();
-        with_timeout(self.jobs.claim(count, &tries, &mut running.unconfirmed)).await
+        Ok(())
     }
 
     async fn requeue_due(&self) {

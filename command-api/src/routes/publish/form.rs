@@ -35,6 +35,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 const TOTAL_TIMEOUT: Duration = Duration::from_mins(30);
 /// Bytes that the parser may buffer while it looks for a part's header or end. A header has a few hundred bytes.
 const MAX_UNPARSED: u64 = 256 * 1024;
+/// The same until the token or the file begins: an upload without a slot costs no more memory than any other POST.
+const MAX_PREAMBLE_UNPARSED: u64 = FORM_BYTES as u64;
 /// Time over which the rate of an upload is averaged: a phone in a tunnel or between two cells sends nothing for seconds.
 const RATE_WINDOW: Duration = Duration::from_secs(30);
 /// Minimum rate of a known user's upload in bytes per second. EDGE, the slowest network that a phone uploads over, has
@@ -73,6 +75,8 @@ struct Limits {
     opened: Instant,
     pace: Pace,
     received: Arc<Received>,
+    /// Bytes of all small parts.
+    small_bytes: usize,
     /// Bytes received before the present rate window.
     before_window: u64,
     /// Time of the present rate window. The time in which the server does not read is not the client's.
@@ -85,17 +89,21 @@ struct Received {
     total: AtomicU64,
     /// Bytes received when the parser last returned a result.
     parsed: AtomicU64,
+    /// Maximum of the bytes that are received and not parsed.
+    max_unparsed: AtomicU64,
 }
 
 impl Form {
     /// Starts to receive a form with a file of at most `max_bytes`, and small other parts.
     pub(super) async fn open(request: Request, max_bytes: u64, pace: Pace) -> Result<Self, ApiError> {
         let received = Arc::<Received>::default();
+        received.max_unparsed.store(pace.max_unparsed(), Ordering::Relaxed);
         let limits = Limits {
             max_bytes,
             opened: Instant::now(),
             pace,
             received: Arc::clone(&received),
+            small_bytes: 0,
             before_window: 0,
             waited: Duration::ZERO,
         };
@@ -132,6 +140,7 @@ impl Part<'_> {
     pub(super) fn set_pace(&mut self, pace: Pace) {
         if self.limits.pace != pace {
             self.limits.pace = pace;
+            self.limits.received.max_unparsed.store(pace.max_unparsed(), Ordering::Relaxed);
             self.limits.start_window();
         }
     }
@@ -146,11 +155,12 @@ impl Part<'_> {
         }
     }
 
-    /// Reads a small part completely.
+    /// Reads a small part completely. All small parts of a form have a common maximum size.
     pub(super) async fn read_small(&mut self) -> Result<Bytes, ApiError> {
         let mut content = BytesMut::new();
         while let Some(bytes) = self.chunk().await? {
-            if content.len() + bytes.len() > FORM_BYTES {
+            self.limits.small_bytes += bytes.len();
+            if self.limits.small_bytes > FORM_BYTES {
                 return Err(ApiError::too_large(FORM_BYTES as u64));
             }
             content.extend_from_slice(&bytes);
@@ -172,6 +182,13 @@ impl Pace {
             Self::Preamble => 0,
             Self::Anonymous => ANONYMOUS_RATE,
             Self::Known => KNOWN_RATE,
+        }
+    }
+
+    const fn max_unparsed(self) -> u64 {
+        match self {
+            Self::Preamble => MAX_PREAMBLE_UNPARSED,
+            Self::Anonymous | Self::Known => MAX_UNPARSED,
         }
     }
 
@@ -269,7 +286,7 @@ impl Stream for BoundedBody {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        if self.received.unparsed() > MAX_UNPARSED {
+        if self.received.unparsed() > self.received.max_unparsed.load(Ordering::Relaxed) {
             return Poll::Ready(Some(Err(io::Error::other("the form has a part without an end"))));
         }
         let polled = self.body.poll_next_unpin(context);
@@ -305,7 +322,7 @@ mod tests {
 
     /// Reads all parts of a form of at most 1,000 bytes a file.
     async fn read_all(request: Request) -> Result<Vec<(String, Vec<u8>)>, ApiError> {
-        let mut form = Form::open(request, 1000).await?;
+        let mut form = Form::open(request, 1000, Pace::Known).await?;
         let mut parts = Vec::new();
         while let Some(part) = form.next().await? {
             parts.push((part.name()?, part.read_small().await?.to_vec()));
@@ -420,6 +437,34 @@ mod tests {
             assert_eq!(error.code, Code::InvalidParameter);
             assert!(consumed.load(Ordering::Relaxed) < 30);
         }
+    }
+
+    #[tokio::test]
+    async fn preamble_buffers_no_more_than_another_form() {
+        let (endless, consumed) = request(chunks("no boundary", 1000));
+        let mut form = Form::open(endless, u64::MAX, Pace::Preamble).await.unwrap();
+        assert_eq!(form.next().await.err().unwrap().code, Code::InvalidParameter);
+        // The head and 64 KB, and the chunk that exceeds the maximum.
+        assert!(consumed.load(Ordering::Relaxed) <= 3);
+        // Once the file begins, the upload has a slot, and a boundary may be far away.
+        let (far, _) = request(chunks(HEAD, 3));
+        let mut form = Form::open(far, u64::MAX, Pace::Preamble).await.unwrap();
+        let mut part = form.next().await.unwrap().unwrap();
+        part.set_pace(Pace::Anonymous);
+        assert_eq!(part.limits.received.max_unparsed.load(Ordering::Relaxed), MAX_UNPARSED);
+    }
+
+    #[tokio::test]
+    async fn small_parts_have_a_common_maximum_size() {
+        let title = HEAD.replace("\"data\"", "\"title\"");
+        let parts = format!("{title}{}\r\n", "x".repeat(FORM_BYTES / 2)).repeat(3);
+        let (request, _) = request(vec![Bytes::from(parts)]);
+        let mut form = Form::open(request, u64::MAX, Pace::Preamble).await.unwrap();
+        for _ in 0..2 {
+            form.next().await.unwrap().unwrap().read_small().await.unwrap();
+        }
+        let third = form.next().await.unwrap().unwrap().read_small().await;
+        assert_eq!(third.unwrap_err().code, Code::PayloadTooLarge);
     }
 
     #[tokio::test]

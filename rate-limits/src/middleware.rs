@@ -12,7 +12,7 @@ use axum::{
     response::Response,
 };
 use parking_lot::Mutex;
-use vidlog_contract::{Admission, Admit, ApiError, Params};
+use vidlog_contract::{Admission, Admit, ApiError, Params, limits};
 
 use crate::{
     address::network_name,
@@ -90,7 +90,8 @@ impl CallLimits {
         if let (Some(limit), Some(caller)) = (class.of_user(), caller) {
             buckets.extend(limiter.bucket(limit, caller));
         }
-        if let (Class::Login, Ok(Some(username))) = (class, params.optional("username")) {
+        // A login with a longer name fails without a look-up. Normalizing it for its bucket would cost more than that.
+        if let (Class::Login, Ok(username)) = (class, params.limited_text("username", limits::USERNAME)) {
             buckets.extend(limiter.account_bucket(username));
         }
         let charged = self.charged.lock();

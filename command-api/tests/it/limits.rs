@@ -111,6 +111,18 @@ async fn quota_of_an_account_counts_every_spelling_and_address() {
 }
 
 #[tokio::test]
+async fn name_that_no_account_can_have_has_no_quota() {
+    let (_world, api) = World::with_api().await;
+    let config = RateLimitConfig { limit_login_account: Quota::per(1, HOUR), ..RateLimitConfig::off() };
+    let api = limited(&api, &config);
+    // It is refused before it is normalized, so it has no bucket.
+    let name = "\u{fdfa}".repeat(1000);
+    for _ in 0..2 {
+        assert_eq!(api.call(Call::login(&name, "secret")).await.code(), Code::InvalidParameter.number());
+    }
+}
+
+#[tokio::test]
 async fn address_is_that_which_the_trusted_proxy_saw() {
     let (_world, api) = World::with_api().await;
     let config = RateLimitConfig {

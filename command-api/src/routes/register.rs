@@ -80,6 +80,9 @@ async fn create(
     key: Option<Fingerprint>,
     form: &LoginForm<'_>,
 ) -> Result<Reply, ApiError> {
+    let password_hash = state.passwords.hash(form.password.to_owned(), form.hashing_deadline).await?;
+    // Hashing takes seconds under load. An instance of the earlier version may have registered the name meanwhile.
+    require_free(state, form.username).await?;
     let user_id: UserId = typed_id(state.ids.next()?)?;
     let registered = UserRegistered { user_id, name: Personal::new(form.username.to_owned()) };
     let identity = EventIdentity::new(state.clock.now_ms());
@@ -87,7 +90,7 @@ async fn create(
     let account = NewAccount {
         user_id: user_id.get(),
         username: form.username,
-        password_hash: state.passwords.hash(form.password.to_owned(), form.hashing_deadline).await?,
+        password_hash,
         registration: &envelope,
         idempotency_key: key,
     };

@@ -5,10 +5,10 @@ use tokio::{
     net::TcpStream,
 };
 use vidlog_command_api::{
-    accounts::username_key,
     router,
     state::CommandState,
     upload_slots::{SlotLimits, UploadSlots},
+    username::account_key,
 };
 use vidlog_rate_limits::{Quota, RateLimitConfig, RateLimiter};
 use vidlog_test_support::nginx::{Buffering, Framing, Nginx, listen, request};
@@ -127,7 +127,7 @@ async fn stalled_upload_is_answered_through_a_proxy() {
 async fn clients_behind_an_unexpected_proxy_share_no_quota() {
     let (_world, api) = World::with_api().await;
     let config = RateLimitConfig { limit_register_address: Quota::per(2, 3600), ..RateLimitConfig::off() };
-    let limits = RateLimiter::with_account_key(config, &api.state.read_models, username_key);
+    let limits = RateLimiter::with_account_key(config, &api.state.read_models, account_key);
     let server = listen(router(CommandState { limits, ..api.state.clone() })).await;
     let nginx = Nginx::start(&[server], Buffering::On).await;
     let invalid = request("POST", "/douyin/user/register/", "application/json", Framing::Length, b"{}");

@@ -31,12 +31,12 @@ use object_store::{
 use tokio::{task::JoinHandle, time::timeout};
 use tower::ServiceExt;
 use vidlog_command_api::{
-    accounts::username_key,
     config::CommandConfig,
     publisher::{AppendError, Appended, EventLog},
     router,
     state::CommandState,
     upload_slots::{SlotLimits, UploadSlots},
+    username::account_key,
 };
 use vidlog_contract::Code;
 use vidlog_events::{Envelope, Event, Stream, VideoEvent, VideoUploaded};
@@ -407,7 +407,7 @@ async fn address_cannot_take_all_anonymous_slots() {
     let limits = RateLimiter::with_account_key(
         RateLimitConfig { trusted_hops: 1, ..RateLimitConfig::off() },
         &api.state.read_models,
-        username_key,
+        account_key,
     );
     let state = CommandState { limits, ..with_slots(&api, SlotLimits { anonymous_per_address: 4, ..SLOTS }) };
     let from = |address: &str, form: Form| form.header("x-forwarded-for", address);
@@ -434,7 +434,7 @@ fn behind_proxy(api: &Api, max_upload_bytes: u64) -> CommandState {
     let limits = RateLimiter::with_account_key(
         RateLimitConfig { trusted_hops: 1, ..RateLimitConfig::off() },
         &api.state.read_models,
-        username_key,
+        account_key,
     );
     CommandState { limits, max_upload_bytes, ..with_slots(api, SlotLimits::of(&config)) }
 }

@@ -324,7 +324,7 @@ mod tests {
     async fn read_all(request: Request) -> Result<Vec<(String, Vec<u8>)>, ApiError> {
         let mut form = Form::open(request, 1000, Pace::Known).await?;
         let mut parts = Vec::new();
-        while let Some(part) = form.next().await? {
+        while let Some(mut part) = form.next().await? {
             parts.push((part.name()?, part.read_small().await?.to_vec()));
         }
         Ok(parts)

@@ -264,7 +264,8 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: SlotLimits = SlotLimits { total: 8, per_user: 2, per_address: 5, anonymous: 4, anonymous_per_address: 2 };
+    const LIMITS: SlotLimits =
+        SlotLimits { total: 8, per_user: 2, per_address: 5, anonymous: 4, anonymous_per_address: 2 };
 
     fn network(number: u8) -> ClientNetwork {
         ClientNetwork::new(&number.to_string())

@@ -122,7 +122,7 @@ fn report(projections: &mut HashMap<&'static str, Observed>) {
         let is_stale = observed.is_stale(now);
         match (is_stale, std::mem::replace(&mut observed.is_reported, is_stale)) {
             (true, false) if observed.is_halted => {
-                warn!(projection, "projection halted, its reads are stale")
+                warn!(projection, "projection halted, its reads are stale");
             }
             (true, false) => warn!(projection, "projection too far behind, its reads are stale"),
             (false, true) => info!(projection, "reads of the projection are current again"),

@@ -18,6 +18,7 @@ const FOREIGN: &[&str] = &[
     "TRYAGAIN",
     "cluster_handling/async_connection",
     "end - 1",
+    "cluster-require-full-coverage",
     "https://app.example",
     "maxmemory-policy noeviction",
     "progress >= mark",

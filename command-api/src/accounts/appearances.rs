@@ -6,7 +6,7 @@
 //!
 //! If accounts of the earlier version look the same, the oldest has the appearance. The others keep their exact names.
 
-use std::time::Duration;
+use std::{fmt::Write, time::Duration};
 
 use sqlx::{FromRow, MySqlPool};
 use tokio::time::sleep;
@@ -129,7 +129,11 @@ async fn write(pool: &MySqlPool, batch: &[(i64, String)]) -> Result<u64, sqlx::E
 }
 
 fn hex(text: &str) -> String {
-    text.bytes().map(|byte| format!("{byte:02x}")).collect()
+    text.bytes().fold(String::new(), |mut hex, byte| {
+        // Writing to a text does not fail.
+        _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
 
 /// Compares a new name with the accounts that have no appearance. Call it before the account is created: the unique key

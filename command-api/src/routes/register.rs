@@ -51,14 +51,12 @@ pub(crate) async fn register(
         let call = call?;
         let form = LoginForm::from_call(&call)?;
         let key = key_from_headers(&call.headers)?.map(|key| Fingerprint::new("registration", key));
-        match accounts::find(&state.mysql, form.username).await.map_err(api_error)? {
-            Some(account) => retry_or_name_taken(&state, account, key, &form).await,
-            None => {
-                username::validate(form.username).map_err(|error| ApiError::invalid(error.to_string()))?;
-                require_free(&state, form.username).await?;
-                create(&state, &context, key, &form).await
-            }
+        if let Some(account) = accounts::find(&state.mysql, form.username).await.map_err(api_error)? {
+            return retry_or_name_taken(&state, account, key, &form).await;
         }
+        username::validate(form.username).map_err(|error| ApiError::invalid(error.to_string()))?;
+        require_free(&state, form.username).await?;
+        create(&state, &context, key, &form).await
     });
     Ok(reply.await?)
 }

@@ -458,7 +458,7 @@ mod tests {
     async fn small_parts_have_a_common_maximum_size() {
         let title = HEAD.replace("\"data\"", "\"title\"");
         let parts = format!("{title}{}\r\n", "x".repeat(FORM_BYTES / 2)).repeat(3);
-        let (request, _) = request(vec![Bytes::from(parts)]);
+        let (request, _) = request(vec![Bytes::from(parts + "--b--\r\n")]);
         let mut form = Form::open(request, u64::MAX, Pace::Preamble).await.unwrap();
         for _ in 0..2 {
             form.next().await.unwrap().unwrap().read_small().await.unwrap();

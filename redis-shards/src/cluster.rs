@@ -32,6 +32,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 /// Rounds of a call before it fails: a migrating slot costs two, and commands that wait for others of their slot cost
 /// more.
 const MAX_REDIRECTIONS: usize = 8;
+/// The shortest interval between two refreshes of the slot map because of failed calls. While a node is down, the calls
+/// that need it fail at once, hundreds of times a second; without the interval every other call would fetch the map anew.
+/// It bounds how late a failover is detected.
+const FAILURE_REFRESH_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A cluster. Clones share the connections.
 #[derive(Clone)]
@@ -47,8 +51,19 @@ struct Shared {
     topology_epoch: AtomicU64,
     /// The topology epoch of the last successful refresh.
     refreshed_epoch: AtomicU64,
-    /// The last failed refresh. Locked during a refresh.
-    refresh_failure: Mutex<Option<(Instant, RedisError)>>,
+    /// When a failed call last invalidated the slot map.
+    failed_at: parking_lot::Mutex<Option<Instant>>,
+    /// The last refreshes. Locked during a refresh.
+    refreshes: Mutex<Refreshes>,
+}
+
+/// The last refreshes of the slot map, for callers that waited for them.
+#[derive(Default)]
+struct Refreshes {
+    /// The start of the last successful one.
+    succeeded: Option<Instant>,
+    /// The end of the last failed one, with its error.
+    failed: Option<(Instant, RedisError)>,
 }
 
 impl Cluster {
@@ -62,7 +77,8 @@ impl Cluster {
             slots: watch::Sender::new(Arc::new(SlotMap::empty())),
             topology_epoch: AtomicU64::new(1),
             refreshed_epoch: AtomicU64::new(0),
-            refresh_failure: Mutex::default(),
+            failed_at: parking_lot::Mutex::default(),
+            refreshes: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -95,7 +111,7 @@ impl Cluster {
         if let Err(error) = &result
             && (error.is_io_error() || error.kind() == ServerErrorKind::ClusterDown.into())
         {
-            self.invalidate_slots();
+            self.invalidate_slots_after_failure();
         }
         result
     }
@@ -137,6 +153,15 @@ impl Cluster {
         self.shared.topology_epoch.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Invalidates the slot map at most once per interval.
+    fn invalidate_slots_after_failure(&self) {
+        let mut failed_at = self.shared.failed_at.lock();
+        if failed_at.is_none_or(|at| at.elapsed() >= FAILURE_REFRESH_INTERVAL) {
+            *failed_at = Some(Instant::now());
+            self.invalidate_slots();
+        }
+    }
+
     fn are_slots_current(&self) -> bool {
         self.shared.refreshed_epoch.load(Ordering::Acquire)
             >= self.shared.topology_epoch.load(Ordering::Acquire)
@@ -148,19 +173,25 @@ impl Cluster {
         if self.are_slots_current() {
             return Ok(Arc::clone(&self.shared.slots.borrow()));
         }
-        let mut failure = self.shared.refresh_failure.lock().await;
-        if let Some((at, error)) = failure.as_ref()
+        let mut refreshes = self.shared.refreshes.lock().await;
+        if let Some((at, error)) = refreshes.failed.as_ref()
             && *at >= called_at
         {
             return Err(error.clone());
         }
-        if !self.are_slots_current() {
+        // A refresh that started later than the call serves it, even if another call has failed since.
+        let is_refreshed = refreshes.succeeded.is_some_and(|at| at >= called_at);
+        if !is_refreshed && !self.are_slots_current() {
+            let start = Instant::now();
             // Read before the fetch: a failure during the fetch is not covered by its reply.
             let epoch = self.shared.topology_epoch.load(Ordering::Acquire);
             match self.fetch_slots().await {
-                Ok(slots) => _ = self.shared.slots.send_replace(Arc::new(slots)),
+                Ok(slots) => {
+                    self.shared.slots.send_replace(Arc::new(slots));
+                    refreshes.succeeded = Some(start);
+                }
                 Err(error) => {
-                    *failure = Some((Instant::now(), error.clone()));
+                    refreshes.failed = Some((Instant::now(), error.clone()));
                     return Err(error);
                 }
             }

@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use redis::cmd;
 use tokio::time::sleep;
 use vidlog_redis_shards::Redis;
+use vidlog_test_support::until;
 
 use self::{
     calls::{Call, call, check_call, check_commands},
-    model::{Model, Outcome},
+    model::{Model, Outcome, SHARDS},
     server::Server,
 };
 
@@ -70,6 +72,33 @@ async fn guarantees_hold_while_the_topology_changes() {
     ] {
         assert!(count >= cases / 4, "only {count} {what}");
     }
+}
+
+/// While a node is down, calls that do not need it neither wait for slot maps nor fetch them.
+#[tokio::test]
+async fn dead_node_costs_other_calls_no_slot_map() {
+    let server = Server::start(0).await;
+    server.stop_for_good(0);
+    let redis = Redis::open(&server.url()).unwrap();
+    let key = |of_dead: bool| {
+        model::all_keys().into_iter().find(|key| server.model().owns(0, key) == of_dead).unwrap()
+    };
+    let (dead, healthy) = (key(true), key(false));
+    let append = async |key: &str| redis.query::<String>(cmd("APPEND").arg(key).arg("1.1")).await;
+    let start = Instant::now();
+    let before = server.model().slot_map_replies;
+    for _ in 0..500 {
+        assert!(append(&dead).await.unwrap_err().is_io_error());
+        append(&healthy).await.unwrap();
+    }
+    // Each refresh asks all nodes.
+    let refreshes = (server.model().slot_map_replies - before).div_ceil(2 * SHARDS - 1);
+    let intervals = start.elapsed().as_millis() / 250;
+    assert!(refreshes as u128 <= intervals + 3, "{refreshes} refreshes in {:?}", start.elapsed());
+
+    // The return of the node is detected.
+    server.heal();
+    until("the node responds", async || append(&dead).await.is_ok()).await;
 }
 
 /// Runs a case, and panics if a guarantee is violated.

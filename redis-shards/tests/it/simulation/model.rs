@@ -27,6 +27,8 @@ pub(super) struct Model {
     pub(super) epoch: u64,
     pub(super) history: Vec<Arrival>,
     pub(super) failovers: usize,
+    /// How often a node sent its slot map.
+    pub(super) slot_map_replies: usize,
 }
 
 /// How likely faults are, of each command.
@@ -118,6 +120,7 @@ impl Model {
             epoch: ports.len() as u64,
             history: Vec::new(),
             failovers: 0,
+            slot_map_replies: 0,
         };
         for key in all_keys() {
             if model.rng.random_bool(0.7) {
@@ -137,6 +140,19 @@ impl Model {
         for node in &mut self.nodes {
             node.is_up = true;
         }
+    }
+
+    /// Ends all faults, and stops a primary that has no successor.
+    pub(super) fn stop_for_good(&mut self, node: usize) {
+        self.heal();
+        self.requires_full_coverage = false;
+        self.nodes[node].is_up = false;
+        self.nodes[node].incarnation += 1;
+    }
+
+    /// Whether a node has the slot of a key.
+    pub(super) fn owns(&self, node: usize, key: &str) -> bool {
+        self.owner(slot(key)) == node
     }
 
     /// All keys that exist.
@@ -172,7 +188,10 @@ impl Model {
             ["CLUSTER", "INFO"] => {
                 bulk(&format!("cluster_state:{}", if self.is_down() { "fail" } else { "ok" }))
             }
-            ["CLUSTER", "SLOTS"] => Response::Reply(self.cluster_slots()),
+            ["CLUSTER", "SLOTS"] => {
+                self.slot_map_replies += 1;
+                Response::Reply(self.cluster_slots())
+            }
             ["CLUSTER", "NODES"] => bulk(&self.cluster_nodes(node)),
             ["SCAN", cursor, ..] => self.scan(node, cursor),
             ["APPEND", key, id] => self.data_command(node, was_asking, &[key], id),

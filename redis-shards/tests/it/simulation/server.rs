@@ -66,6 +66,12 @@ impl Server {
         self.shared.break_connections();
     }
 
+    /// Stops a primary that has no successor.
+    pub(super) fn stop_for_good(&self, node: usize) {
+        self.model().stop_for_good(node);
+        self.shared.break_connections();
+    }
+
     pub(super) fn heal(&self) {
         self.model().heal();
     }

@@ -9,8 +9,9 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{
+    runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 /// The share of the pool that the queries of one entity may use: one of this many parts.
@@ -19,6 +20,9 @@ const PARTS: usize = 4;
 const WAITING_PER_RUNNING: usize = 4;
 /// The longest wait, as for a connection of the pool.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a cancelled query may keep its connection busy: the server's limit for a statement
+/// (`vidlog_service_kit::mysql`), and a margin. If it were shorter, cancelled queries of one entity could hold all connections.
+const CANCELLED_TIME: Duration = Duration::from_millis(2500);
 
 /// The running and waiting queries of each entity. Clones share them.
 #[derive(Clone)]
@@ -38,7 +42,12 @@ struct Entity {
 }
 
 /// The permission to run a query.
-pub(crate) struct Permit {
+///
+/// A permit that is dropped before [`Permit::finish`] belongs to a cancelled query, whose connection stays busy until the server
+/// ends the statement. So it is released only after the longest statement.
+pub(crate) struct Permit(Option<HeldPermit>);
+
+struct HeldPermit {
     _running: OwnedSemaphorePermit,
     _admitted: OwnedSemaphorePermit,
     _entity: Arc<Entity>,
@@ -58,7 +67,7 @@ impl Bulkhead {
         let entity = self.entity(entity);
         let admitted = entity.admitted.clone().try_acquire_owned().ok()?;
         let running = timeout(WAIT_TIMEOUT, entity.running.clone().acquire_owned()).await.ok()?.ok()?;
-        Some(Permit { _running: running, _admitted: admitted, _entity: entity })
+        Some(Permit(Some(HeldPermit { _running: running, _admitted: admitted, _entity: entity })))
     }
 
     fn entity(&self, id: i64) -> Arc<Entity> {
@@ -74,6 +83,27 @@ impl Bulkhead {
         });
         entities.insert(id, Arc::downgrade(&entity));
         entity
+    }
+}
+
+impl Permit {
+    /// Releases the permit of a query that ended.
+    pub(crate) fn finish(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        // A query may be cancelled by the end of its runtime.
+        if let Some(held) = self.0.take()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(async move {
+                sleep(CANCELLED_TIME).await;
+                drop(held);
+            });
+        }
     }
 }
 
@@ -97,15 +127,15 @@ mod tests {
         let running = [bulkhead.enter(1).await.unwrap(), bulkhead.enter(1).await.unwrap()];
         let enter = || {
             let bulkhead = bulkhead.clone();
-            tokio::spawn(async move { bulkhead.enter(1).await.is_some() })
+            tokio::spawn(async move { bulkhead.enter(1).await.map(Permit::finish).is_some() })
         };
         let waiting: Vec<_> = (0..8).map(|_| enter()).collect();
         tokio::task::yield_now().await;
         let start = tokio::time::Instant::now();
         assert!(bulkhead.enter(1).await.is_none(), "too many wait");
-        assert!(bulkhead.enter(2).await.is_some());
+        bulkhead.enter(2).await.unwrap().finish();
         assert_eq!(start.elapsed(), Duration::ZERO);
-        drop(running);
+        running.map(Permit::finish);
         for waiting in waiting {
             assert!(waiting.await.unwrap());
         }
@@ -117,8 +147,17 @@ mod tests {
         let bulkhead = Bulkhead::new(1);
         let running = bulkhead.enter(1).await.unwrap();
         assert!(bulkhead.enter(1).await.is_none());
-        drop(running);
-        assert!(bulkhead.enter(1).await.is_some());
+        running.finish();
+        bulkhead.enter(1).await.unwrap().finish();
+        assert!(bulkhead.entities.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn cancelled_query_holds_its_permit_until_its_statement_ends() {
+        let bulkhead = Bulkhead::new(1);
+        drop(bulkhead.enter(1).await.unwrap());
+        assert!(bulkhead.enter(1).await.is_none(), "the connection is busy");
+        bulkhead.enter(1).await.unwrap().finish();
         assert!(bulkhead.entities.lock().is_empty());
     }
 }

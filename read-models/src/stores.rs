@@ -5,7 +5,7 @@ use std::{io, time::Duration, vec};
 use metrics::counter;
 use redis::{Cmd, FromRedisValue, Value};
 use sqlx::{ConnectOptions, Connection, MySqlPool};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use vidlog_circuit_breaker::{CircuitBreaker, Outcome, Server};
 use vidlog_redis_shards::Redis;
 use vidlog_schemas::Keys;
@@ -118,10 +118,16 @@ impl Tables {
         entity: i64,
         query: impl Future<Output = Result<T, sqlx::Error>>,
     ) -> Result<T, ReadError> {
-        let Some(_permit) = self.bulkhead.enter(entity).await else {
+        let Some(permit) = self.bulkhead.enter(entity).await else {
             return Err(counted(ReadError::unavailable(Store::MySql, "too many queries of one entity")));
         };
-        self.run(query).await
+        let start = Instant::now();
+        let result = self.run(query).await;
+        // After a timeout the statement may still run: dropping the permit keeps it until the server has aborted the statement.
+        if start.elapsed() < QUERY_TIMEOUT {
+            permit.finish();
+        }
+        result
     }
 }
 

@@ -4,7 +4,7 @@ use std::{io, time::Duration, vec};
 
 use metrics::counter;
 use redis::{Cmd, FromRedisValue, Value};
-use sqlx::{ConnectOptions, Connection, MySqlPool};
+use sqlx::{ConnectOptions, Connection, MySqlPool, mysql::MySqlConnectOptions};
 use tokio::time::{Instant, timeout};
 use vidlog_circuit_breaker::{CircuitBreaker, Outcome, Server};
 use vidlog_redis_shards::Redis;
@@ -140,14 +140,21 @@ fn breaker(pool: &MySqlPool) -> CircuitBreaker {
     CircuitBreaker::new(server, move || {
         let options = options.clone();
         async move {
-            match options.connect().await {
-                Ok(connection) => _ = connection.close().await,
-                Err(error) if is_unanswered(&error) => return Err(error.to_string()),
-                Err(_) => {}
+            match try_statement(&options).await {
+                Err(error) if is_unanswered(&error) => Err(error.to_string()),
+                _ => Ok(()),
             }
-            Ok(())
         }
     })
+}
+
+/// Connects, and executes a statement: a server whose storage hangs may still answer the handshake.
+async fn try_statement(options: &MySqlConnectOptions) -> sqlx::Result<()> {
+    let mut connection = options.connect().await?;
+    sqlx::query("SELECT 1").execute(&mut connection).await?;
+    // Closed in the background: the statement was answered, so a slow close must not fail the trial.
+    tokio::spawn(timeout(QUERY_TIMEOUT, connection.close()));
+    Ok(())
 }
 
 /// Returns whether the server did not answer. A call that got no connection from the pool may have reached no server.

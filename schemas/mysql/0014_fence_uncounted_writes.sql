@@ -35,7 +35,9 @@ PREPARE fence FROM @statement;
 EXECUTE fence;
 DEALLOCATE PREPARE fence;
 
--- Counts the rows again, from nothing: an earlier projector may have changed some since the first count.
+-- Counts the rows again, from nothing: an earlier projector may have changed some since the first count. In one transaction, so
+-- that readers see the earlier counts until all new ones are there.
+START TRANSACTION;
 DELETE FROM video_like_counts;
 DELETE FROM user_like_counts;
 DELETE FROM user_follow_counts;
@@ -62,3 +64,4 @@ INSERT INTO video_comment_counts (video_id, comment_count)
 INSERT INTO user_work_counts (user_id, work_count, upload_count)
     SELECT author_id, SUM(state = 1), COUNT(*) FROM videos GROUP BY author_id
     ON DUPLICATE KEY UPDATE work_count = VALUES(work_count), upload_count = VALUES(upload_count);
+COMMIT;

@@ -3,7 +3,7 @@
 use std::iter::zip;
 
 use futures::{FutureExt, future::BoxFuture};
-use sqlx::{AssertSqlSafe, MySqlConnection, MySqlPool};
+use sqlx::{AssertSqlSafe, Connection, MySqlConnection, MySqlPool};
 use vidlog_events::{Event, LikeEvent, Stream};
 use vidlog_projectors::{
     log::{Partition, Record},
@@ -139,6 +139,17 @@ async fn interrupt_everywhere(mysql: &MySqlPool, version: i64) {
         for statement in &statements[..interrupted_after] {
             sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut connection).await.unwrap();
         }
+        if version == FENCE {
+            let favorited =
+                "SELECT CAST(COALESCE(SUM(total_favorited), 0) AS SIGNED) FROM user_stats WHERE user_id = 1";
+            assert_eq!(
+                count(mysql, favorited).await,
+                2,
+                "readers see counts after {interrupted_after} statements of {version}"
+            );
+        }
+        // Ends the transaction of the interrupted migration.
+        connection.close().await.unwrap();
         sqlx::query(
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
              VALUES (?, 'interrupted', FALSE, '', 0)",

@@ -6,9 +6,14 @@ mod range;
 mod record;
 mod record_key;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
@@ -28,6 +33,8 @@ pub use self::{
 
 /// Timeout for a response of the broker, and for the next record.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout for one partition of [`LogClient::available_extents`].
+const PARTITION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval between two attempts to find a partition's leader.
 const LEADER_RETRY: Duration = Duration::from_millis(100);
 /// Attempts to find a partition's leader, a [`LEADER_RETRY`] apart.
@@ -155,6 +162,61 @@ impl LogClient {
         });
         query.await.context("log query panicked")?
     }
+
+    /// Returns the current extent of each partition of some streams, or the reason why it is unavailable, within a time for
+    /// all of them. Does not wait for a leader. Fails only if the partitions of a stream are unknown.
+    pub async fn available_extents(
+        &self,
+        streams: Vec<Stream>,
+        limit: Duration,
+    ) -> anyhow::Result<BTreeMap<Partition, Result<Extent, String>>> {
+        let (consumer, topics) = (self.consumer.clone(), self.log.topics.clone());
+        let query = spawn_blocking(move || {
+            let deadline = Instant::now() + limit;
+            // One thread per stream: the unavailable partitions of one stream must not use up the time of the others.
+            thread::scope(|scope| {
+                let stream_extents = |stream: Stream| {
+                    let (consumer, topic) = (&consumer, topics.name(stream));
+                    scope.spawn(move || available_extents_of(consumer, stream, &topic, deadline))
+                };
+                let threads: Vec<_> = streams.into_iter().map(stream_extents).collect();
+                let mut extents = BTreeMap::new();
+                for thread in threads {
+                    extents.extend(thread.join().map_err(|_| anyhow!("log query panicked"))??);
+                }
+                Ok(extents)
+            })
+        });
+        query.await.context("log query panicked")?
+    }
+}
+
+/// Returns the extent of each partition of a topic, or the reason why it is unavailable. Blocks.
+fn available_extents_of(
+    consumer: &BaseConsumer,
+    stream: Stream,
+    topic: &str,
+    deadline: Instant,
+) -> anyhow::Result<Vec<(Partition, Result<Extent, String>)>> {
+    let timeout = || deadline.saturating_duration_since(Instant::now()).min(PARTITION_TIMEOUT);
+    let of_partition = |number| {
+        let extent = extent(consumer, topic, number, timeout());
+        let extent = extent.map_err(|error| format!("failed to query {topic}[{number}]: {error:#}"));
+        (Partition { stream, number }, extent)
+    };
+    let numbers = partition_numbers(consumer, topic, deadline.saturating_duration_since(Instant::now()))?;
+    Ok(numbers.into_iter().map(of_partition).collect())
+}
+
+/// Returns the numbers of the partitions of a topic. Blocks.
+fn partition_numbers(consumer: &BaseConsumer, topic: &str, timeout: Duration) -> anyhow::Result<Vec<i32>> {
+    let metadata = consumer
+        .fetch_metadata(Some(topic), timeout)
+        .with_context(|| format!("failed to fetch the metadata of {topic}"))?;
+    let numbers: Vec<i32> =
+        metadata.topics().iter().flat_map(MetadataTopic::partitions).map(MetadataPartition::id).collect();
+    ensure!(!numbers.is_empty(), "topic {topic} does not exist");
+    Ok(numbers)
 }
 
 /// Returns the ends of extents.
@@ -178,13 +240,7 @@ fn query_partitions<T>(
     let mut values = BTreeMap::new();
     for stream in streams {
         let topic = topics.name(*stream);
-        let metadata = consumer
-            .fetch_metadata(Some(&topic), timeout)
-            .with_context(|| format!("failed to fetch the metadata of {topic}"))?;
-        let numbers: Vec<i32> =
-            metadata.topics().iter().flat_map(MetadataTopic::partitions).map(MetadataPartition::id).collect();
-        ensure!(!numbers.is_empty(), "topic {topic} does not exist");
-        for number in numbers {
+        for number in partition_numbers(consumer, &topic, timeout)? {
             let value = retry_without_leader(consumer, || query(consumer, &topic, number))
                 .with_context(|| format!("failed to query {topic}[{number}]"))?;
             values.insert(Partition { stream: *stream, number }, value);

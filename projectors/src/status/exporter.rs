@@ -17,7 +17,11 @@ use vidlog_projection_engine::{
 };
 use vidlog_service_kit::shutdown::Shutdown;
 
-use super::{ProjectionStatus, State, Status, folded_until, gather::lags};
+use super::{
+    ProjectionStatus, State, Status,
+    folded_until::{self, FoldedUntil},
+    gather::{EXTENTS_TIMEOUT, lags},
+};
 use crate::{
     metrics::{LAG_RECORDS, LAG_SECONDS, STATE},
     projections,
@@ -25,8 +29,6 @@ use crate::{
 
 /// Interval between two exports.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// Timeout for a response of the broker.
-const BROKER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Value of a lag that is unavailable: an aggregation by `max` ignores it if another process has a value.
 const UNAVAILABLE: f64 = f64::NAN;
 
@@ -46,7 +48,10 @@ impl Exporter {
         let mut client = None;
         let mut exported = BTreeSet::new();
         let mut is_failing = false;
+        let mut folded_until = FoldedUntil::default();
         loop {
+            // Before the ends are read: later records may not be folded.
+            let measured_ms = folded_until::mysql_time_ms(&self.target.mysql).await;
             match self.status(&mut client).await {
                 Ok(status) => {
                     if !status.unknown.is_empty() && !is_failing {
@@ -54,7 +59,7 @@ impl Exporter {
                     }
                     is_failing = !status.unknown.is_empty();
                     export(&status, &mut exported);
-                    folded_until::publish(&self.target.mysql, &status).await;
+                    folded_until.publish(&self.target.mysql, &status, measured_ms).await;
                 }
                 Err(error) => debug!(error = format!("{error:#}"), "lag metrics unavailable"),
             }
@@ -70,7 +75,7 @@ impl Exporter {
             None => client.insert(self.log.client()?),
         };
         let streams = projections::streams(&projections::ALL);
-        let extents = client.extents(streams, BROKER_TIMEOUT);
+        let extents = client.available_extents(streams, EXTENTS_TIMEOUT);
         Ok(lags(&self.log, &self.target, &projections::ALL, extents).await)
     }
 }

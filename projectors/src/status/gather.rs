@@ -25,10 +25,13 @@ use vidlog_projection_engine::{
 
 /// Timeout for each source.
 const SOURCE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Timeout for the extents of all partitions, below that of a source.
+pub(super) const EXTENTS_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Returns the current status of some projections.
 pub async fn gather(log: &Log, target: &Stores, projections: &[Projection]) -> Status {
-    let extents = log.extents(projections::streams(projections));
+    let streams = projections::streams(projections);
+    let extents = async { log.client()?.available_extents(streams, EXTENTS_TIMEOUT).await };
     let mut status = lags(log, target, projections, extents).await;
     let counts = join_all(projections.iter().map(async |projection| {
         // An error is left out here: the positions report why the same store is unavailable.
@@ -53,7 +56,7 @@ pub(super) async fn lags(
     log: &Log,
     target: &Stores,
     projections: &[Projection],
-    extents: impl Future<Output = anyhow::Result<BTreeMap<Partition, Extent>>>,
+    extents: impl Future<Output = anyhow::Result<BTreeMap<Partition, Fetched<Extent>>>>,
 ) -> Status {
     let (desired, reports, extents) = join!(
         bounded("MySQL", desired_state::read(&target.mysql)),
@@ -93,7 +96,7 @@ fn folds(projection: &Projection, stream: Stream) -> bool {
 /// unavailable.
 fn partitions(
     projection: &Projection,
-    extents: &Fetched<BTreeMap<Partition, Extent>>,
+    extents: &Fetched<BTreeMap<Partition, Fetched<Extent>>>,
     reports: &Fetched<Vec<Report>>,
 ) -> Vec<Partition> {
     match (extents, reports) {

@@ -23,12 +23,15 @@ pub(super) struct Sources {
     pub(super) now_ms: i64,
     pub(super) desired: Fetched<DesiredStates>,
     pub(super) reports: Fetched<Vec<Report>>,
-    pub(super) extents: Fetched<BTreeMap<Partition, Extent>>,
+    pub(super) extents: Fetched<BTreeMap<Partition, Fetched<Extent>>>,
     /// Visible offsets by projection.
     pub(super) positions: BTreeMap<&'static str, Fetched<Offsets>>,
     /// Times of the records at [`Sources::behind`].
     pub(super) times: Fetched<Times>,
 }
+
+/// How far the clocks of processes may differ: the margin of readers (`read-models/src/staleness.rs`).
+const CLOCK_TOLERANCE_MS: i64 = 30_000;
 
 impl Sources {
     /// Returns the positions that are before the end of their partition, each with that end.
@@ -44,7 +47,7 @@ impl Sources {
     }
 
     fn extent(&self, partition: Partition) -> Option<Extent> {
-        self.extents.as_ref().ok()?.get(&partition).copied()
+        self.extents.as_ref().ok()?.get(&partition)?.as_ref().ok().copied()
     }
 }
 
@@ -57,7 +60,8 @@ pub(super) fn status(sources: &Sources, projections: &[Projection]) -> Status {
         sources.extents.as_ref().err(),
         sources.times.as_ref().err(),
     ];
-    for why in results.into_iter().flatten() {
+    let unreadable = sources.extents.iter().flatten().filter_map(|(_, extent)| extent.as_ref().err());
+    for why in results.into_iter().flatten().chain(unreadable) {
         if !unknown.contains(why) {
             unknown.push(why.clone());
         }
@@ -126,7 +130,7 @@ fn lag(sources: &Sources, partition: Partition, position: Option<i64>) -> (Optio
         return (Some(0), Some(0.0));
     }
     let lag = end - if has_missed { position } else { next };
-    (Some(lag), time.flatten().map(|time| seconds(sources.now_ms - time)))
+    (Some(lag), time.flatten().and_then(|time| age_seconds(sources.now_ms - time)))
 }
 
 /// Derives the state of a partition and its reason. A report of running or blocked counts in any case;
@@ -152,6 +156,12 @@ fn state(
     }
 }
 
+/// Returns the age of a record; `None` if its time is in the future by more than clocks may differ: the clock of its writer is
+/// wrong, so the age is unknown.
+fn age_seconds(ms: i64) -> Option<f64> {
+    (ms >= -CLOCK_TOLERANCE_MS).then(|| seconds(ms))
+}
+
 fn seconds(ms: i64) -> f64 {
     Duration::from_millis(u64::try_from(ms).unwrap_or_default()).as_secs_f64()
 }
@@ -170,7 +180,7 @@ mod tests {
             now_ms: 10_000,
             desired: Ok(BTreeMap::new()),
             reports: Ok(Vec::new()),
-            extents: Ok([(PARTITION, extent)].into()),
+            extents: Ok([(PARTITION, Ok(extent))].into()),
             positions: BTreeMap::new(),
             times: Ok(times.iter().map(|(offset, time)| ((PARTITION, *offset), *time)).collect()),
         };
@@ -188,5 +198,31 @@ mod tests {
         assert_eq!(lag_at(0, (40, 40), &[]), (Some(0), Some(0.0)), "all is deleted");
         assert_eq!(lag_at(20, (30, 40), &[(30, Some(9_000))]), (Some(20), Some(1.0)), "it missed ten");
         assert_eq!(lag_at(20, (40, 40), &[]), (Some(20), None), "it missed all");
+    }
+
+    #[test]
+    fn record_from_the_future_has_an_unknown_age() {
+        assert_eq!(lag_at(30, (0, 40), &[(30, Some(10_500))]), (Some(10), Some(0.0)));
+        assert_eq!(lag_at(30, (0, 40), &[(30, Some(60_000))]), (Some(10), None));
+    }
+
+    #[test]
+    fn unreadable_partition_hides_only_its_own_lag() {
+        let other = Partition { number: 1, ..PARTITION };
+        let likes = crate::projections::find("likes").unwrap();
+        let sources = Sources {
+            now_ms: 10_000,
+            desired: Ok(BTreeMap::new()),
+            reports: Ok(Vec::new()),
+            extents: Ok(
+                [(PARTITION, Err("no leader".to_owned())), (other, Ok(Extent { start: 0, end: 4 }))].into()
+            ),
+            positions: [("likes", Ok([(PARTITION, 4), (other, 4)].into()))].into(),
+            times: Ok(BTreeMap::new()),
+        };
+        let status = status(&sources, &[likes]);
+        let lags = status.projections[0].partitions.iter().map(|partition| partition.lag);
+        assert_eq!(lags.collect::<Vec<_>>(), [None, Some(0)]);
+        assert_eq!(status.unknown, ["no leader"]);
     }
 }

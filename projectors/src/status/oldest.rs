@@ -10,8 +10,9 @@ use rdkafka::Message;
 use tokio::{task::spawn_blocking, time::Instant};
 use vidlog_projection_engine::log::{Item, Log, Partition, Ranges, Source};
 
-/// Timeout for reading all records. What the broker does not send in time is left out.
-const DEADLINE: Duration = Duration::from_secs(5);
+/// Timeout for reading all records. What the broker does not send in time is left out. Below the timeout of the whole source
+/// (`gather.rs`), which would discard what was read.
+const DEADLINE: Duration = Duration::from_secs(3);
 
 /// A position in the log: a partition and the offset of the next record.
 pub(super) type LogPosition = (Partition, i64);

@@ -27,10 +27,11 @@ const MAX_LAG: Duration = MARK_LIFETIME.saturating_sub(Duration::from_secs(30));
 /// Interval between two observations.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Times are by the clock of MySQL.
-const OBSERVE: &str = "SELECT name, CAST(paused OR stopped IS NOT NULL AS SIGNED), NULL AS lag_ms FROM projections
-     UNION ALL
-     SELECT projection, 0, CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 - folded_until_ms AS SIGNED) FROM projection_lags";
+/// Whether each projection is paused or stopped. A statement of its own: a pause is observed even if the lags are unreadable.
+const OBSERVE_HALTED: &str = "SELECT name, CAST(paused OR stopped IS NOT NULL AS SIGNED) FROM projections";
+/// The lag of each projection, by the clock of MySQL.
+const OBSERVE_LAGS: &str =
+    "SELECT projection, CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 - folded_until_ms AS SIGNED) FROM projection_lags";
 
 /// The observed staleness of all projections. Clones share it.
 #[derive(Clone)]
@@ -49,8 +50,8 @@ struct Observed {
     is_reported: bool,
 }
 
-/// A projection's name, whether it is paused or stopped, and its lag.
-type Row = (String, i64, Option<i64>);
+/// A projection's name, and a value of it.
+type Row = (String, i64);
 
 impl Staleness {
     /// Nothing is known yet: a projection that no projector publishes is stale after [`MAX_LAG`].
@@ -82,34 +83,48 @@ impl Observed {
 async fn observe_all(tables: Tables, projections: Weak<RwLock<HashMap<&'static str, Observed>>>) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_failing = false;
     loop {
         ticks.tick().await;
         if projections.strong_count() == 0 {
             return;
         }
-        let rows = read(&tables).await;
+        let (halted, lags) = tokio::join!(read(&tables, OBSERVE_HALTED), read(&tables, OBSERVE_LAGS));
+        let error = [halted.as_ref().err(), lags.as_ref().err()].into_iter().flatten().next();
+        match (error, std::mem::replace(&mut is_failing, error.is_some())) {
+            (Some(error), false) => warn!(%error, "failed to observe projections"),
+            (Some(error), true) => debug!(%error, "failed to observe projections"),
+            (None, _) => {}
+        }
         let Some(projections) = projections.upgrade() else { return };
         let mut projections = projections.write();
-        match rows {
-            Ok(rows) => update(&mut projections, &rows),
-            Err(error) => debug!(%error, "projection lags unavailable"),
+        if let Ok(rows) = halted {
+            update_halted(&mut projections, &rows);
+        }
+        if let Ok(rows) = lags {
+            update_lags(&mut projections, &rows);
         }
         report(&mut projections);
     }
 }
 
-async fn read(tables: &Tables) -> Result<Vec<Row>, ReadError> {
-    tables.run(sqlx::query_as(OBSERVE).fetch_all(tables.pool())).await
+async fn read(tables: &Tables, query: &'static str) -> Result<Vec<Row>, ReadError> {
+    tables.run(sqlx::query_as(query).fetch_all(tables.pool())).await
 }
 
-/// Applies an observation.
-fn update(projections: &mut HashMap<&'static str, Observed>, rows: &[Row]) {
+/// Applies which projections are paused or stopped.
+fn update_halted(projections: &mut HashMap<&'static str, Observed>, rows: &[Row]) {
+    for (name, observed) in projections {
+        observed.is_halted = rows.iter().any(|(of, halted)| of == name && *halted != 0);
+    }
+}
+
+/// Applies the lags in ms.
+fn update_lags(projections: &mut HashMap<&'static str, Observed>, rows: &[Row]) {
     let now = Instant::now();
     for (name, observed) in projections {
-        let own = || rows.iter().filter(|(of, ..)| of == name);
-        observed.is_halted = own().any(|(_, halted, _)| *halted != 0);
-        if let Some(lag_ms) = own().find_map(|(.., lag_ms)| *lag_ms) {
-            let lag = Duration::from_millis(lag_ms.max(0).unsigned_abs());
+        if let Some((_, lag_ms)) = rows.iter().find(|(of, _)| of == name) {
+            let lag = Duration::from_millis((*lag_ms).max(0).unsigned_abs());
             observed.stale_at = now + MAX_LAG.saturating_sub(lag);
         }
     }
@@ -151,16 +166,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn projection_is_stale_once_marks_of_unfolded_writes_expire() {
         let mut projections = unknown();
-        update(&mut projections, &[("likes".to_owned(), 0, Some(minutes(9)))]);
+        update_lags(&mut projections, &[("likes".to_owned(), minutes(9))]);
         assert!(!is_stale(&projections));
         tokio::time::advance(Duration::from_secs(31)).await;
         assert!(is_stale(&projections), "a mark expires while nothing more is folded");
-        update(&mut projections, &[("likes".to_owned(), 0, Some(0))]);
+        update_lags(&mut projections, &[("likes".to_owned(), 0)]);
         assert!(!is_stale(&projections));
-        update(&mut projections, &[("likes".to_owned(), 0, Some(minutes(10)))]);
+        update_lags(&mut projections, &[("likes".to_owned(), minutes(10))]);
         assert!(is_stale(&projections));
         // A clock of another process may be ahead.
-        update(&mut projections, &[("likes".to_owned(), 0, Some(-minutes(60)))]);
+        update_lags(&mut projections, &[("likes".to_owned(), -minutes(60))]);
         assert!(!is_stale(&projections));
         tokio::time::advance(MARK_LIFETIME).await;
         assert!(is_stale(&projections));
@@ -169,22 +184,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn projection_without_published_times_becomes_stale() {
         let mut projections = unknown();
-        update(&mut projections, &[("follows".to_owned(), 1, Some(minutes(60)))]);
+        update_halted(&mut projections, &[("follows".to_owned(), 1)]);
+        update_lags(&mut projections, &[("follows".to_owned(), minutes(60))]);
         assert!(!is_stale(&projections));
         tokio::time::advance(MAX_LAG).await;
-        update(&mut projections, &[]);
+        update_halted(&mut projections, &[]);
+        update_lags(&mut projections, &[]);
         assert!(is_stale(&projections));
     }
 
     #[tokio::test(start_paused = true)]
     async fn halted_projection_is_stale_at_any_lag() {
         let mut projections = unknown();
-        let folded = ("likes".to_owned(), 0, Some(0));
-        update(&mut projections, &[("likes".to_owned(), 1, None), folded.clone()]);
+        update_lags(&mut projections, &[("likes".to_owned(), 0)]);
+        update_halted(&mut projections, &[("likes".to_owned(), 1)]);
         assert!(is_stale(&projections));
         report(&mut projections);
         assert!(projections["likes"].is_reported);
-        update(&mut projections, &[("likes".to_owned(), 0, None), folded]);
+        update_halted(&mut projections, &[("likes".to_owned(), 0)]);
         assert!(!is_stale(&projections));
         report(&mut projections);
         assert!(!projections["likes"].is_reported);

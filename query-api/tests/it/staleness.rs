@@ -90,6 +90,14 @@ async fn pause_affects_exactly_the_reads_of_the_projection() {
 }
 
 #[tokio::test]
+async fn pause_is_observed_without_lags() {
+    let (world, api) = setup().await;
+    execute(&world, "DROP TABLE projection_lags").await;
+    execute(&world, "INSERT INTO projections (name, paused) VALUES ('likes', TRUE)").await;
+    until_stale(&api, USER).await;
+}
+
+#[tokio::test]
 async fn stopped_projection_makes_its_reads_stale() {
     let (world, api) = setup().await;
     execute(&world, "INSERT INTO projections (name, stopped) VALUES ('likes', 'too many failures')").await;

@@ -1,7 +1,8 @@
 //! A multiplexed connection to one server that reconnects.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use redis::{
     Client, Cmd, ConnectionInfo, Pipeline, RedisError, RedisResult, Value,
     aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
@@ -20,8 +21,15 @@ const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection to a server, with the server's circuit breaker. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Connection {
-    manager: ConnectionManager,
+    managed: Arc<Managed>,
     breaker: CircuitBreaker,
+}
+
+/// The connection manager of a server, and what it is created from.
+struct Managed {
+    client: Client,
+    config: ConnectionManagerConfig,
+    current: Mutex<Arc<ConnectionManager>>,
 }
 
 impl Connection {
@@ -40,44 +48,70 @@ impl Connection {
         let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(UNACKNOWLEDGED_TIMEOUT);
         let server = Server { store: "redis", node: info.addr().to_string() };
         let client = Client::open(info.set_tcp_settings(tcp))?;
-        let manager = ConnectionManager::new_lazy_with_config(client, config)?;
-        let ping = manager.clone();
+        let manager = ConnectionManager::new_lazy_with_config(client.clone(), config.clone())?;
+        let managed = Arc::new(Managed { client, config, current: Mutex::new(Arc::new(manager)) });
+        let pinged = Arc::clone(&managed);
         let breaker = CircuitBreaker::new(server, move || {
-            let mut ping = ping.clone();
+            let pinged = Arc::clone(&pinged);
             async move {
-                let reply = ping.req_packed_command(&cmd("PING")).await;
-                reply.err().filter(is_unanswered).map_or(Ok(()), |error| Err(error.to_string()))
+                let manager = pinged.current();
+                let reply = ConnectionManager::clone(&manager).req_packed_command(&cmd("PING")).await;
+                pinged.replace_if_broken(&manager, &reply);
+                reply.map(drop).map_err(|error| error.to_string())
             }
         });
-        Ok(Self { manager, breaker })
+        Ok(Self { managed, breaker })
     }
 
     /// Sends a command and returns its reply; an error reply is an error.
     pub(crate) async fn query(&self, command: &Cmd) -> RedisResult<Value> {
-        let mut manager = self.manager.clone();
-        self.guard(manager.req_packed_command(command)).await?.extract_error()
+        let manager = self.managed.current();
+        let mut sender = ConnectionManager::clone(&manager);
+        self.guard(&manager, sender.req_packed_command(command)).await?.extract_error()
     }
 
     /// Sends a pipeline and returns its replies, of which each may be an error reply.
     pub(crate) async fn replies(&self, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
-        let mut manager = self.manager.clone();
-        self.guard(manager.req_packed_commands(pipeline, 0, pipeline.len())).await
+        let manager = self.managed.current();
+        let mut sender = ConnectionManager::clone(&manager);
+        self.guard(&manager, sender.req_packed_commands(pipeline, 0, pipeline.len())).await
     }
 
-    /// Makes a call unless the circuit is open.
-    async fn guard<T>(&self, call: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+    /// Makes a call with a manager unless the circuit is open. Replies of the server that are errors are values here, so an
+    /// error means that there is no reply, or no usable connection.
+    async fn guard<T>(
+        &self,
+        manager: &Arc<ConnectionManager>,
+        call: impl Future<Output = RedisResult<T>>,
+    ) -> RedisResult<T> {
         let Some(admitted) = self.breaker.admit() else {
             let error = "the server does not answer, the circuit is open";
             return Err(io::Error::new(io::ErrorKind::NotConnected, error).into());
         };
         let result = call.await;
-        let is_unanswered = result.as_ref().err().is_some_and(is_unanswered);
-        admitted.end(if is_unanswered { Outcome::Unanswered } else { Outcome::Answered });
+        self.managed.replace_if_broken(manager, &result);
+        admitted.end(if result.is_err() { Outcome::Unanswered } else { Outcome::Answered });
         result
     }
 }
 
-/// Returns whether no answer arrived. Errors that the server replies are of other kinds.
-fn is_unanswered(error: &RedisError) -> bool {
-    error.is_io_error()
+impl Managed {
+    fn current(&self) -> Arc<ConnectionManager> {
+        Arc::clone(&self.current.lock())
+    }
+
+    /// Replaces a manager that failed to set up its connection, such as because authentication failed. It reconnects only after
+    /// IO errors, and returns any other error forever.
+    fn replace_if_broken<T>(&self, failed: &Arc<ConnectionManager>, result: &RedisResult<T>) {
+        if result.as_ref().err().is_none_or(RedisError::is_io_error) {
+            return;
+        }
+        let mut current = self.current.lock();
+        if Arc::ptr_eq(&current, failed)
+            && let Ok(manager) =
+                ConnectionManager::new_lazy_with_config(self.client.clone(), self.config.clone())
+        {
+            *current = Arc::new(manager);
+        }
+    }
 }

@@ -2,16 +2,11 @@
 
 use sqlx::AssertSqlSafe;
 use vidlog_command_api::{
-    accounts::{
-        self,
-        appearances::{Colliding, Comparison, colliding, compare, normalize_all},
-    },
+    accounts::appearances::{Colliding, Comparison, colliding, compare, normalize_all},
     colliding_names,
     username::username_key,
 };
 use vidlog_contract::Code;
-use vidlog_service_kit::mysql;
-use vidlog_test_support::plans::{ROWS, Recorder, fill};
 
 use crate::support::{Answer, Api, World, until};
 
@@ -147,24 +142,4 @@ async fn several_instances_normalize_at_once() {
     assert_eq!(count("appearance IS NULL").await, 0);
     assert_eq!(count("collision = 0 AND user_id <= 400").await, 400, "the oldest has the appearance");
     assert_eq!(count("collision = user_id AND user_id > 400").await, 800);
-}
-
-/// The plans on 100,000 accounts, of which 20,000 are not normalized.
-#[tokio::test]
-async fn statements_about_names_use_indexes() {
-    let world = World::new().await;
-    vidlog_schemas::MIGRATOR.run(&world.mysql).await.unwrap();
-    fill(&world.mysql).await;
-    let pending = sqlx::query("UPDATE accounts SET appearance = NULL WHERE user_id > ?").bind(ROWS - 20_000);
-    pending.execute(&world.mysql).await.unwrap();
-    let recorder = Recorder::start(world.stores.mysql_url.reveal()).await;
-    let mysql = mysql::open(world.stores.mysql_url.reveal(), 2).unwrap();
-    for name in ["user 7", "USER  7", "nobody"] {
-        accounts::find(&mysql, name).await.unwrap();
-        compare(&mysql, name).await.unwrap();
-    }
-    normalize_all(&mysql).await.unwrap();
-    colliding(&mysql).await.unwrap();
-    let exempt = [("SELECT CONVERT(appearance", "a command of operators")];
-    recorder.check(&world.mysql, &[concat!(env!("CARGO_MANIFEST_DIR"), "/src/accounts")], &exempt).await;
 }

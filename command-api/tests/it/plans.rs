@@ -11,7 +11,11 @@ use std::{
 
 use futures::future::BoxFuture;
 use vidlog_command_api::{
-    accounts, lease,
+    accounts::{
+        self,
+        appearances::{colliding, compare, normalize_all},
+    },
+    lease,
     media::{
         jobs::{BATCH_SIZE, Job, JobStore},
         outcomes::{OutcomeStore, Upload, Verdict},
@@ -35,8 +39,10 @@ use crate::{
     support::{Call, World, until},
 };
 
-const EXEMPT: [(&str, &str); 1] =
-    [("SELECT reason, COUNT(*) AS count,", "counts the backlog in an index, four times a minute")];
+const EXEMPT: [(&str, &str); 2] = [
+    ("SELECT reason, COUNT(*) AS count,", "counts the backlog in an index, four times a minute"),
+    ("SELECT CONVERT(appearance", "a command of operators"),
+];
 const BATCHES: [i64; 3] = [1, 2, 500];
 /// A publish time of the tables.
 const TAKEN_MS: i64 = 1_700_000_500_000;
@@ -57,6 +63,7 @@ async fn statements_of_the_command_side_use_indexes() {
     relay(&world, &state).await;
     process_uploads(&state).await;
     decide(&world, &state).await;
+    normalize_names(&world, &state).await;
     let source = format!("{}/src", env!("CARGO_MANIFEST_DIR"));
     recorder.check(&world.mysql, &[&source], &EXEMPT).await;
 }
@@ -155,4 +162,17 @@ async fn decide(world: &World, state: &CommandState) {
         outcomes.find(upload.video.video_id).await.unwrap().unwrap();
         outcomes.mark_appended(upload.video.video_id).await.unwrap();
     }
+}
+
+/// Normalizes the names of 20,000 accounts of an earlier version. The recorder does not see connections that were open, which
+/// set up the accounts.
+async fn normalize_names(world: &World, state: &CommandState) {
+    let pending = sqlx::query("UPDATE accounts SET appearance = NULL WHERE user_id BETWEEN ? AND ?");
+    pending.bind(ROWS - 20_000).bind(ROWS).execute(&world.mysql).await.unwrap();
+    for name in ["user 7", "USER  7", "nobody"] {
+        accounts::find(&state.mysql, name).await.unwrap();
+        compare(&state.mysql, name).await.unwrap();
+    }
+    normalize_all(&state.mysql).await.unwrap();
+    colliding(&state.mysql).await.unwrap();
 }

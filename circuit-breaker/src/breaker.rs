@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use metrics::gauge;
+use metrics::{Gauge, gauge};
 use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
@@ -92,7 +92,8 @@ impl CircuitBreaker {
             is_answered: false,
         };
         let shared = Shared { server, trial, state: Mutex::new(state) };
-        shared.export(false);
+        // The series exists from the start, with 0 unless a breaker of the same server is open.
+        shared.gauge().increment(0.0);
         Self(Arc::new(shared))
     }
 
@@ -177,7 +178,12 @@ impl Shared {
         let is_open = state.is_open;
         drop(state);
         if is_open != was_open {
-            self.export(is_open);
+            let gauge = self.gauge();
+            if is_open {
+                gauge.increment(1.0)
+            } else {
+                gauge.decrement(1.0)
+            }
             let Server { store, node } = &self.server;
             match result {
                 Ok(()) => info!(store, node, "store available again"),
@@ -187,16 +193,19 @@ impl Shared {
         is_open
     }
 
-    fn export(&self, is_open: bool) {
+    /// Returns the gauge of the server. Breakers of the same server share it, so each adds and removes only its own circuit.
+    fn gauge(&self) -> Gauge {
         let Server { store, node } = &self.server;
-        gauge!(CIRCUIT_OPEN, "store" => *store, "node" => node.clone()).set(f64::from(u8::from(is_open)));
+        gauge!(CIRCUIT_OPEN, "store" => *store, "node" => node.clone())
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         // A node that left its cluster must not look unreachable forever.
-        self.export(false);
+        if self.state.get_mut().is_open {
+            self.gauge().decrement(1.0);
+        }
     }
 }
 
@@ -211,6 +220,8 @@ impl State {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use metrics_exporter_prometheus::PrometheusBuilder;
 
     use super::*;
 
@@ -352,6 +363,39 @@ mod tests {
         calls(&breaker, Outcome::Unanswered, 2);
         sleep(TRIAL_TIMEOUT * 2).await;
         assert!(breaker.admit().is_none());
+    }
+
+    #[test]
+    fn gauge_counts_the_open_circuits_of_a_server() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let exported = recorder.handle();
+        let open_circuits = || {
+            let text = exported.render();
+            let line = text.lines().find(|line| line.starts_with(CIRCUIT_OPEN));
+            line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        metrics::with_local_recorder(&recorder, || {
+            runtime.unwrap().block_on(async {
+                let server = Fake::default();
+                let (first, second) = (server.breaker(), server.breaker());
+                assert_eq!(open_circuits(), Some(0.0));
+                for (breaker, expected) in [(&first, 1.0), (&second, 2.0)] {
+                    calls(breaker, Outcome::Unanswered, 2);
+                    after_a_trial().await;
+                    assert_eq!(open_circuits(), Some(expected));
+                    // A third breaker, of a later connection to the same server.
+                    drop(server.breaker());
+                    assert_eq!(open_circuits(), Some(expected));
+                }
+                drop(second);
+                sleep(TRIAL_INTERVAL * 2).await;
+                assert_eq!(open_circuits(), Some(1.0));
+                server.set_up(true);
+                sleep(TRIAL_INTERVAL * 2).await;
+                assert_eq!(open_circuits(), Some(0.0));
+            });
+        });
     }
 
     #[tokio::test(start_paused = true)]

@@ -180,9 +180,9 @@ impl Shared {
         if is_open != was_open {
             let gauge = self.gauge();
             if is_open {
-                gauge.increment(1.0)
+                gauge.increment(1.0);
             } else {
-                gauge.decrement(1.0)
+                gauge.decrement(1.0);
             }
             let Server { store, node } = &self.server;
             match result {

@@ -135,7 +135,7 @@ mod tests {
         assert!(bulkhead.enter(1).await.is_none(), "too many wait");
         bulkhead.enter(2).await.unwrap().finish();
         assert_eq!(start.elapsed(), Duration::ZERO);
-        running.map(Permit::finish);
+        running.into_iter().for_each(Permit::finish);
         for waiting in waiting {
             assert!(waiting.await.unwrap());
         }

@@ -40,6 +40,14 @@ impl LossyMySql {
     fn queue(&self) -> JobStore {
         queue(&self.pool)
     }
+
+    /// Loses the answer after some more of the open connection. How many answers a connection has while it opens varies with
+    /// the packets that they arrive in.
+    async fn lose_answer_after(&self, count: u32) {
+        sqlx::raw_sql("DO 0").execute(&self.pool).await.unwrap();
+        until("the connection is idle", async || self.pool.num_idle() == 1).await;
+        self.link.lose_answer_after(count);
+    }
 }
 
 fn queue(pool: &MySqlPool) -> JobStore {
@@ -59,7 +67,7 @@ async fn claim_without_an_answer_costs_no_try() {
     for lost in 0.. {
         let id = i64::from(lost) + 1;
         queue.enqueue(&new_jobs(AUTHOR, [id])).await.unwrap();
-        lossy.link.lose_answer_after(lost);
+        lossy.lose_answer_after(lost).await;
         let mut unconfirmed = Vec::new();
         let claimed = lossy.queue().claim(1, &[], &mut unconfirmed).await;
         let is_lost = lossy.link.has_lost_answer();
@@ -124,7 +132,7 @@ async fn operations_without_an_answer_can_be_repeated() {
         let mut failures = 0;
         for lost in 0.. {
             let job = claim_only_job(&world, 1).await;
-            lossy.link.lose_answer_after(lost);
+            lossy.lose_answer_after(lost).await;
             let is_done = operation(&lossy.queue(), &job).await.is_ok();
             let is_lost = lossy.link.has_lost_answer();
             failures += i32::from(!is_done);
@@ -147,7 +155,7 @@ async fn decision_without_an_answer_stands() {
     let (mut decided, mut committed) = (0, 0);
     for lost in 0.. {
         let upload = Upload::from_envelope(upload(i64::from(lost) + 1)).unwrap();
-        lossy.link.lose_answer_after(lost);
+        lossy.lose_answer_after(lost).await;
         let first = store.decide(&upload, publish("first")).await;
         let is_lost = lossy.link.has_lost_answer();
         let outcome = store.decide(&upload, publish("second")).await.unwrap();

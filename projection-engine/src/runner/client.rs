@@ -207,7 +207,7 @@ mod tests {
     };
 
     const PARTITIONS: i32 = 3;
-    const DEADLINE: Duration = Duration::from_secs(60);
+    const DEADLINE: Duration = Duration::from_mins(1);
 
     /// A consumer of a simulated cluster, and what it needs to live.
     struct Member {

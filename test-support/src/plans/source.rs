@@ -51,7 +51,8 @@ pub(super) fn statements(file: &str, text: &str) -> Vec<Statement> {
     sql.filter(|sql| is_checked(sql)).map(|sql| Statement { file: file.to_owned(), sql }).collect()
 }
 
-/// The string literals of code. Those of a `concat!` are one, with `{}` for each macro between them.
+/// The string literals of code. Those of a `concat!` are one, with `{}` for each macro, or parameter of a
+/// macro, between them.
 fn string_literals(code: &str) -> Vec<String> {
     let mut literals = Vec::new();
     let mut rest = code;
@@ -77,6 +78,7 @@ fn string_literals(code: &str) -> Vec<String> {
                     None => literals.push(literal),
                 }
             }
+            ('$', Some(concat)) if concat.depth == 1 => concat.text.push_str("{}"),
             ('(', Some(concat)) => {
                 concat.text.push_str(if concat.depth == 1 { "{}" } else { "" });
                 concat.depth += 1;
@@ -138,5 +140,7 @@ mod tests {
         assert_eq!(sql, ["UPDATE {} SET c = ({}) + ?", "DELETE FROM t"]);
         assert!(found[0].matches("UPDATE x SET c = (NOW()) + ?"));
         assert!(!found[0].matches("UPDATE x SET d = (NOW()) + ?"));
+        let found = statements("f.rs", "concat!(\"SELECT \", $id, \" FROM \", $table, \" WHERE a = ?\")");
+        assert_eq!(found[0].sql, "SELECT {} FROM {} WHERE a = ?");
     }
 }

@@ -2,16 +2,11 @@
 
 use std::time::Duration;
 
-use crate::{phase::PhaseResult, report::Report, usage::Usage};
-
-/// How long the run is, and what it checks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// Each attack alone, then all at once; checks times.
-    Full,
-    /// All attacks at once; does not check times, which depend on what else the machine does.
-    Short,
-}
+use crate::{
+    phase::PhaseResult,
+    results::{Mode, Results},
+    usage::Usage,
+};
 
 /// How much slower the slowest hundredth of the users' calls may become.
 pub(crate) const MAX_P99_RATIO: f64 = 3.0;
@@ -48,47 +43,40 @@ pub(crate) const fn max_object_growth(uploaded_bytes: u64) -> u64 {
     FILES_PER_UPLOAD * uploaded_bytes
 }
 
-impl Report {
-    /// The bounds that are exceeded.
-    pub(crate) fn violations(&self) -> Vec<String> {
-        let mut violations = Vec::new();
-        for phase in &self.results {
-            let failures = phase.experience.failures.len();
-            if failures > 0 {
-                violations.push(format!("{}: {failures} calls of users failed", phase.name));
-            }
+/// Returns the bounds that are exceeded.
+pub(crate) fn violations(results: &Results) -> Vec<String> {
+    let mut violations = Vec::new();
+    for phase in &results.phases {
+        let failures = phase.experience.failures.len();
+        if failures > 0 {
+            violations.push(format!("{}: {failures} calls of users failed", phase.name));
         }
-        let [quiet, attacked @ ..] = self.results.as_slice() else {
-            return violations;
-        };
-        for phase in attacked {
-            let ratio = p99_ratio(quiet, phase);
-            if self.mode == Mode::Full && ratio > MAX_P99_RATIO {
-                violations
-                    .push(format!("{}: the users' p99 is {ratio:.1} times that without attacks", phase.name));
-            }
-        }
-        let peak = self.peak();
-        let growths = [
-            ("Redis", peak.redis.saturating_sub(self.before.redis), MAX_REDIS_GROWTH),
-            ("the server's memory", peak.memory.saturating_sub(self.before.memory), MAX_SERVER_GROWTH),
-            (
-                "the object store",
-                object_growth(self.before, self.after),
-                max_object_growth(self.uploaded_bytes),
-            ),
-        ];
-        for (what, growth, limit) in growths {
-            if growth > limit {
-                let (growth, limit) = (megabytes(growth), megabytes(limit));
-                violations.push(format!("{what} grew by {growth:.1} MB, more than {limit:.1} MB"));
-            }
-        }
-        violations
     }
-
-    /// The highest usage of all phases.
-    pub(crate) fn peak(&self) -> Usage {
-        self.results.iter().fold(self.before, |peak, phase| peak.max(phase.peak))
+    let [quiet, attacked @ ..] = results.phases.as_slice() else {
+        return violations;
+    };
+    for phase in attacked {
+        let ratio = p99_ratio(quiet, phase);
+        if results.mode == Mode::Full && ratio > MAX_P99_RATIO {
+            violations
+                .push(format!("{}: the users' p99 is {ratio:.1} times that without attacks", phase.name));
+        }
     }
+    let peak = results.peak();
+    let growths = [
+        ("Redis", peak.redis.saturating_sub(results.before.redis), MAX_REDIS_GROWTH),
+        ("the server's memory", peak.memory.saturating_sub(results.before.memory), MAX_SERVER_GROWTH),
+        (
+            "the object store",
+            object_growth(results.before, results.after),
+            max_object_growth(results.uploaded_bytes),
+        ),
+    ];
+    for (what, growth, limit) in growths {
+        if growth > limit {
+            let (growth, limit) = (megabytes(growth), megabytes(limit));
+            violations.push(format!("{what} grew by {growth:.1} MB, more than {limit:.1} MB"));
+        }
+    }
+    violations
 }

@@ -5,9 +5,11 @@
 //! fails if a bound of [`bounds`] is exceeded.
 
 mod attack;
+mod attacker;
 mod bounds;
 mod phase;
 mod report;
+mod results;
 mod source;
 mod tally;
 mod usage;
@@ -21,9 +23,9 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::{
     attack::Attack,
-    bounds::Mode,
     phase::Phase,
     report::Report,
+    results::{Mode, Results},
     usage::{Server, Usage},
     users::Users,
 };
@@ -83,9 +85,9 @@ async fn main() -> anyhow::Result<ExitCode> {
         results.push(phase.run(cli.api, &users, &server).await?);
     }
     let after = usage_after_cleanup(&server, before, &users).await?;
-    let report = Report { mode, results, before, after, uploaded_bytes: users.uploaded_bytes() };
-    print!("{report}");
-    Ok(if report.violations().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let results = Results { mode, phases: results, before, after, uploaded_bytes: users.uploaded_bytes() };
+    print!("{}", Report(&results));
+    Ok(if bounds::violations(&results).is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Two minutes in full, half a minute in short.

@@ -5,8 +5,10 @@ use std::{
     time::Duration,
 };
 
-use super::Attacker;
-use crate::source::{connect, read_to_close};
+use crate::{
+    attacker::Attacker,
+    source::{connect, read_to_close},
+};
 
 /// Connections at the same time.
 pub(crate) const CONNECTIONS: u16 = 10_000;

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use tokio::{io::AsyncWriteExt, time::interval};
 
-use super::Attacker;
-use crate::source::connect;
+use crate::{attacker::Attacker, source::connect};
 
 const WORKERS: u16 = 1_000;
 /// Between connections of a worker.

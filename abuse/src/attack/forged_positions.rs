@@ -5,8 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Attacker;
-use crate::source::client;
+use crate::{attacker::Attacker, source::client};
 
 /// More than the reads that may wait at the same time.
 const WORKERS: u16 = 300;

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use super::Attacker;
-use crate::source::{client, random_text};
+use crate::{
+    attacker::Attacker,
+    source::{client, random_text},
+};
 
 const WORKERS: u16 = 8;
 /// At most 800 calls per second.

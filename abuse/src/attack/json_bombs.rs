@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::Attacker;
-use crate::source::client;
+use crate::{attacker::Attacker, source::client};
 
 const WORKERS: u16 = 8;
 /// At most 400 calls per second, 25 MB.

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
-use super::Attacker;
-use crate::source::{connect_with_small_buffer, read_to_close, status_of};
+use crate::{
+    attacker::Attacker,
+    source::{connect_with_small_buffer, read_to_close, status_of},
+};
 
 const WORKERS: u16 = 500;
 /// Between connections of a worker.

@@ -7,8 +7,10 @@ use tokio::{
     time::{interval, timeout},
 };
 
-use super::Attacker;
-use crate::source::{connect, read_to_close, status_of};
+use crate::{
+    attacker::Attacker,
+    source::{connect, read_to_close, status_of},
+};
 
 /// More than the uploads that may run at the same time.
 const WORKERS: u16 = 100;

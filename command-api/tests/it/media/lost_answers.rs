@@ -5,7 +5,6 @@ use std::{sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use sqlx::MySqlPool;
 use vidlog_command_api::media::{
-    Limits, MediaContext,
     jobs::{Job, JobStore},
     outcomes::{OutcomeError, OutcomeStore, Upload, Verdict},
     retry::{Failure, Reason},
@@ -176,25 +175,4 @@ async fn decision_without_an_answer_stands() {
 
 fn publish(play_key: &str) -> Verdict {
     Verdict::Publish { play_key: play_key.to_owned(), cover_key: "c".to_owned() }
-}
-
-#[tokio::test]
-async fn worker_that_loses_answers_loses_no_try() {
-    let (world, api) = World::with_api().await;
-    for id in 1..=40 {
-        upload_file(&api, id, format!("text {id}").into_bytes()).await;
-    }
-    let lossy = LossyMySql::connect(&world, 2).await;
-    // A job that is claimed and neither started nor released waits for the end of its lease, longer than this test.
-    let limits = Limits { lease: LEASE, ..limits() };
-    let context = MediaContext { limits, mysql: lossy.pool.clone(), ..MediaContext::from_state(&api.state) };
-    let worker = Worker::start_with(&world, context);
-    for count in (0..24).cycle().take(96) {
-        lossy.link.lose_answer_after(count);
-        until("an answer is lost", async || lossy.link.has_lost_answer()).await;
-    }
-    let outcomes = until_finalized(&world, 40).await;
-    assert!(outcomes.len() >= 40);
-    until("the queue is empty", async || world.count("media_jobs").await == 0).await;
-    worker.stop().await;
 }

@@ -22,7 +22,9 @@ pub(crate) struct Attacker {
 }
 
 impl Attacker {
-    pub(crate) fn address(&self, number: u8) -> Ipv4Addr {
+    /// Returns the address of a worker: each attack has four.
+    pub(crate) fn address(&self, worker: u16) -> Ipv4Addr {
+        let [_, number] = (worker % 4 + 1).to_be_bytes();
         attacker_address(self.number, number)
     }
 

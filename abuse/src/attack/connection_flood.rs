@@ -19,7 +19,7 @@ pub(super) async fn run(attacker: Attacker) {
     let open = AtomicU64::new(0);
     attacker
         .repeat(CONNECTIONS, PAUSE, async |number| {
-            let address = attacker.address(u8::try_from(number % 4 + 1).unwrap_or(1));
+            let address = attacker.address(number);
             let Ok(mut stream) = connect(address, attacker.api).await else {
                 attacker.tally.add("failed to connect");
                 return;

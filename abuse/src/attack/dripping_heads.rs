@@ -15,7 +15,7 @@ const START: &[u8] = b"GET /douyin/feed/ HTTP/1.1\r\nHost: a\r\nX-Slow: ";
 pub(super) async fn run(attacker: Attacker) {
     attacker
         .repeat(WORKERS, PAUSE, async |worker| {
-            let address = attacker.address(u8::try_from(worker % 4 + 1).unwrap_or(1));
+            let address = attacker.address(worker);
             let Ok(mut stream) = connect(address, attacker.api).await else {
                 attacker.tally.add("failed to connect");
                 return;

@@ -15,7 +15,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 const FIRST_OFFSET: u64 = 1_000_000_000;
 
 pub(super) async fn run(attacker: Attacker) {
-    let Ok(client) = client(attacker.address(1)) else { return };
+    let Ok(client) = client(attacker.address(0)) else { return };
     let sent = AtomicU64::new(0);
     attacker
         .repeat(WORKERS, PAUSE, async |_| {

@@ -12,7 +12,7 @@ const WORKERS: u16 = 8;
 const PAUSE: Duration = Duration::from_millis(10);
 
 pub(super) async fn run(attacker: Attacker) {
-    let Ok(client) = client(attacker.address(1)) else { return };
+    let Ok(client) = client(attacker.address(0)) else { return };
     attacker
         .repeat(WORKERS, PAUSE, async |worker| {
             // Registrations without a password, and likes without a token.

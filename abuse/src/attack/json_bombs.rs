@@ -10,7 +10,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 const BODY_BYTES: usize = 64 * 1024 - 16;
 
 pub(super) async fn run(attacker: Attacker) {
-    let Ok(client) = client(attacker.address(1)) else { return };
+    let Ok(client) = client(attacker.address(0)) else { return };
     let bodies = [nested(), many_names(), escapes()];
     attacker
         .repeat(WORKERS, PAUSE, async |worker| {

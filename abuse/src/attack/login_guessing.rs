@@ -14,8 +14,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) async fn run(attacker: Attacker) {
     attacker
         .repeat(WORKERS, PAUSE, async |worker| {
-            let number = u8::try_from(worker / 4 + 1).unwrap_or(1);
-            let Ok(client) = client(attacker.address(number)) else { return };
+            let Ok(client) = client(attacker.address(worker / 4)) else { return };
             // Half of the guesses are for one account, the others for names that do not exist.
             let name = if worker % 2 == 0 { attacker.target.username.clone() } else { random_text() };
             let form = [("username", name), ("password", random_text())];

@@ -20,7 +20,7 @@ const WAIT: Duration = Duration::from_mins(5);
 pub(super) async fn run(attacker: Attacker) {
     attacker
         .repeat(WORKERS, PAUSE, async |worker| {
-            let address = attacker.address(u8::try_from(worker % 4 + 1).unwrap_or(1));
+            let address = attacker.address(worker);
             let Ok(mut stream) = connect_with_small_buffer(address, attacker.api).await else {
                 attacker.tally.add("failed to connect");
                 return;

@@ -32,7 +32,7 @@ pub(super) async fn run(attacker: Attacker) {
 
 /// Sends parts of an upload until the server refuses it.
 async fn trickle(attacker: &Attacker, worker: u16) -> String {
-    let address = attacker.address(u8::try_from(worker % 4 + 1).unwrap_or(1));
+    let address = attacker.address(worker);
     let Ok(mut stream) = connect(address, attacker.api).await else {
         return "failed to connect".to_owned();
     };

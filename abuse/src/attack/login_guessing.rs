@@ -12,9 +12,12 @@ const WORKERS: u16 = 16;
 const PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(attacker: Attacker) {
+    // Four workers share a client, whose TLS setup would cost more than a guess.
+    let clients = (0..WORKERS / 4).map(|number| client(attacker.address(number)));
+    let Ok(clients) = clients.collect::<Result<Vec<_>, _>>() else { return };
     attacker
         .repeat(WORKERS, PAUSE, async |worker| {
-            let Ok(client) = client(attacker.address(worker / 4)) else { return };
+            let client = &clients[usize::from(worker / 4)];
             // Half of the guesses are for one account, the others for names that do not exist.
             let name = if worker % 2 == 0 { attacker.target.username.clone() } else { random_text() };
             let form = [("username", name), ("password", random_text())];
